@@ -1,0 +1,143 @@
+"""Checks of arguments: every error names the argument and the value."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+
+
+def check_number(
+    name: str,
+    value: Any,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float = -math.inf,
+    optional: bool = False,
+) -> None:
+    """
+    Check that an argument is a finite real number in a range.
+
+    :param name: name of the argument
+    :param value: its value
+    :param minimum: smallest value allowed
+    :param maximum: largest value allowed
+    :param above: the value must be greater than this
+    :param optional: whether ``None`` is allowed
+    :raises TypeError: if it is no number
+    :raises ValueError: if it is out of range
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number{' or None' if optional else ''}, but is {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, but is {value}")
+    if number <= above:
+        raise ValueError(f"{name} must be greater than {above}, but is {value}")
+    if not minimum <= number <= maximum:
+        bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name} must be {bounds}, but is {value}")
+
+
+def check_integer(name: str, value: Any, minimum: float = -math.inf) -> None:
+    """
+    Check that an argument is an integer of at least ``minimum``.
+
+    :param name: name of the argument
+    :param value: its value
+    :param minimum: smallest value allowed
+    :raises TypeError: if it is no integer
+    :raises ValueError: if it is too small
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, but is {value!r}")
+    check_number(name, int(value), minimum=minimum)
+
+
+def check_coefficient(
+    name: str, value: Any, minimum: float = -math.inf, above: float = -math.inf, optional: bool = False
+) -> None:
+    """
+    Check that an argument is a number in a range, or a schedule: a function of the remaining progress.
+
+    :param name: name of the argument
+    :param value: its value; what a schedule returns is checked when it is called
+    :param minimum: smallest value allowed
+    :param above: the value must be greater than this
+    :param optional: whether ``None`` is allowed
+    :raises TypeError: if it is neither
+    :raises ValueError: if it is out of range
+    """
+    if callable(value):
+        return
+    try:
+        check_number(name, value, minimum=minimum, above=above, optional=optional)
+    except TypeError:
+        kinds = "a number, a schedule or None" if optional else "a number or a schedule"
+        raise TypeError(f"{name} must be {kinds}, but is {value!r}") from None
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """
+    Check that an argument is one of a few values.
+
+    :param name: name of the argument
+    :param value: its value
+    :param choices: the values allowed
+    :raises ValueError: if it is none of them
+    """
+    # By identity for booleans, as 1 == True
+    if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+
+
+def scheduled_value(name: str, schedule: Callable[[float], float], progress: float, minimum: float = -math.inf) -> float:
+    """
+    Evaluate a schedule.
+
+    :param name: name of the argument
+    :param schedule: function of the remaining progress
+    :param progress: remaining progress, from 1 to 0
+    :param minimum: smallest value allowed
+    :return: what the schedule returned, as a float
+    :raises ValueError: if that is not finite, or too small
+    """
+    value = float(schedule(progress))
+    check_number(f"{name} (at remaining progress {progress:g})", value, minimum=minimum)
+    return value
+
+
+def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...] | None) -> None:
+    """
+    Check that what the environment returned is finite.
+
+    :param observation: the observations of all environments, possibly a dict of them
+    :raises ValueError: if there is NaN or infinity in it
+    """
+    for name, part in observation.items() if isinstance(observation, dict) else [("observation", observation)]:
+        if isinstance(part, np.ndarray) and np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
+            index = tuple(np.argwhere(~np.isfinite(part))[0].tolist())
+            raise ValueError(
+                f"The environment returned an observation that is not finite: {name}{list(index)} = {part[index]}"
+            )
+
+
+def check_rollout(buffer: RolloutBuffer) -> None:
+    """
+    Check that the observations and rewards of a rollout are finite.
+
+    :param buffer: the rollout; what a custom buffer does not have is not checked
+    :raises ValueError: if the environment returned NaN or infinity
+    """
+    check_observation(getattr(buffer, "observations", None))
+    rewards = getattr(buffer, "rewards", None)
+    if rewards is not None and not np.isfinite(rewards).all():
+        step, env = np.argwhere(~np.isfinite(rewards))[0]
+        raise ValueError(
+            f"The environment returned a reward that is not finite: {rewards[step, env]} "
+            f"at step {step} of the rollout in environment {env}"
+        )

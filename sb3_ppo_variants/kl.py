@@ -1,0 +1,130 @@
+"""
+KL[pi_old, pi] of SB3's action distributions in closed form, and section 4's rule for its coefficient beta.
+
+All divergences are in nats, per state (shape ``(batch,)``), summed over the action dimensions, and differentiable with
+respect to the new policy only.
+"""
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
+from torch.nn import functional as F
+
+
+def kl_normal(old_mean: th.Tensor, old_std: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """
+    KL[N(old_mean, old_std^2), N(mean, std^2)] of Gaussians with diagonal covariance.
+
+    :param old_mean: shape ``(batch, action_dim)``, as the other three
+    :param old_std: standard deviation, not its logarithm
+    :param mean: mean of the new policy
+    :param std: standard deviation of the new policy
+    :return: KL in nats, shape ``(batch,)``
+    """
+    variance_ratio = (old_std / std) ** 2
+    return 0.5 * (variance_ratio + ((old_mean - mean) / std) ** 2 - 1 - variance_ratio.log()).sum(dim=1)
+
+
+def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
+    """
+    KL of two categorical distributions. An action that the old policy never takes contributes 0, also where the new
+    policy rules it out too (logits of -inf, as from action masks).
+
+    :param old_logits: shape ``(batch, n_actions)``, normalised or not
+    :param logits: logits of the new policy, same shape
+    :return: KL in nats, shape ``(batch,)``
+    """
+    old_log_probs, log_probs = F.log_softmax(old_logits, dim=1), F.log_softmax(logits, dim=1)
+    old_probs = old_log_probs.exp()
+    impossible = old_probs == 0
+    # Masked before the subtraction, as the gradient of (-inf) - (-inf) would be NaN even if it were masked after it
+    difference = old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0)
+    return (old_probs * difference).sum(dim=1)
+
+
+def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
+    """
+    KL of vectors of independent Bernoulli variables. Written with log-sigmoids, so that it stays finite where a
+    probability rounds to 0 or 1.
+
+    :param old_logits: log odds, shape ``(batch, n_actions)``
+    :param logits: log odds of the new policy, same shape
+    :return: KL in nats, shape ``(batch,)``
+    """
+    one = th.sigmoid(old_logits) * (F.logsigmoid(old_logits) - F.logsigmoid(logits))
+    zero = th.sigmoid(-old_logits) * (F.logsigmoid(-old_logits) - F.logsigmoid(-logits))
+    return (one + zero).sum(dim=1)
+
+
+def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:
+    """
+    The tensors that determine an SB3 action distribution, each of shape ``(batch, ...)``.
+
+    :param distribution: one of SB3's distributions, with its parameters set
+    :return: (mean, std) of Gaussians (of the Gaussian beneath, if squashed) and gSDE, logits of the others
+    :raises NotImplementedError: if the distribution is not derived from one of SB3's
+    """
+    if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
+        return distribution.distribution.mean, distribution.distribution.stddev
+    if isinstance(distribution, (CategoricalDistribution, BernoulliDistribution)):
+        return (distribution.distribution.logits,)
+    if isinstance(distribution, MultiCategoricalDistribution):
+        return tuple(categorical.logits for categorical in distribution.distribution)
+    raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
+
+
+def kl_from_parameters(
+    kind: Distribution, old_parameters: tuple[th.Tensor, ...], parameters: tuple[th.Tensor, ...]
+) -> th.Tensor:
+    """
+    KL[pi_old, pi] per state, from what ``distribution_parameters`` returned for each policy.
+
+    :param kind: a distribution of the family in question; only its type is read
+    :param old_parameters: parameters of pi_old, which get no gradient
+    :param parameters: parameters of pi
+    :return: KL in nats, shape ``(batch,)``
+    """
+    old_parameters = tuple(parameter.detach() for parameter in old_parameters)
+    if isinstance(kind, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
+        return kl_normal(*old_parameters, *parameters)
+    if isinstance(kind, BernoulliDistribution):
+        return kl_bernoulli(*old_parameters, *parameters)
+    # One categorical, or the independent ones of a MultiDiscrete space
+    return th.stack([kl_categorical(old, new) for old, new in zip(old_parameters, parameters, strict=True)]).sum(dim=0)
+
+
+def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    KL[pi_old(.|s), pi(.|s)] as in equation (8): the divergence of section 4, per state.
+
+    A squashed Gaussian's KL is that of the Gaussians beneath, as KL does not change under a bijection.
+
+    :param old: pi_old; gets no gradient
+    :param new: pi
+    :return: KL in nats, shape ``(batch,)``
+    :raises NotImplementedError: if the distribution is not derived from one of SB3's
+    """
+    return kl_from_parameters(new, distribution_parameters(old), distribution_parameters(new))
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, target_kl: float, bounds: tuple[float, float]) -> float:
+    """
+    Section 4's rule, once per policy update: beta is halved if d < d_targ / 1.5, doubled if d > 1.5 d_targ.
+
+    :param kl_coef: beta of the update that has just been made
+    :param kl: d, the mean KL[pi_old, pi] after that update, in nats
+    :param target_kl: d_targ, in nats
+    :param bounds: smallest and largest beta
+    :return: beta for the next update
+    """
+    if kl < target_kl / 1.5:
+        kl_coef = kl_coef / 2
+    elif kl > target_kl * 1.5:
+        kl_coef = kl_coef * 2
+    return min(max(kl_coef, bounds[0]), bounds[1])

@@ -1,0 +1,85 @@
+"""Packaging of sb3_ppo_variants."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text(encoding="utf-8").strip()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+MUJOCO = ["gymnasium[mujoco]>=0.29.1,<2"]
+# The Zoo's console script, `enjoy`, `record_video`, `benchmark` and plots import these, but the Zoo does not require them
+ZOO_SCRIPTS = [
+    "gymnasium[classic-control]>=0.29.1,<2",
+    "matplotlib",
+    "moviepy>=1.0",
+    "pandas",
+    "requests",
+    "scipy",
+    "seaborn",
+]
+
+setup(
+    name="sb3_ppo_variants",
+    version=VERSION,
+    description="The three algorithms of the PPO paper (clipped surrogate, fixed and adaptive KL penalty) "
+    "for Stable-Baselines3 and the RL Zoo",
+    long_description=README,
+    long_description_content_type="text/markdown",
+    license_expression="MIT",
+    keywords="reinforcement-learning ppo kl-penalty stable-baselines3 rl-zoo gymnasium pytorch",
+    python_requires=">=3.10",
+    packages=["sb3_ppo_variants", "sb3_ppo_variants.hyperparams"],
+    # Top-level in the repository, as in the Zoo's own; inside the package once installed
+    package_dir={"sb3_ppo_variants.hyperparams": "hyperparams"},
+    package_data={"sb3_ppo_variants": ["py.typed", "version.txt"], "sb3_ppo_variants.hyperparams": ["*.yml"]},
+    py_modules=["_sb3_ppo_variants_hook"],
+    # A path relative to `{name}-{version}.data/data` in the wheel: this lands in `{name}-{version}.data/purelib`, that is in
+    # site-packages, where Python reads `.pth` files at start-up, for plain and for editable installs
+    data_files=[("../purelib", ["sb3_ppo_variants.pth"])],
+    install_requires=[
+        "stable-baselines3>=2.7,<3",
+        "sb3-contrib>=2.7,<3",
+        "rl-zoo3>=2.7,<3",
+        "gymnasium>=0.29.1,<2",
+        "numpy>=1.22,<3",
+        "torch>=2.3,<3",
+        # For learn(progress_bar=True)
+        "rich",
+        "tqdm",
+        *ZOO_SCRIPTS,
+    ],
+    extras_require={
+        "mujoco": MUJOCO,
+        "tests": [
+            *MUJOCO,
+            "build",
+            "mypy",
+            "pytest>=8",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=77",
+            "tensorboard",
+            "types-PyYAML",
+            "types-tqdm",
+            "wheel",
+        ],
+        "docs": ["myst-parser", "sphinx", "sphinx-copybutton", "sphinx-rtd-theme"],
+        "benchmarks": [*MUJOCO, "joblib", "matplotlib", "pandas", "scipy"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

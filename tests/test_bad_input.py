@@ -1,0 +1,201 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import OBSERVATION_SPACES, SpaceEnv
+from gymnasium import spaces
+from test_parity import equal
+
+from sb3_ppo_variants import NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen
+
+ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
+
+OUT_OF_RANGE = [
+    ("learning_rate", -1e-3, ValueError),
+    ("learning_rate", "fast", TypeError),
+    ("n_steps", 0, ValueError),
+    ("n_steps", 2.5, TypeError),
+    ("batch_size", 0, ValueError),
+    ("batch_size", 1, ValueError),
+    ("batch_size", None, TypeError),
+    ("n_epochs", 0, ValueError),
+    ("n_epochs", True, TypeError),
+    ("gamma", 1.5, ValueError),
+    ("gamma", -0.1, ValueError),
+    ("gae_lambda", float("nan"), ValueError),
+    ("gae_lambda", "0.9", TypeError),
+    ("clip_range", 0.0, ValueError),
+    ("clip_range", -0.2, ValueError),
+    ("clip_range", float("inf"), ValueError),
+    ("clip_range", [0.2], TypeError),
+    ("clip_range_vf", 0, ValueError),
+    ("ent_coef", float("nan"), ValueError),
+    ("ent_coef", "auto", TypeError),
+    ("vf_coef", -0.5, ValueError),
+    ("vf_coef", None, TypeError),
+    ("max_grad_norm", 0, ValueError),
+    ("max_grad_norm", -1, ValueError),
+    ("sde_sample_freq", 1.5, TypeError),
+    ("stats_window_size", 0, ValueError),
+    ("target_kl", 0.0, ValueError),
+    ("target_kl", -0.01, ValueError),
+    ("normalize_advantage", "rollout", ValueError),
+    ("normalize_advantage", 1, ValueError),
+    ("compile", "fast", ValueError),
+    ("compile", 1, ValueError),
+]
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize(("name", "value", "error"), OUT_OF_RANGE)
+def test_out_of_range(cls, name, value, error):
+    with pytest.raises(error, match=name) as raised:
+        cls("MlpPolicy", "Pendulum-v1", **{name: value})
+    assert str(value) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "error"),
+    [
+        (PPOClip, "clip_range", None, TypeError),
+        (PPOFixedKL, "kl_coef", -1.0, ValueError),
+        (PPOFixedKL, "kl_coef", float("inf"), ValueError),
+        (PPOFixedKL, "kl_coef", None, TypeError),
+        (PPOKLPen, "target_kl", None, TypeError),
+        (PPOKLPen, "init_kl_coef", 0.0, ValueError),
+        (PPOKLPen, "init_kl_coef", 1e7, ValueError),
+        (PPOKLPen, "init_kl_coef", "1", TypeError),
+        (PPOKLPen, "kl_coef_bounds", (1.0, 0.5), ValueError),
+        (PPOKLPen, "kl_coef_bounds", (0.0, 10.0), ValueError),
+        (PPOKLPen, "kl_coef_bounds", 10.0, TypeError),
+        (PPOKLPen, "kl_coef_bounds", (0.1, None), TypeError),
+    ],
+)
+def test_own_arguments(cls, name, value, error):
+    with pytest.raises(error, match=name):
+        cls("MlpPolicy", "Pendulum-v1", **{name: value})
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_unknown_argument(cls):
+    with pytest.raises(TypeError, match="clip_rnage"):
+        cls("MlpPolicy", "Pendulum-v1", clip_rnage=0.2)
+
+
+def test_schedule_that_goes_bad_is_named_before_the_update():
+    model = PPOFixedKL("MlpPolicy", "Pendulum-v1", n_steps=64, kl_coef=lambda progress: 0.5 - progress)
+    with pytest.raises(ValueError, match=r"kl_coef \(at remaining progress 1\) must be at least 0"):
+        model.kl_coef  # noqa: B018
+    model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=64, ent_coef=lambda _: float("nan"))
+    with pytest.raises(ValueError, match=r"ent_coef .* must be finite, but is nan"):
+        model.learn(64)
+    with pytest.raises(ValueError, match="kl_coef"):
+        PPOFixedKL("MlpPolicy", "Pendulum-v1").kl_coef = -2.0
+
+
+@pytest.mark.parametrize("total_timesteps", [-1, float("nan"), float("inf")])
+def test_total_timesteps(total_timesteps):
+    with pytest.raises(ValueError, match="total_timesteps"):
+        PPOClip("MlpPolicy", "Pendulum-v1").learn(total_timesteps)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_spaces_and_policies(cls):
+    with pytest.raises(ValueError, match="Text"):
+        cls("MlpPolicy", SpaceEnv(OBSERVATION_SPACES["box"], spaces.Text(3)))
+    with pytest.raises(ValueError, match="finite"):
+        cls("MlpPolicy", SpaceEnv(OBSERVATION_SPACES["box"], spaces.Box(-np.inf, np.inf, (2,))))
+    with pytest.raises(ValueError, match="NoPolicy"):
+        cls("NoPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match="policy must be an ActorCriticPolicy"):
+        cls(th.nn.Linear, "Pendulum-v1")
+    with pytest.raises(gym.error.NameNotFound, match="NoEnv"):
+        cls("MlpPolicy", "NoEnv-v0")
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("normalize_advantage", [True, "batch"])
+def test_one_sample_per_rollout(cls, normalize_advantage):
+    with pytest.raises(ValueError, match=r"n_steps \* n_envs = 1 \* 1 = 1"):
+        cls("MlpPolicy", "Pendulum-v1", n_steps=1, normalize_advantage=normalize_advantage)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_one_sample_per_rollout_without_normalization(cls):
+    model = cls("MlpPolicy", "Pendulum-v1", n_steps=1, batch_size=1, normalize_advantage=False, seed=0).learn(5)
+    assert model._n_updates == 50
+
+
+def test_truncated_minibatch_is_announced():
+    with pytest.warns(UserWarning, match="truncated to 36 samples"):
+        PPOClip("MlpPolicy", "Pendulum-v1", n_steps=100)
+
+
+class BrokenEnv(SpaceEnv):
+    """Returns a bad number in its 40th step."""
+
+    def __init__(self, observation=None, reward=None, dict_space=False):
+        space = OBSERVATION_SPACES["box"]
+        super().__init__(spaces.Dict({"speed": space}) if dict_space else space, spaces.Box(-1, 1, (2,)))
+        self.bad_observation, self.bad_reward, self.total_steps = observation, reward, 0
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        self.total_steps += 1
+        if self.total_steps == 40 and self.bad_observation is not None:
+            values = observation["speed"] if isinstance(observation, dict) else observation
+            values[1] = self.bad_observation
+        if self.total_steps == 40 and self.bad_reward is not None:
+            reward = self.bad_reward
+        return observation, reward, *rest
+
+
+# SB3's buffer computes advantages of the infinite reward before it is found
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_environment_with_bad_numbers(cls, value, tmp_path):
+    def check(env, match, policy="MlpPolicy"):
+        model = cls(policy, env, n_steps=32, batch_size=16, n_epochs=1, seed=0)
+        with pytest.raises(ValueError, match=match):
+            model.learn(64)
+        # The first rollout has trained the model, which is still good
+        assert model._n_updates == 1
+        assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+        model.save(tmp_path / "model")
+
+    check(BrokenEnv(observation=value), rf"observation that is not finite: observation\[.*1\] = {value}")
+    check(BrokenEnv(observation=value, dict_space=True), rf"not finite: speed\[.*1\] = {value}", "MultiInputPolicy")
+    check(BrokenEnv(reward=value), rf"reward that is not finite: {value} at step 7 of the rollout in environment 0")
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("action", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)])
+@pytest.mark.parametrize("learning_rate", [1e30, float(np.finfo(np.float32).max)])
+def test_update_that_blows_up_is_undone(cls, action, learning_rate, tmp_path):
+    env = SpaceEnv(OBSERVATION_SPACES["box"], action)
+    model = cls("MlpPolicy", env, learning_rate=1e-4, n_steps=32, batch_size=16, n_epochs=2, seed=0).learn(32)
+    model.lr_schedule = lambda _: learning_rate
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    optimizer_before = {key: value["exp_avg"].clone() for key, value in model.policy.optimizer.state_dict()["state"].items()}
+    kl_coef = getattr(model, "kl_coef", None)
+    with pytest.raises(FloatingPointError, match="smaller learning_rate") as raised:
+        model.learn(32, reset_num_timesteps=False)
+    assert isinstance(raised.value, NonFiniteUpdateError)
+    assert isinstance(raised.value, ValueError)
+    assert equal(model.policy.state_dict(), before)
+    optimizer_after = model.policy.optimizer.state_dict()["state"]
+    assert equal({key: value["exp_avg"] for key, value in optimizer_after.items()}, optimizer_before)
+    assert model._n_updates == 2
+    assert getattr(model, "kl_coef", None) == kl_coef
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=SpaceEnv(OBSERVATION_SPACES["box"], action), learning_rate=1e-4)
+    assert equal(loaded.policy.state_dict(), before)
+    loaded.learn(32)
+
+
+def test_validation_of_distributions_is_switched_on_again():
+    assert th.distributions.Distribution._validate_args
+    with pytest.raises(FloatingPointError):
+        PPOClip("MlpPolicy", "Pendulum-v1", learning_rate=1e30, n_steps=64).learn(64)
+    assert th.distributions.Distribution._validate_args

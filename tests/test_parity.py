@@ -1,0 +1,224 @@
+"""PPOClip(compile=False) is SB3's PPO bit for bit, and the variants are each other where the paper says so."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+
+POLICIES = {"box": "MlpPolicy", "discrete": "MlpPolicy", "image": "CnnPolicy", "dict": "MultiInputPolicy"}
+
+
+class Record(KVWriter):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append({key: value for key, value in key_values.items() if not key.startswith("time/")})
+
+    def close(self):
+        pass
+
+
+def train(cls, policy, make_env, n_updates=3, resume=False, **kwargs):
+    kwargs = {"n_steps": 26, "batch_size": 13, "n_epochs": 3, "seed": 3, "device": "cpu", **kwargs}
+    env = make_env()
+    model = cls(policy, env, **kwargs)
+    record = Record()
+    model.set_logger(Logger(None, [record]))
+    total_timesteps = n_updates * kwargs["n_steps"] * env.num_envs
+    model.learn(total_timesteps)
+    if resume:
+        model.learn(total_timesteps, reset_num_timesteps=False)
+    record.write(dict(model.logger.name_to_value), {})
+    env.close()
+    return model, record.rows
+
+
+def equal(a, b):
+    """Whether two nested states are the same bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, th.Tensor):
+        return th.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    return a == b or (a != a and b != b)
+
+
+def buffer_arrays(model):
+    buffer = model.rollout_buffer
+    names = ("observations", "actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
+    return {name: getattr(buffer, name) for name in names}
+
+
+def assert_same_training(expected, actual, ignored=frozenset()):
+    (model, rows), (other, other_rows) = expected, actual
+    assert equal(model.policy.state_dict(), other.policy.state_dict())
+    assert equal(model.policy.optimizer.state_dict(), other.policy.optimizer.state_dict())
+    assert equal(buffer_arrays(model), buffer_arrays(other))
+    assert model._n_updates == other._n_updates
+    assert len(rows) == len(other_rows) > 1
+    assert "train/loss" in rows[-1]
+    for row, other_row in zip(rows, other_rows, strict=True):
+        for key in row.keys() - ignored:
+            assert equal(float(row[key]), float(other_row[key])), key
+
+
+def space_env(observation, action, n_envs=2):
+    make = functools.partial(SpaceEnv, OBSERVATION_SPACES[observation], ACTION_SPACES[action])
+    return functools.partial(make_vec_env, make, n_envs=n_envs, seed=0)
+
+
+@pytest.mark.parametrize("action", ACTION_SPACES)
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+def test_policies_and_spaces(observation, action):
+    make_env = space_env(observation, action)
+    n_updates = 2 if observation in ("image", "dict") else 3
+    expected = train(PPO, POLICIES[observation], make_env, n_updates)
+    actual = train(PPOClip, POLICIES[observation], make_env, n_updates, compile=False)
+    assert_same_training(expected, actual)
+    # The training did something
+    assert expected[1][-1]["train/approx_kl"] > 0
+
+
+class DropoutExtractor(BaseFeaturesExtractor):
+    """Noise and running statistics: what behaves differently in training and in evaluation."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=8)
+        self.layers = th.nn.Sequential(th.nn.Linear(5, 8), th.nn.BatchNorm1d(8), th.nn.ReLU(), th.nn.Dropout(0.3))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+class NoisyExtractor(DropoutExtractor):
+    """Draws random numbers also in evaluation."""
+
+    def forward(self, observations):
+        return self.layers(observations) + 0.1 * th.randn(len(observations), 8)
+
+
+class OwnPolicy(ActorCriticPolicy):
+    """A custom policy with its own evaluate_actions."""
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return 1.5 * values, log_prob, entropy
+
+
+class HalvedAdvantages(RolloutBuffer):
+    """A custom rollout buffer."""
+
+    def compute_returns_and_advantage(self, last_values, dones):
+        super().compute_returns_and_advantage(last_values, dones)
+        self.advantages *= 0.5
+
+
+SETTINGS = {
+    "defaults": {},
+    "truncated minibatches": {"batch_size": 17},
+    "truncated to one sample": {"batch_size": 25},
+    "larger than the rollout": {"batch_size": 100},
+    "entropy": {"ent_coef": 0.02, "vf_coef": 0.8},
+    "no advantage normalization": {"normalize_advantage": False, "batch_size": 1, "n_epochs": 1},
+    "value clipping": {"clip_range_vf": 0.1},
+    "early stop": {"target_kl": 1e-3, "learning_rate": 3e-3},
+    "schedules": {
+        "learning_rate": LinearSchedule(1e-2, 0.0, 1.0),
+        "clip_range": LinearSchedule(0.3, 0.0, 1.0),
+        "clip_range_vf": LinearSchedule(0.3, 0.0, 1.0),
+    },
+    "gradient norm": {"max_grad_norm": 0.01},
+    "sde": {"use_sde": True, "sde_sample_freq": 4},
+    "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
+    "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "net_arch": [16]}},
+    "optimizer": {
+        "policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"momentum": 0.5}, "ortho_init": False}
+    },
+    "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
+    "noise in evaluation": {"policy_kwargs": {"features_extractor_class": NoisyExtractor}},
+    "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
+    "gamma and lambda": {"gamma": 0.9, "gae_lambda": 0.7},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size", "ignore:batch_size = .* does not divide")
+def test_settings(setting):
+    kwargs = SETTINGS[setting]
+    # 26 samples a rollout, or 52
+    make_env = space_env("box", "box", n_envs=1 if setting == "truncated to one sample" else 2)
+    expected = train(PPO, "MlpPolicy", make_env, resume=True, **kwargs)
+    actual = train(PPOClip, "MlpPolicy", make_env, resume=True, compile=False, **kwargs)
+    assert_same_training(expected, actual)
+    if setting == "early stop":
+        # 2 * 3 updates of 3 epochs, had none ended early
+        assert 6 < expected[0]._n_updates < 18
+
+
+def test_custom_policy():
+    make_env = space_env("box", "discrete")
+    assert_same_training(train(PPO, OwnPolicy, make_env), train(PPOClip, OwnPolicy, make_env, compile=False))
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_vec_normalize_and_real_environments(vec_env_cls):
+    def make_env():
+        return VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=5, vec_env_cls=vec_env_cls))
+
+    kwargs = {"n_steps": 250, "batch_size": 100, "n_epochs": 2}
+    expected = train(PPO, "MlpPolicy", make_env, n_updates=2, **kwargs)
+    actual = train(PPOClip, "MlpPolicy", make_env, n_updates=2, compile=False, **kwargs)
+    assert_same_training(expected, actual)
+    statistics = [vars(model.get_vec_normalize_env().obs_rms) for model, _ in (expected, actual)]
+    assert equal(*statistics)
+
+
+def test_fixed_kl_without_penalty_is_clip():
+    make_env = space_env("box", "box")
+    clip = train(PPOClip, "MlpPolicy", make_env, clip_range=0.15)
+    no_penalty = train(PPOFixedKL, "MlpPolicy", make_env, clip_range=0.15, kl_coef=0)
+    assert_same_training(clip, no_penalty)
+    penalty = train(PPOFixedKL, "MlpPolicy", make_env, clip_range=0.15, kl_coef=1.0)
+    assert not equal(clip[0].policy.state_dict(), penalty[0].policy.state_dict())
+
+
+@pytest.mark.parametrize("clip_range", [None, 0.2])
+def test_adaptive_kl_inside_the_band_is_fixed_kl(clip_range):
+    make_env = space_env("box", "box")
+    kwargs = {"learning_rate": 1e-3, "n_epochs": 5, "clip_range": clip_range}
+    fixed = train(PPOFixedKL, "MlpPolicy", make_env, kl_coef=2.0, **kwargs)
+    kls = [row["train/kl"] for row in fixed[1] if "train/kl" in row]
+    target_kl = (min(kls) * max(kls)) ** 0.5
+    assert max(kls) < 1.5 * target_kl, "the band is too narrow for this test"
+    adaptive = train(PPOKLPen, "MlpPolicy", make_env, init_kl_coef=2.0, target_kl=target_kl, **kwargs)
+    assert_same_training(fixed, adaptive)
+    assert adaptive[0].kl_coef == 2.0
+    # And outside the band it is not
+    other = train(PPOKLPen, "MlpPolicy", make_env, init_kl_coef=2.0, target_kl=100 * target_kl, **kwargs)
+    assert not equal(fixed[0].policy.state_dict(), other[0].policy.state_dict())
+
+
+@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
+def test_same_seed_same_training(cls):
+    make_env = space_env("box", "box")
+    assert_same_training(train(cls, "MlpPolicy", make_env), train(cls, "MlpPolicy", make_env))
+    other = train(cls, "MlpPolicy", make_env, seed=4)
+    assert not equal(train(cls, "MlpPolicy", make_env)[0].policy.state_dict(), other[0].policy.state_dict())

@@ -1,0 +1,153 @@
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from test_parity import equal, space_env
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+
+ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
+KWARGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_save_and_load(cls, use_sde, tmp_path):
+    model = cls("MlpPolicy", "Pendulum-v1", use_sde=use_sde, **KWARGS).learn(128)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model")
+    assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+    assert equal(loaded.policy.optimizer.state_dict(), model.policy.optimizer.state_dict())
+    observation = model.observation_space.sample()
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+    assert loaded.num_timesteps == 128
+    # And on from there
+    loaded.set_env(make_vec_env("Pendulum-v1"))
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 192
+
+
+def random_state():
+    return random.getstate(), np.random.get_state(), th.get_rng_state()
+
+
+def set_random_state(state):
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    th.set_rng_state(state[2])
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_resumed_training_is_the_uninterrupted_one(cls, use_sde, tmp_path):
+    """
+    SB3's ``load`` seeds the generators anew and resets the environment. Where a user keeps both (``force_reset=False``,
+    and the generators' states put back), 2k + 2k steps are bit for bit 4k steps; otherwise they are not, as for SB3's PPO.
+    Schedules see a different progress, which is SB3's too, so they are constant here.
+    """
+    kwargs = {**KWARGS, "n_steps": 500, "batch_size": 250, "use_sde": use_sde, "learning_rate": 1e-3}
+    at_once = cls("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), **kwargs).learn(4000)
+
+    env = make_vec_env("Pendulum-v1", seed=0)
+    first = cls("MlpPolicy", env, **kwargs).learn(2000)
+    first.save(tmp_path / "model")
+    state = random_state()
+    second = cls.load(tmp_path / "model", env=env, force_reset=False, device="cpu")
+    set_random_state(state)
+    second.learn(2000, reset_num_timesteps=False)
+    assert second.num_timesteps == at_once.num_timesteps == 4000
+    assert equal(second.policy.state_dict(), at_once.policy.state_dict())
+    assert equal(second.policy.optimizer.state_dict(), at_once.policy.optimizer.state_dict())
+    assert getattr(second, "kl_coef", None) == getattr(at_once, "kl_coef", None)
+
+    third = cls.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", seed=0), device="cpu")
+    third.learn(2000, reset_num_timesteps=False)
+    assert not equal(third.policy.state_dict(), at_once.policy.state_dict())
+
+
+def test_beta_survives(tmp_path):
+    # Far above every KL: beta is halved in each update
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", target_kl=1e3, **KWARGS).learn(192)
+    assert model.kl_coef == 1 / 8
+    model.save(tmp_path / "model")
+    # RL Zoo's -i passes the hyperparameters of the YAML to load
+    loaded = PPOKLPen.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"), init_kl_coef=1.0, target_kl=1e3)
+    assert loaded.kl_coef == 1 / 8
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.kl_coef == 1 / 16
+    model.learn(64, reset_num_timesteps=False)
+    assert model.kl_coef == 1 / 16
+    assert PPOKLPen.load(tmp_path / "model", kl_coef=3.0).kl_coef == 3.0
+
+
+def test_schedules_and_arguments_of_load(tmp_path):
+    model = PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=lambda progress: 4.0 * progress, ent_coef=lambda _: 0.1, **KWARGS)
+    assert model.kl_coef == 4.0
+    model.learn(128)
+    assert model.kl_coef == 0.0
+    model.save(tmp_path / "model")
+    loaded = PPOFixedKL.load(tmp_path / "model")
+    assert loaded.coefficients() == model.coefficients() == {"ent_coef": 0.1, "vf_coef": 0.5, "kl_coef": 0.0}
+    changed = PPOFixedKL.load(tmp_path / "model", kl_coef=2.5, clip_range=0.1, learning_rate=1e-4, n_epochs=7)
+    assert changed.kl_coef == 2.5
+    assert changed.clip_range(1.0) == 0.1
+    assert changed.lr_schedule(1.0) == 1e-4
+    assert changed.n_epochs == 7
+
+
+def test_model_of_sb3_ppo(tmp_path):
+    """A model that SB3's PPO trained can be trained on with PPOClip, and gives what SB3's PPO gives."""
+    make_env = space_env("box", "box")
+    kwargs = {**KWARGS, "n_steps": 26, "batch_size": 13}
+    PPO("MlpPolicy", make_env(), **kwargs).learn(104).save(tmp_path / "ppo")
+    models = [cls.load(tmp_path / "ppo", env=make_env(), device="cpu").learn(104) for cls in (PPO, PPOClip)]
+    assert equal(models[0].policy.state_dict(), models[1].policy.state_dict())
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_unknown_argument_of_load(cls, tmp_path):
+    cls("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    with pytest.raises(TypeError, match="unexpected keyword argument: clip_rnage"):
+        cls.load(tmp_path / "model", clip_rnage=0.3)
+    with pytest.raises(ValueError, match="n_epochs must be at least 1, but is 0"):
+        cls.load(tmp_path / "model", n_epochs=0)
+
+
+def test_foreign_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        PPOClip.load(tmp_path / "missing")
+    (tmp_path / "text.zip").write_text("no zip-file")
+    with pytest.raises(ValueError, match="text wasn't a zip-file"):
+        PPOClip.load(tmp_path / "text")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    with pytest.raises(ValueError, match="other is damaged, or is not a saved PPOClip model"):
+        PPOClip.load(tmp_path / "other")
+    DQN("MlpPolicy", "CartPole-v1", buffer_size=10).save(tmp_path / "dqn")
+    with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, but is .*DQNPolicy"):
+        PPOClip.load(tmp_path / "dqn")
+    A2C("MlpPolicy", "CartPole-v1").save(tmp_path / "a2c")
+    with pytest.raises(TypeError, match="target_kl must be a number or a schedule, but is None"):
+        PPOKLPen.load(tmp_path / "a2c", target_kl=None)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_damaged_file(cls, tmp_path):
+    cls("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    content = (tmp_path / "model.zip").read_bytes()
+    (tmp_path / "short.zip").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"short"):
+        cls.load(tmp_path / "short")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        offset = archive.getinfo("policy.pth").header_offset
+    flipped = bytearray(content)
+    flipped[offset + 2000] ^= 0xFF
+    (tmp_path / "flipped.zip").write_bytes(bytes(flipped))
+    with pytest.raises(ValueError, match=r"flipped"):
+        cls.load(tmp_path / "flipped")

@@ -1,0 +1,256 @@
+"""The variants in training: KL control, logging, callbacks, custom objectives."""
+
+import math
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import OBSERVATION_SPACES, SpaceEnv
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
+from test_parity import POLICIES, Record, equal, space_env, train
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.kl import kl_normal
+
+ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
+
+
+def updates(rows):
+    return [row for row in rows if "train/loss" in row]
+
+
+@pytest.mark.parametrize("cls", [PPOFixedKL, PPOKLPen])
+@pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete", "multibinary"])
+@pytest.mark.parametrize("observation", ["box", "dict"])
+def test_kl_penalty_trains_on_every_space(cls, observation, action):
+    _, rows = train(cls, POLICIES[observation], space_env(observation, action), n_updates=2, learning_rate=1e-3)
+    assert 0 < updates(rows)[-1]["train/kl"] < 1
+
+
+@pytest.mark.parametrize("cls", [PPOFixedKL, PPOKLPen])
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_kl_penalty_with_gsde(cls, squash_output):
+    kwargs = {"use_sde": True, "policy_kwargs": {"squash_output": squash_output}}
+    _, rows = train(cls, "MlpPolicy", space_env("box", "box"), learning_rate=1e-3, **kwargs)
+    assert updates(rows)[-1]["train/kl"] > 0
+
+
+def test_logged_kl_is_exact():
+    class KeepOldPolicy(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.old = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
+
+    callback = KeepOldPolicy()
+    env = SpaceEnv(OBSERVATION_SPACES["box"], spaces.Box(-2, 2, (3,)))
+    model = PPOClip("MlpPolicy", env, learning_rate=0.02, n_steps=64, n_epochs=4, seed=0)
+    model.learn(64, callback)
+    observations = th.as_tensor(model.rollout_buffer.observations.reshape(-1, 5))
+    new = model.policy.get_distribution(observations).distribution
+    mean, std = new.mean.detach(), new.stddev.detach()
+    model.policy.load_state_dict(callback.old)
+    old = model.policy.get_distribution(observations).distribution
+    # Gaussian KL with variances written out, in float64
+    s0, s1, m0, m1 = (x.double() for x in (old.stddev, std, old.mean, mean))
+    expected = (th.log(s1 / s0) + (s0**2 + (m0 - m1) ** 2) / (2 * s1**2) - 0.5).sum(dim=1).mean().item()
+    assert expected > 1e-4
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(expected, rel=1e-4)
+    # And not the other direction
+    other = kl_normal(mean, std, old.mean, old.stddev).mean().item()
+    assert other != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("n_epochs", [1, 4])
+@pytest.mark.parametrize("batch_size", [13, 52])
+def test_beta_changes_once_per_update(n_epochs, batch_size):
+    kwargs = {"n_epochs": n_epochs, "batch_size": batch_size}
+    # Far above every KL that can occur: beta is halved in each of the five updates
+    model, rows = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), n_updates=5, target_kl=1e3, **kwargs)
+    assert model.kl_coef == 1 / 2**5
+    # Each update is logged with the beta that it used
+    assert [row["train/kl_coef"] for row in updates(rows)] == [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    assert {row["train/kl_target"] for row in updates(rows)} == {1e3}
+    model, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), n_updates=5, target_kl=1e-9, **kwargs)
+    assert model.kl_coef == 2**5
+
+
+def test_beta_stays_within_its_bounds():
+    kwargs = {"target_kl": 1e3, "kl_coef_bounds": (0.3, 4.0), "init_kl_coef": 2.0}
+    model, rows = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), n_updates=5, **kwargs)
+    assert [row["train/kl_coef"] for row in updates(rows)] == [2, 1, 0.5, 0.3, 0.3]
+    assert model.kl_coef == 0.3
+
+
+def test_beta_holds_the_kl_near_its_target_and_without_it_the_kl_runs_away():
+    """Section 4, on a real task: Pendulum-v1 with a step size at which nothing else keeps the policy in place."""
+    target_kl = 0.01
+
+    def kls(cls, **own):
+        record = Record()
+        model = cls("MlpPolicy", "Pendulum-v1", learning_rate=0.01, n_steps=512, max_grad_norm=None, seed=0, **own)
+        model.set_logger(Logger(None, [record]))
+        model.learn(512 * 16)
+        return np.array([row["train/kl"] for row in updates(record.rows)]), model
+
+    controlled, adaptive = kls(PPOKLPen, target_kl=target_kl, init_kl_coef=1e-2)
+    free, _ = kls(PPOFixedKL, kl_coef=0)
+    # A beta that is much too small grows until the KL is near its target
+    assert np.median(controlled[:4]) > 1.5 * target_kl
+    assert adaptive.kl_coef > 8 * adaptive.init_kl_coef
+    late = np.median(controlled[-8:])
+    assert target_kl / 3 < late < 3 * target_kl
+    assert np.median(free[-8:]) > 30 * late
+
+
+def test_schedules_of_coefficients():
+    # The third of three updates sees the progress 1/3 (after the second rollout), 0 at the end
+    kwargs = {
+        "ent_coef": LinearSchedule(0.3, 0.0, 1.0),
+        "vf_coef": LinearSchedule(0.6, 0.0, 1.0),
+        "kl_coef": LinearSchedule(9.0, 0.0, 1.0),
+        "clip_range": LinearSchedule(0.3, 0.0, 1.0),
+    }
+    model, rows = train(PPOFixedKL, "MlpPolicy", space_env("box", "box"), **kwargs)
+    assert [row["train/kl_coef"] for row in updates(rows)] == pytest.approx([6, 3, 0])
+    assert [row["train/ent_coef"] for row in updates(rows)] == pytest.approx([0.2, 0.1, 0])
+    assert [row["train/vf_coef"] for row in updates(rows)] == pytest.approx([0.4, 0.2, 0])
+    assert [row["train/clip_range"] for row in updates(rows)] == pytest.approx([0.2, 0.1, 0])
+    assert model.kl_coef == 0
+    _, rows = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), target_kl=LinearSchedule(0.03, 0.0, 1.0))
+    assert [row["train/kl_target"] for row in updates(rows)] == pytest.approx([0.02, 0.01, 0])
+
+
+def test_scheduled_coefficient_is_what_a_constant_is():
+    make_env = space_env("box", "box")
+    constant, _ = train(PPOFixedKL, "MlpPolicy", make_env, kl_coef=2.0, ent_coef=0.01)
+    scheduled, _ = train(PPOFixedKL, "MlpPolicy", make_env, kl_coef=lambda _: 2.0, ent_coef=lambda _: 0.01)
+    assert equal(constant.policy.state_dict(), scheduled.policy.state_dict())
+
+
+def test_advantages_normalized_once_a_batch():
+    class SeenAdvantages(PPOClip):
+        def surrogate(self, terms, coef):
+            seen.append(terms.advantages)
+            return super().surrogate(terms, coef)
+
+    seen = []
+    kwargs = {"n_epochs": 1, "n_updates": 1}
+    train(SeenAdvantages, "MlpPolicy", space_env("box", "box"), normalize_advantage="batch", **kwargs)
+    batch = th.cat(seen)
+    assert batch.mean().item() == pytest.approx(0, abs=1e-6)
+    assert batch.std(unbiased=False).item() == pytest.approx(1, abs=1e-6)
+    assert max(abs(minibatch.mean().item()) for minibatch in seen) > 0.05
+    seen.clear()
+    train(SeenAdvantages, "MlpPolicy", space_env("box", "box"), normalize_advantage=True, **kwargs)
+    assert [minibatch.mean().item() for minibatch in seen] == pytest.approx([0] * len(seen), abs=1e-6)
+
+
+def test_gradient_norm_is_not_clipped_with_none():
+    make_env = space_env("box", "box")
+    unclipped, _ = train(PPOClip, "MlpPolicy", make_env, max_grad_norm=None)
+    loose, _ = train(PPOClip, "MlpPolicy", make_env, max_grad_norm=1e9)
+    tight, _ = train(PPOClip, "MlpPolicy", make_env, max_grad_norm=1e-3)
+    assert equal(unclipped.policy.state_dict(), loose.policy.state_dict())
+    assert not equal(unclipped.policy.state_dict(), tight.policy.state_dict())
+
+
+def test_own_distribution_without_closed_form():
+    """Such a policy trains with PPOClip, without the KL in the log, and says what is missing with a KL penalty."""
+
+    class OwnDistribution(Distribution):
+        def __init__(self, gaussian):
+            super().__init__()
+            self.gaussian = gaussian
+
+        def __getattr__(self, name):
+            return getattr(self.gaussian, name)
+
+        proba_distribution_net = proba_distribution = actions_from_params = log_prob_from_params = None
+        log_prob = property(lambda self: self.gaussian.log_prob)
+        entropy = property(lambda self: self.gaussian.entropy)
+        sample = property(lambda self: self.gaussian.sample)
+        mode = property(lambda self: self.gaussian.mode)
+
+    class Policy(ActorCriticPolicy):
+        def _get_action_dist_from_latent(self, latent_pi):
+            return OwnDistribution(super()._get_action_dist_from_latent(latent_pi))
+
+    _, rows = train(PPOClip, Policy, space_env("box", "box"))
+    assert "train/kl" not in updates(rows)[-1]
+    with pytest.raises(NotImplementedError, match="OwnDistribution"):
+        train(PPOFixedKL, Policy, space_env("box", "box"))
+
+
+class KeepLocals(BaseCallback):
+    """The names and types that callbacks see at each event."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def keep(self, event):
+        self.seen[event] = {name: type(value) for name, value in self.locals.items() if name not in ("self", "__class__")}
+
+    def _on_training_start(self):
+        self.keep("training start")
+
+    def _on_rollout_start(self):
+        self.keep("rollout start")
+
+    def _on_step(self):
+        self.keep("step")
+        return True
+
+    def _on_rollout_end(self):
+        self.keep("rollout end")
+
+    def _on_training_end(self):
+        self.keep("training end")
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_callbacks_see_the_locals_of_sb3(cls, action):
+    def seen(cls):
+        callback = KeepLocals()
+        model = cls("MlpPolicy", space_env("box", action)(), n_steps=26, batch_size=13, n_epochs=1)
+        model.learn(104, callback=callback, tb_log_name="run")
+        return callback.seen
+
+    expected = seen(PPO)
+    assert {"obs_tensor", "actions", "values", "log_probs", "clipped_actions", "infos", "dones"} <= expected["step"].keys()
+    assert seen(cls) == expected
+
+
+def test_callback_ends_the_training():
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 10
+
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64).learn(1000, Stop())
+    assert model.num_timesteps == 10
+    assert model._n_updates == 0
+
+
+def test_float_total_timesteps_progress_bar_and_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64, tensorboard_log=str(tmp_path))
+    model.learn(1e2, progress_bar=True)
+    assert model.num_timesteps == 128
+    assert [path.name for path in tmp_path.iterdir()] == ["PPOKLPen_1"]
+
+
+def test_measuring_the_kl_leaves_the_policy_in_training_mode():
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"))
+    reference, _ = train(PPO, "MlpPolicy", space_env("box", "box"))
+    assert model.policy.training
+    assert reference.policy.training
+    assert math.isfinite(model.logger.name_to_value["train/kl"])
