@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text(encoding="utf-8").strip()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-MUJOCO = ["gymnasium[mujoco]>=0.29.1,<2"]
+MUJOCO = ["gymnasium[mujoco]>=1.0,<2"]
 # The Zoo's console script, `enjoy`, `record_video`, `benchmark` and plots import these, but the Zoo does not require them
 ZOO_SCRIPTS = [
-    "gymnasium[classic-control]>=0.29.1,<2",
+    "gymnasium[classic-control]>=1.0,<2",
     "matplotlib",
     "moviepy>=1.0",
     "pandas",
@@ -20,7 +20,18 @@ ZOO_SCRIPTS = [
     "seaborn",
 ]
 
+
+class DistributionWithData(Distribution):
+    """
+    setuptools puts data files into an editable wheel if ``has_data`` says that there are any, but has no such method itself.
+    """
+
+    def has_data(self) -> bool:  # noqa: D102
+        return bool(self.data_files)
+
+
 setup(
+    distclass=DistributionWithData,
     name="sb3_ppo_variants",
     version=VERSION,
     description="The three algorithms of the PPO paper (clipped surrogate, fixed and adaptive KL penalty) "
@@ -42,7 +53,7 @@ setup(
         "stable-baselines3>=2.7,<3",
         "sb3-contrib>=2.7,<3",
         "rl-zoo3>=2.7,<3",
-        "gymnasium>=0.29.1,<2",
+        "gymnasium>=1.0,<2",
         "numpy>=1.22,<3",
         "torch>=2.3,<3",
         # For learn(progress_bar=True)
@@ -63,7 +74,6 @@ setup(
             "tensorboard",
             "types-PyYAML",
             "types-tqdm",
-            "wheel",
         ],
         "docs": ["myst-parser", "sphinx", "sphinx-copybutton", "sphinx-rtd-theme"],
         "benchmarks": [*MUJOCO, "joblib", "matplotlib", "pandas", "scipy"],

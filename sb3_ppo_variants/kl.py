@@ -83,7 +83,9 @@ def kl_from_parameters(
     kind: Distribution, old_parameters: tuple[th.Tensor, ...], parameters: tuple[th.Tensor, ...]
 ) -> th.Tensor:
     """
-    KL[pi_old, pi] per state, from what ``distribution_parameters`` returned for each policy.
+    KL[pi_old(.|s), pi(.|s)] as in equation (8), from what ``distribution_parameters`` returned for each policy.
+
+    A squashed Gaussian's KL is that of the Gaussians beneath, as KL does not change under a bijection.
 
     :param kind: a distribution of the family in question; only its type is read
     :param old_parameters: parameters of pi_old, which get no gradient
@@ -101,9 +103,7 @@ def kl_from_parameters(
 
 def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     """
-    KL[pi_old(.|s), pi(.|s)] as in equation (8): the divergence of section 4, per state.
-
-    A squashed Gaussian's KL is that of the Gaussians beneath, as KL does not change under a bijection.
+    KL[pi_old(.|s), pi(.|s)] of two of SB3's distributions, per state.
 
     :param old: pi_old; gets no gradient
     :param new: pi

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import torch as th
 
+from sb3_ppo_variants.loss import SurrogateTerms
 from sb3_ppo_variants.objectives import Coefficient, kl_penalized_surrogate
-from sb3_ppo_variants.proximal import ProximalPolicyOptimization, SurrogateTerms
+from sb3_ppo_variants.proximal import ProximalPolicyOptimization
 
 
 class KLPenaltyPPO(ProximalPolicyOptimization):

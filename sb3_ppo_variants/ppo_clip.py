@@ -9,8 +9,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_ppo_variants import checks
+from sb3_ppo_variants.loss import SurrogateTerms
 from sb3_ppo_variants.objectives import Coefficient, clipped_surrogate
-from sb3_ppo_variants.proximal import ProximalPolicyOptimization, SurrogateTerms
+from sb3_ppo_variants.proximal import ProximalPolicyOptimization
 
 
 class PPOClip(ProximalPolicyOptimization):

@@ -11,7 +11,6 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -19,22 +18,25 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional as F
 
-from sb3_ppo_variants import checks
-from sb3_ppo_variants.kl import kl_old_new
+from sb3_ppo_variants import checks, compiled
+from sb3_ppo_variants.inference import StackedPolicy, StraightPolicy, evaluate, is_standard_mlp
+from sb3_ppo_variants.kl import kl_from_parameters
+from sb3_ppo_variants.loss import METRICS, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.objectives import Coefficient
+from sb3_ppo_variants.rollout import STANDARD_BUFFERS, Rollout, compute_returns_and_advantage
+from sb3_ppo_variants.vec_env import fast_step
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
-# Samples per forward pass when the KL of a whole rollout is measured: bounds the memory that images take
-KL_CHUNK_SIZE = 1024
+# Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
+# takes some seconds. Not measured, so that the same seed always takes the same path.
+MIN_STEPS_TO_COMPILE = 20_000
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
@@ -43,70 +45,6 @@ class NonFiniteUpdateError(FloatingPointError, ValueError):
 
     Also a ``ValueError``, which is what SB3's distributions raise in the same place and what RL Zoo's search prunes.
     """
-
-
-class SurrogateTerms:
-    """
-    What a surrogate objective is made of, for one minibatch. All tensors have shape ``(batch,)``.
-
-    :param log_prob: log pi(a|s) in nats, with gradient
-    :param old_log_prob: log pi_old(a|s) in nats
-    :param advantages: advantage estimates, normalised if the algorithm normalises them
-    :param kl: computes KL[pi_old(.|s), pi(.|s)] in nats
-    """
-
-    def __init__(
-        self, log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, kl: Callable[[], th.Tensor]
-    ) -> None:
-        self.log_prob = log_prob
-        self.advantages = advantages
-        self.log_ratio = log_prob - old_log_prob
-        self.ratio = th.exp(self.log_ratio)
-        self._kl = kl
-
-    @cached_property
-    def kl(self) -> th.Tensor:
-        """KL[pi_old(.|s), pi(.|s)] in nats, exact; computed when first asked for, so that it is free where unused."""
-        return self._kl()
-
-
-def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    """
-    pi_old: a copy of the policy in evaluation mode, without gradients and without optimizer.
-
-    :param policy: the policy to copy; unchanged
-    :return: the copy
-    """
-    # deepcopy fails on the noise matrices of gSDE, which are not leaves of the graph. Two policies need two distribution
-    # objects, as SB3 keeps the parameters of the last call there, but their contents may be shared.
-    memo: dict[int, Any] = {
-        id(policy.optimizer): None,
-        id(policy.action_dist): copy.copy(policy.action_dist),
-    }
-    frozen = copy.deepcopy(policy, memo)
-    frozen.requires_grad_(False)
-    frozen.set_training_mode(False)
-    return frozen
-
-
-@contextmanager
-def preserved_random_state(device: th.device) -> Iterator[None]:
-    """Leave NumPy's and torch's generators as they were, so that a measurement does not change the training."""
-    numpy_state = np.random.get_state()
-    with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    np.random.set_state(numpy_state)
-
-
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
-    """Let torch's distributions take NaN: an update is checked once as a whole, and undone if need be."""
-    validated = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validated)
 
 
 class ProximalPolicyOptimization(OnPolicyAlgorithm):
@@ -220,6 +158,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.compile = compile
+        self._compiled_update: compiled.CompiledUpdate | None = None
+        self._uses_compiled = False
 
         if _init_setup_model:
             self._setup_model()
@@ -275,6 +215,35 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
                 stacklevel=2,
             )
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_compiled_update", "_uses_compiled"]
+
+    def _choose_path(self, total_timesteps: float) -> None:
+        """
+        Decide whether the coming ``learn`` compiles its updates.
+
+        :param total_timesteps: its length
+        :raises RuntimeError: if ``compile=True`` and they cannot be compiled; says why
+        """
+        rollout_size = self.n_steps * self.n_envs
+        n_steps = total_timesteps / rollout_size * self.n_epochs * math.ceil(rollout_size / self.batch_size)
+        self._uses_compiled = False
+        if self.compile is False or (self.compile == "auto" and n_steps < MIN_STEPS_TO_COMPILE):
+            return
+        reason = compiled.unsupported_reason(self.policy)
+        if type(self.rollout_buffer) not in STANDARD_BUFFERS:
+            reason = f"the rollout buffer is a {type(self.rollout_buffer).__name__}, not one of SB3's own"
+        if reason is None:
+            self._uses_compiled = True
+        elif self.compile is True:
+            raise RuntimeError(f"compile=True is not possible: {reason}")
+        else:
+            self._print(f"Not compiled: {reason}")
+
+    def _stacks_policy(self) -> bool:
+        """Whether rollouts may round differently from SB3's."""
+        return self._uses_compiled and StackedPolicy.supports(self.policy)
+
     @abstractmethod
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:
         """
@@ -329,83 +298,99 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         """
         self._update_learning_rate(self.policy.optimizer)
         coef = self.coefficients()
-        old_n_updates = self._n_updates
-        old_optimizer_state = copy.deepcopy(self.policy.optimizer.state_dict())
-        # theta_old <- theta
-        old_policy = frozen_copy(self.policy)
-        metrics = UpdateMetrics()
+        before = _Snapshot(self)
         try:
             with unvalidated_distributions():
-                self._optimize(old_policy, coef, metrics)
-                kl = self._mean_kl(old_policy)
-            self._check_finite(metrics, kl)
+                # theta_old <- theta
+                rollout = Rollout(self.rollout_buffer, self.policy)
+                # Switch to train mode (this affects batch norm and dropout)
+                self.policy.set_training_mode(True)
+                epochs = self._optimize(rollout, coef)
+                kl = rollout.mean_kl()
+            self._check_finite(epochs, kl)
         except Exception as error:
-            self.policy.load_state_dict(old_policy.state_dict())
-            self.policy.optimizer.load_state_dict(old_optimizer_state)
-            self._n_updates = old_n_updates
+            before.restore(self)
             # What torch's optimizers raise where a step size does not fit into a float32
             if isinstance(error, RuntimeError) and "without overflow" in str(error):
                 raise NonFiniteUpdateError(self._non_finite_message(["the optimizer's step"])) from error
             raise
-        self._record(metrics, coef, kl)
+        self._record(epochs, coef, kl)
         if kl is not None:
             self._after_update(kl)
 
-    def _optimize(self, old_policy: ActorCriticPolicy, coef: Mapping[str, float], metrics: "UpdateMetrics") -> None:
-        """K epochs of minibatch steps on the rollout."""
-        # Switch to train mode (this affects batch norm and dropout)
-        self.policy.set_training_mode(True)
-        max_kl = self._early_stop_kl()
+    def _optimize(self, rollout: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
+        """
+        K epochs of minibatch steps on the rollout.
+
+        :return: the values of ``METRICS`` at each step of each epoch, of shape ``(n_steps, n_metrics)``
+        """
+        target_kl = self._early_stop_kl()
+        max_approx_kl = None if target_kl is None else 1.5 * target_kl
+        if self._uses_compiled:
+            try:
+                return self._optimize_compiled(rollout, coef, max_approx_kl)
+            except compiled.CompilationError as error:
+                if self.compile is True:
+                    raise
+                self._uses_compiled = False
+                self._print(f"Not compiled: {error}")
+        epochs: list[th.Tensor] = []
         normalize = self._advantage_normalizer()
-        for epoch in range(self.n_epochs):
-            metrics.start_epoch()
-            self._n_updates += 1
-            for samples in self.rollout_buffer.get(self.batch_size):
-                loss = self._loss(samples, old_policy, coef, normalize, metrics)
-                if max_kl is not None and metrics.approx_kl[-1].item() > 1.5 * max_kl:
-                    if self.verbose >= 1:
-                        print(f"Update ended in epoch {epoch}: approximate KL {metrics.approx_kl[-1].item():.4f}")
-                    return
-                self.policy.optimizer.zero_grad()
-                loss.backward()
-                if self.max_grad_norm is not None:
-                    th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                self.policy.optimizer.step()
+        straight = StraightPolicy(self.policy) if is_standard_mlp(self.policy) else None
+        with _foreach(self.policy.optimizer):
+            for epoch in range(self.n_epochs):
+                self._n_updates += 1
+                metrics = []
+                for batch in rollout.epoch(self.batch_size):
+                    if straight is not None:
+                        evaluation = straight.evaluate(batch.observations, batch.actions)  # type: ignore[arg-type]
+                    else:
+                        evaluation = evaluate(self.policy, batch.observations, batch.actions)
+                    terms = SurrogateTerms(
+                        evaluation.log_prob,
+                        batch.old_log_prob,
+                        normalize(batch.advantages),
+                        lambda: kl_from_parameters(
+                            self.policy.action_dist,
+                            batch.old_parameters,  # noqa: B023
+                            evaluation.parameters(),  # noqa: B023
+                        ),
+                    )
+                    values, entropy = evaluation.values, evaluation.entropy
+                    loss, step = ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
+                    metrics.append(step)
+                    approx_kl = step[METRICS.index("approx_kl")]
+                    if max_approx_kl is not None and approx_kl.item() > max_approx_kl:
+                        self._print(f"Update ended in epoch {epoch}: approximate KL {approx_kl.item():.4f}")
+                        return [*epochs, th.stack(metrics)]
+                    self.policy.optimizer.zero_grad()
+                    loss.backward()
+                    if self.max_grad_norm is not None:
+                        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
+                    self.policy.optimizer.step()
+                epochs.append(th.stack(metrics))
+        return epochs
 
-    def _loss(
-        self,
-        samples: RolloutBufferSamples,
-        old_policy: ActorCriticPolicy,
-        coef: Mapping[str, float],
-        normalize: Callable[[th.Tensor], th.Tensor],
-        metrics: "UpdateMetrics",
-    ) -> th.Tensor:
-        """Equation (9) with its sign turned, on a minibatch."""
-        actions = samples.actions
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
-        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
-        values = values.flatten()
+    def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
+        """As ``_optimize``, with the compiled minibatch step."""
+        assert rollout.data is not None
+        data = rollout.data
+        if self.normalize_advantage == "batch":
+            data = data._replace(advantages=self._advantage_normalizer()(data.advantages))
+        options = (tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
+        update = self._compiled_update
+        if update is None or update.policy is not self.policy or update.options != options:
+            update = compiled.CompiledUpdate(self.policy, self.surrogate, *options)
+            self._compiled_update = update
+        epochs = [rollout.permutation() for _ in range(self.n_epochs)]
+        metrics = update.run(data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
+        update.store()
+        self._n_updates += len(metrics)
+        return metrics
 
-        def kl() -> th.Tensor:
-            with th.no_grad():
-                old = old_policy.get_distribution(samples.observations)
-            return kl_old_new(old, self._evaluated_distribution(samples.observations))
-
-        terms = SurrogateTerms(log_prob, samples.old_log_prob, normalize(samples.advantages), kl)
-        policy_loss = -self.surrogate(terms, coef).mean()
-
-        if "clip_range_vf" in coef:
-            change = th.clamp(values - samples.old_values, -coef["clip_range_vf"], coef["clip_range_vf"])
-            values = samples.old_values + change
-        value_loss = F.mse_loss(samples.returns, values)
-
-        # Distributions without a closed form of the entropy get the estimate E[-log pi(a|s)]
-        entropy_loss = -th.mean(-log_prob) if entropy is None else -th.mean(entropy)
-
-        loss = policy_loss + coef["ent_coef"] * entropy_loss + coef["vf_coef"] * value_loss
-        metrics.add(loss, policy_loss, value_loss, entropy_loss, terms, coef.get("clip_range"))
-        return loss
+    def _print(self, message: str) -> None:
+        if self.verbose >= 1:
+            print(message)
 
     def _advantage_normalizer(self) -> Callable[[th.Tensor], th.Tensor]:
         """The function that shifts and scales the advantages of a minibatch."""
@@ -413,51 +398,16 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             # Once a rollout, with the population's deviation, as in the paper's authors' code
             mean, std = float(self.rollout_buffer.advantages.mean()), float(self.rollout_buffer.advantages.std())
             return lambda advantages: (advantages - mean) / (std + 1e-8)
-        if self.normalize_advantage:
-            # The deviation of a single sample, as in a truncated minibatch, is not defined
-            return lambda advantages: (
-                (advantages - advantages.mean()) / (advantages.std() + 1e-8) if len(advantages) > 1 else advantages
-            )
-        return lambda advantages: advantages
+        return standardize if self.normalize_advantage else lambda advantages: advantages
 
-    def _evaluated_distribution(self, observations: PyTorchObs) -> Distribution:
-        """The action distribution of the last ``evaluate_actions``, with gradient."""
-        policy_type = type(self.policy)
-        if (
-            policy_type.evaluate_actions is ActorCriticPolicy.evaluate_actions
-            and policy_type._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
-        ):
-            # SB3's policies leave it there, which saves a second forward pass
-            return self.policy.action_dist
-        return self.policy.get_distribution(observations)
-
-    def _mean_kl(self, old_policy: ActorCriticPolicy) -> float | None:
-        """
-        E[KL[pi_old(.|s), pi(.|s)]] in nats over the whole rollout, of the policies in evaluation mode. ``None`` if it is not
-        known for the policy's distribution.
-        """
-        total, n_samples = 0.0, 0
-        self.policy.set_training_mode(False)
-        try:
-            with th.no_grad(), preserved_random_state(self.device):
-                for samples in self.rollout_buffer.get(KL_CHUNK_SIZE):
-                    old = old_policy.get_distribution(samples.observations)
-                    kl = kl_old_new(old, self.policy.get_distribution(samples.observations))
-                    total += kl.sum(dtype=th.float64).item()
-                    n_samples += len(kl)
-        except NotImplementedError:
-            return None
-        finally:
-            self.policy.set_training_mode(True)
-        return total / n_samples
-
-    def _check_finite(self, metrics: "UpdateMetrics", kl: float | None) -> None:
+    def _check_finite(self, epochs: list[th.Tensor], kl: float | None) -> None:
         """
         Check what the update has made.
 
         :raises NonFiniteUpdateError: if something is NaN or infinite
         """
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()} | metrics.losses()
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors["loss"] = th.cat(epochs)
         names = [name for name, tensor in tensors.items() if not th.isfinite(tensor).all()]
         if kl is not None and not math.isfinite(kl):
             names.append("KL[pi_old, pi]")
@@ -473,10 +423,16 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             "Try a smaller learning_rate or n_epochs, a max_grad_norm, or VecNormalize for the rewards."
         )
 
-    def _record(self, metrics: "UpdateMetrics", coef: Mapping[str, float], kl: float | None) -> None:
+    def _record(self, epochs: list[th.Tensor], coef: Mapping[str, float], kl: float | None) -> None:
         """Log the update under SB3's keys."""
-        for name, value in metrics.summary().items():
-            self.logger.record(f"train/{name}", value)
+        steps = dict(zip(METRICS, th.cat(epochs).cpu().numpy().T, strict=True))
+        for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
+            self.logger.record(f"train/{name}", np.mean(steps[name], dtype=np.float64))
+        # SB3 logs the last epoch's, in float32
+        self.logger.record("train/approx_kl", np.mean(steps["approx_kl"][-len(epochs[-1]) :]))
+        if "clip_range" in coef:
+            self.logger.record("train/clip_fraction", np.mean(steps["clip_fraction"], dtype=np.float64))
+        self.logger.record("train/loss", float(steps["loss"][-1]))
         explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained)
         if kl is not None:
@@ -495,24 +451,91 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        Run pi_old in the environments for T steps, as SB3.
+        Run pi_old in the environments for T steps: what SB3's method of this name does, with less overhead.
 
         :param env: the training environment
-        :param callback: called at each step, and at the beginning and end of the rollout
+        :param callback: called at each step, and at the beginning and end of the rollout; it sees SB3's ``locals``
         :param rollout_buffer: buffer to fill
         :param n_rollout_steps: T, the number of steps per environment
         :return: False if the callback ended the rollout early
         :raises ValueError: if the environment returned NaN or infinity
         """
-        try:
-            complete = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        except ValueError as error:
-            # What a distribution raises on the NaN that the policy makes of a NaN observation
-            checks.check_observation(self._last_obs)
-            raise error
-        if complete:
-            checks.check_rollout(rollout_buffer)
-        return complete
+        assert self._last_obs is not None, "No previous observation was provided"
+        # Switch to eval mode (this affects batch norm and dropout)
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        act = self._actor(env.num_envs, n_rollout_steps)
+        step = fast_step(env)
+        add = _adder(rollout_buffer)
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            obs_tensor, actions, values, log_probs = act(self._last_obs)
+            clipped_actions = actions
+            if isinstance(self.action_space, spaces.Box):
+                if self.policy.squash_output:
+                    clipped_actions = self.policy.unscale_action(clipped_actions)
+                else:
+                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+
+            new_obs, rewards, dones, infos = step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+
+            # An episode that was cut off goes on in the value of its last observation
+            for idx, done in enumerate(dones):
+                if done and infos[idx].get("TimeLimit.truncated", False) and "terminal_observation" in infos[idx]:
+                    terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                    with th.no_grad():
+                        terminal_value = self.policy.predict_values(terminal_obs)[0]
+                    rewards[idx] += self.gamma * terminal_value
+
+            add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        checks.check_observation(new_obs)
+        checks.check_rollout(rollout_buffer)
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        compute_returns_and_advantage(rollout_buffer, values, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _actor(self, n_envs: int, n_steps: int) -> Callable[[Any], tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]]:
+        """The function that gives pi_old's actions in a rollout: observations to their tensor, actions, values, log probs."""
+        stacked = StackedPolicy(self.policy, n_steps, n_envs) if self._stacks_policy() else None
+        straight = StraightPolicy(self.policy) if is_standard_mlp(self.policy) else None
+
+        def act(observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+            obs_tensor = obs_as_tensor(observations, self.device)
+            if stacked is not None:
+                actions, values, log_probs = stacked(observations)
+            else:
+                with th.no_grad(), unvalidated_distributions():
+                    sampled, values, log_probs = (straight or self.policy)(obs_tensor)  # type: ignore[arg-type]
+                actions = sampled.cpu().numpy()
+            if not np.isfinite(values.sum().item()):
+                # The policy is finite, as every update is checked
+                checks.check_observation(observations)
+            return obs_tensor, actions, values, log_probs
+
+        return act
 
     def learn(
         self: SelfProximal,
@@ -536,6 +559,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         :raises ValueError: if ``total_timesteps`` is negative or not finite
         """
         checks.check_number("total_timesteps", total_timesteps, minimum=0)
+        self._choose_path(total_timesteps)
         return super().learn(
             total_timesteps=math.ceil(total_timesteps),
             callback=callback,
@@ -580,61 +604,55 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
 
 
-class UpdateMetrics:
-    """
-    Metrics of the minibatches of one update. They stay tensors until the update is over, as reading each of them would
-    make the host wait for the device at every minibatch.
-    """
+class _Snapshot:
+    """What an update changes, as it is before."""
 
-    def __init__(self) -> None:
-        self.loss: list[th.Tensor] = []
-        self.policy_gradient_loss: list[th.Tensor] = []
-        self.value_loss: list[th.Tensor] = []
-        self.entropy_loss: list[th.Tensor] = []
-        self.clip_fraction: list[th.Tensor] = []
-        self.approx_kl: list[th.Tensor] = []
+    def __init__(self, algorithm: ProximalPolicyOptimization) -> None:
+        self.policy = {name: value.clone() for name, value in algorithm.policy.state_dict().items()}
+        self.optimizer = copy.deepcopy(algorithm.policy.optimizer.state_dict())
+        self.n_updates = algorithm._n_updates
 
-    def start_epoch(self) -> None:
-        """SB3 logs the approximate KL of the last epoch only."""
-        self.approx_kl = []
+    def restore(self, algorithm: ProximalPolicyOptimization) -> None:
+        """Put it back."""
+        algorithm.policy.load_state_dict(self.policy)
+        algorithm.policy.optimizer.load_state_dict(self.optimizer)
+        algorithm._n_updates = self.n_updates
+
+
+@contextmanager
+def _foreach(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """Let the optimizer step all parameters in each operation, unless it is told how: the same numbers, with less overhead."""
+    groups = [group for group in optimizer.param_groups if group.get("foreach", False) is None and not group.get("fused")]
+    for group in groups:
+        group["foreach"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["foreach"] = None
+
+
+def _adder(buffer: RolloutBuffer) -> Callable[..., None]:
+    """The function that does what ``buffer.add`` does, and does it itself for a plain ``RolloutBuffer``."""
+    if type(buffer) is not RolloutBuffer:
+        return buffer.add
 
     def add(
-        self,
-        loss: th.Tensor,
-        policy_loss: th.Tensor,
-        value_loss: th.Tensor,
-        entropy_loss: th.Tensor,
-        terms: SurrogateTerms,
-        clip_range: float | None,
+        obs: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+        values: th.Tensor,
+        log_probs: th.Tensor,
     ) -> None:
-        """
-        Add a minibatch.
+        pos = buffer.pos
+        buffer.observations[pos] = obs.reshape(buffer.observations[pos].shape)
+        buffer.actions[pos] = actions.reshape(buffer.n_envs, buffer.action_dim)
+        buffer.rewards[pos] = rewards
+        buffer.episode_starts[pos] = episode_starts
+        buffer.values[pos] = values.cpu().numpy().flatten()
+        buffer.log_probs[pos] = log_probs.cpu().numpy()
+        buffer.pos = pos + 1
+        buffer.full = buffer.pos == buffer.buffer_size
 
-        :param loss: what is minimised, as the other three a tensor without dimensions
-        :param policy_loss: its surrogate part
-        :param value_loss: its value part
-        :param entropy_loss: its entropy part
-        :param terms: terms of the surrogate
-        :param clip_range: epsilon, if there is clipping
-        """
-        ratio, log_ratio = terms.ratio.detach(), terms.log_ratio.detach()
-        self.loss.append(loss.detach())
-        self.policy_gradient_loss.append(policy_loss.detach())
-        self.value_loss.append(value_loss.detach())
-        self.entropy_loss.append(entropy_loss.detach())
-        # Estimator k3 of http://joschu.net/blog/kl-approx.html
-        self.approx_kl.append(th.mean((ratio - 1) - log_ratio))
-        if clip_range is not None:
-            self.clip_fraction.append(th.mean((th.abs(ratio - 1) > clip_range).float()))
-
-    def losses(self) -> dict[str, th.Tensor]:
-        """Every loss of the update, by name, one entry per minibatch."""
-        return {"loss": th.stack(self.loss)}
-
-    def summary(self) -> dict[str, float]:
-        """What SB3 logs of an update, by its names."""
-        means = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction")
-        summary = {name: float(np.mean(th.stack(values).tolist())) for name in means if (values := getattr(self, name))}
-        summary["approx_kl"] = float(th.stack(self.approx_kl).cpu().numpy().mean())
-        summary["loss"] = self.loss[-1].item()
-        return summary
+    return add

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from test_parity import POLICIES, Record, equal, space_env, train
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
 from sb3_ppo_variants.kl import kl_normal
 
 ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
@@ -216,18 +216,24 @@ class KeepLocals(BaseCallback):
         self.keep("training end")
 
 
+@pytest.mark.parametrize("compile_", [False, True])
 @pytest.mark.parametrize("cls", ALGORITHMS)
 @pytest.mark.parametrize("action", ["box", "discrete"])
-def test_callbacks_see_the_locals_of_sb3(cls, action):
-    def seen(cls):
+def test_callbacks_see_the_locals_of_sb3(cls, action, compile_, monkeypatch):
+    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+
+    def seen(cls, **kwargs):
         callback = KeepLocals()
-        model = cls("MlpPolicy", space_env("box", action)(), n_steps=26, batch_size=13, n_epochs=1)
+        model = cls("MlpPolicy", space_env("box", action)(), n_steps=26, batch_size=13, n_epochs=1, **kwargs)
         model.learn(104, callback=callback, tb_log_name="run")
         return callback.seen
 
-    expected = seen(PPO)
-    assert {"obs_tensor", "actions", "values", "log_probs", "clipped_actions", "infos", "dones"} <= expected["step"].keys()
-    assert seen(cls) == expected
+    expected, actual = seen(PPO), seen(cls, compile=compile_)
+    names = {"obs_tensor", "actions", "values", "log_probs", "clipped_actions", "infos", "dones", "terminal_value"}
+    assert names <= expected["step"].keys()
+    assert actual.keys() == expected.keys()
+    for event in expected:
+        assert expected[event].items() <= actual[event].items()
 
 
 def test_callback_ends_the_training():

@@ -1,0 +1,225 @@
+"""
+Fast lanes for the policy that most people use, ``MlpPolicy`` on vectors with a Gaussian or categorical distribution: forward
+passes without module calls and distribution objects. This is the one place that knows the layers of SB3's default policy.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_ppo_variants.kl import distribution_parameters
+
+LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+
+
+class Evaluation(NamedTuple):
+    """What a policy says of observations and actions. All tensors have shape ``(batch,)``."""
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    entropy: th.Tensor | None
+    # Those of the action distribution, as `kl.distribution_parameters` gives them
+    parameters: Callable[[], tuple[th.Tensor, ...]]
+
+
+def evaluate(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> Evaluation:
+    """
+    ``policy.evaluate_actions`` of any policy, and the parameters of its distribution.
+
+    :param policy: the policy
+    :param observations: shape ``(batch, ...)``, or a dict of such
+    :param actions: shape ``(batch, action_dim)``, or ``(batch,)`` if discrete
+    :return: values, log probabilities, entropy and parameters of the distribution
+    """
+    values, log_prob, entropy = policy.evaluate_actions(observations, actions)
+
+    def parameters() -> tuple[th.Tensor, ...]:
+        policy_type = type(policy)
+        if (
+            policy_type.evaluate_actions is ActorCriticPolicy.evaluate_actions
+            and policy_type._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
+        ):
+            # SB3's policies leave the distribution there, which saves a second forward pass
+            return distribution_parameters(policy.action_dist)
+        return distribution_parameters(policy.get_distribution(observations))
+
+    return Evaluation(values.flatten(), log_prob, entropy, parameters)
+
+
+def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether the policy is exactly SB3's MLP policy for vectors, with a Gaussian or categorical distribution, on a CPU.
+
+    :param policy: any policy
+    :return: whether the classes of this module can stand in for it
+    """
+    space = policy.observation_space
+    return (
+        type(policy) is ActorCriticPolicy
+        and type(policy.features_extractor) is FlattenExtractor
+        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
+        and isinstance(space, spaces.Box)
+        and len(space.shape) == 1
+        and policy.device.type == "cpu"
+        and all(parameter.dtype == th.float32 for parameter in policy.parameters())
+        # Neither hooks nor methods set on the instance
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+        and not any(callable(getattr(ActorCriticPolicy, name, None)) for name in vars(policy))
+    )
+
+
+class StraightPolicy:
+    """
+    The operations of ``ActorCriticPolicy.forward`` and ``evaluate_actions`` in a straight line: bit for bit the same numbers,
+    gradients and random draws.
+
+    :param policy: a policy that ``is_standard_mlp``, whose parameters are read at each call
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.pi = [*policy.mlp_extractor.policy_net, policy.action_net]
+        self.vf = [*policy.mlp_extractor.value_net, policy.value_net]
+        self.log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
+
+    def _forward(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        latent_pi = latent_vf = observations.float()
+        for layer in self.pi:
+            latent_pi = F.linear(latent_pi, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(latent_pi)
+        for layer in self.vf:
+            latent_vf = F.linear(latent_vf, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(latent_vf)
+        return latent_pi, latent_vf
+
+    def __call__(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        As ``policy(observations)``; to be called without gradients.
+
+        :param observations: shape ``(batch, observation_dim)``
+        :return: sampled actions, values and log probabilities, as ``ActorCriticPolicy.forward`` returns them
+        """
+        outputs, values = self._forward(observations)
+        if self.log_std is not None:
+            std = th.ones_like(outputs) * self.log_std.exp()
+            actions = outputs + th.empty_like(outputs).normal_() * std
+            return actions, values, _normal_log_prob(outputs, std, actions)
+        logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
+        actions = th.multinomial(F.softmax(logits, dim=-1), 1, True).squeeze(1)
+        return actions, values, logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def evaluate(self, observations: th.Tensor, actions: th.Tensor) -> Evaluation:
+        """
+        As ``policy.evaluate_actions``, with the values flattened.
+
+        :param observations: shape ``(batch, observation_dim)``
+        :param actions: shape ``(batch, action_dim)``, or ``(batch,)`` if discrete
+        :return: values, log probabilities, entropy and parameters of the distribution
+        """
+        outputs, values = self._forward(observations)
+        if self.log_std is not None:
+            std = th.ones_like(outputs) * self.log_std.exp()
+            log_prob = _normal_log_prob(outputs, std, actions)
+            entropy = (0.5 + 0.5 * math.log(2 * math.pi) + th.log(std)).sum(dim=1)
+            return Evaluation(values.flatten(), log_prob, entropy, lambda: (outputs, std))
+        logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
+        log_prob = logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        # The clamp keeps logits of -inf from becoming NaN
+        p_log_p = th.clamp(logits, min=th.finfo(logits.dtype).min) * F.softmax(logits, dim=-1)
+        return Evaluation(values.flatten(), log_prob, -p_log_p.sum(-1), lambda: (logits,))
+
+
+def _normal_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
+
+
+class StackedPolicy:
+    """
+    A policy for one rollout, in NumPy, whose numbers differ from SB3's by rounding. Its parameters do not change during a
+    rollout, so the two networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at
+    once, from torch's generator.
+
+    :param policy: a policy that ``is_standard_mlp``
+    :param n_steps: number of steps of the rollout
+    :param n_envs: number of environments
+    """
+
+    @staticmethod
+    def supports(policy: ActorCriticPolicy) -> bool:
+        """
+        Whether the layers of a policy can be stacked.
+
+        :param policy: any policy
+        :return: whether they can
+        """
+        if not is_standard_mlp(policy):
+            return False
+        pi, vf = list(policy.mlp_extractor.policy_net), list(policy.mlp_extractor.value_net)
+        return [type(layer) for layer in pi] == [type(layer) for layer in vf] and all(
+            type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
+        )
+
+    def __init__(self, policy: ActorCriticPolicy, n_steps: int, n_envs: int) -> None:
+        pi = [*policy.mlp_extractor.policy_net, policy.action_net]
+        vf = [*policy.mlp_extractor.value_net, policy.value_net]
+        # Weight (transposed) and bias of a linear layer, or the function of an activation
+        self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
+        first = True
+        for layer_pi, layer_vf in zip(pi, vf, strict=True):
+            if isinstance(layer_pi, nn.Linear):
+                weights = [layer.weight.detach() for layer in (layer_pi, layer_vf)]
+                # Both networks see the observation
+                weight = th.cat(weights) if first else th.block_diag(*weights)
+                first = False
+                self.layers.append((weight.t().contiguous().numpy(), th.cat([layer_pi.bias, layer_vf.bias]).detach().numpy()))
+            else:
+                self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else _relu)
+        self.n_outputs = pi[-1].out_features
+        self.step = 0
+        self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        if self.is_gaussian:
+            log_std = policy.log_std.detach()
+            noise = th.randn(n_steps, n_envs, self.n_outputs)
+            self.noise = (noise * log_std.exp()).numpy()
+            # log pi(a|s) of a = mean + std * noise does not depend on the mean
+            self.log_probs = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1)
+        else:
+            self.uniform = th.rand(n_steps, n_envs, 1).numpy()
+
+    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+        """
+        The next step of the rollout.
+
+        :param observations: shape ``(n_envs, observation_dim)``
+        :return: sampled actions, values and log probabilities, shaped as by ``ActorCriticPolicy.forward``
+        """
+        latent = observations.astype(np.float32, copy=False)
+        for layer in self.layers:
+            if isinstance(layer, tuple):
+                latent = np.dot(latent, layer[0])
+                latent += layer[1]
+            else:
+                layer(latent, out=latent)
+        outputs, values = latent[:, : self.n_outputs], th.from_numpy(latent[:, self.n_outputs :])
+        step, self.step = self.step, self.step + 1
+        if self.is_gaussian:
+            return outputs + self.noise[step], values, self.log_probs[step]
+        # Inverse of the cumulative distribution
+        logits = outputs - outputs.max(axis=1, keepdims=True)
+        probs = np.exp(logits)
+        cumulative = probs.cumsum(axis=1)
+        actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
+        log_probs = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
+        return actions, values, th.from_numpy(log_probs)
+
+
+def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0, out=out)

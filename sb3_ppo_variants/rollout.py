@@ -1,0 +1,211 @@
+"""
+The rollout of an update: SB3's rollout buffer as tensors, with pi_old's action distributions, and its advantages.
+
+Where SB3's own code is done with less overhead, the numbers and random draws are the same bit for bit, and only for SB3's own
+classes: a subclass may have changed what its methods mean, so its methods are called.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
+
+STANDARD_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
+
+# Samples per forward pass when pi_old and pi are evaluated on a whole rollout: bounds the memory that images take
+CHUNK_SIZE = 1024
+
+
+class RolloutData(NamedTuple):
+    """Samples of a rollout, each tensor of shape ``(n_samples, ...)``: SB3's ``RolloutBufferSamples`` and pi_old."""
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    # Those of pi_old(.|s), as `kl.distribution_parameters` gives them; none if it knows no closed form
+    old_parameters: tuple[th.Tensor, ...]
+
+    def select(self, index: th.Tensor) -> "RolloutData":
+        """
+        Some of the samples.
+
+        :param index: which ones
+        :return: those
+        """
+        return pytree.tree_map(lambda tensor: tensor.index_select(0, index), self)
+
+
+class Rollout:
+    """
+    The rollout that an update learns from, and pi_old.
+
+    :param buffer: a full rollout buffer of any class
+    :param policy: the policy, which is pi_old now
+    """
+
+    def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy) -> None:
+        self.buffer = buffer
+        self.policy = policy
+        self.data: RolloutData | None = None
+        if type(buffer) in STANDARD_BUFFERS:
+            samples = whole_rollout(buffer)
+            with _evaluation(policy):
+                old_parameters = _parameters(policy, samples.observations)
+            self.data = self._with_old_parameters(samples, old_parameters)
+        else:
+            self.old_policy = frozen_copy(policy)
+
+    def epoch(self, batch_size: int) -> Iterator[RolloutData]:
+        """
+        One pass over the rollout in random order, drawn from NumPy's global generator as SB3 does.
+
+        :param batch_size: the size of a minibatch; the last one may be smaller
+        :return: the minibatches
+        """
+        if self.data is None:
+            for samples in self.buffer.get(batch_size):
+                yield self._with_old_parameters(samples, self._old_parameters(samples))
+            return
+        # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
+        for index in self.permutation().split(batch_size):
+            yield self.data.select(index)
+
+    def permutation(self) -> th.Tensor:
+        """The random order of an epoch."""
+        permutation = np.random.permutation(self.buffer.buffer_size * self.buffer.n_envs)
+        return th.as_tensor(permutation, device=self.buffer.device)
+
+    def mean_kl(self) -> float | None:
+        """
+        E[KL[pi_old(.|s), pi(.|s)]] in nats over the whole rollout, of the policies in evaluation mode: the d of section 4.
+
+        :return: the mean, or ``None`` if no closed form is known
+        """
+        kl = []
+        with _evaluation(self.policy):
+            # A custom buffer may hold more or other samples in each pass, so its pass is another one, but not its randomness
+            passes = [self.data] if self.data is not None else self.buffer.get(CHUNK_SIZE)
+            for samples in passes:
+                old = samples.old_parameters if isinstance(samples, RolloutData) else self._old_parameters(samples)
+                if not old:
+                    return None
+                kl.append(kl_from_parameters(self.policy.action_dist, old, _parameters(self.policy, samples.observations)))
+        return th.cat(kl).mean(dtype=th.float64).item()
+
+    def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
+        with _evaluation(self.old_policy):
+            return _parameters(self.old_policy, samples.observations)
+
+    def _with_old_parameters(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
+        actions = samples.actions
+        if isinstance(self.policy.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        return RolloutData(samples.observations, actions, *samples[2:6], old_parameters)
+
+
+def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """
+    A copy of the policy without gradients and without optimizer.
+
+    :param policy: the policy to copy; unchanged
+    :return: the copy
+    """
+    # deepcopy fails on the noise matrices of gSDE, which are not leaves of the graph. Two policies need two distribution
+    # objects, as SB3 keeps the parameters of the last call there, but their contents may be shared.
+    memo: dict[int, Any] = {
+        id(policy.optimizer): None,
+        id(policy.action_dist): copy.copy(policy.action_dist),
+    }
+    return copy.deepcopy(policy, memo).requires_grad_(False)
+
+
+@contextmanager
+def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
+    """The policy in evaluation mode, without gradients, and without a trace in modes and random generators afterwards."""
+    training = policy.training
+    numpy_state = np.random.get_state()
+    with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
+        policy.set_training_mode(False)
+        try:
+            yield
+        finally:
+            policy.set_training_mode(training)
+            np.random.set_state(numpy_state)
+
+
+def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th.Tensor, ...]:
+    """Parameters of pi(.|s) for many observations, or none if they are not known."""
+    chunks = []
+    n_samples = len(pytree.tree_leaves(observations)[0])
+    for start in range(0, n_samples, CHUNK_SIZE):
+        chunk = pytree.tree_map(lambda tensor: tensor[start : start + CHUNK_SIZE], observations)  # noqa: B023
+        try:
+            chunks.append(distribution_parameters(policy.get_distribution(chunk)))
+        except NotImplementedError:
+            return ()
+    return tuple(th.cat(parameters) for parameters in zip(*chunks, strict=True))
+
+
+def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
+    """
+    All samples of one of SB3's own buffers as tensors on its device.
+
+    :param buffer: a full buffer, which is left as its ``get`` leaves it
+    :return: the samples, in the order that the indices of ``get`` refer to
+    """
+    if not buffer.generator_ready:
+        for name in ("actions", "values", "log_probs", "advantages", "returns"):
+            setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
+        if isinstance(buffer, DictRolloutBuffer):
+            for key, array in buffer.observations.items():
+                buffer.observations[key] = buffer.swap_and_flatten(array)
+        else:
+            buffer.observations = buffer.swap_and_flatten(buffer.observations)
+        buffer.generator_ready = True
+    observations: PyTorchObs
+    if isinstance(buffer, DictRolloutBuffer):
+        observations = {key: buffer.to_torch(array) for key, array in buffer.observations.items()}
+    else:
+        observations = buffer.to_torch(buffer.observations)
+    arrays = (buffer.actions.astype(np.float32, copy=False), buffer.values, buffer.log_probs)
+    actions, *others = map(buffer.to_torch, (*arrays, buffer.advantages, buffer.returns))
+    return RolloutBufferSamples(observations, actions, *(tensor.flatten() for tensor in others))  # type: ignore[arg-type]
+
+
+def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+    """
+    Truncated generalized advantage estimation, equations (11) and (12), as the buffer's method of the same name.
+
+    :param buffer: a full buffer
+    :param last_values: value of the last observation of each environment
+    :param dones: whether the last step ended the episode of each environment
+    """
+    if type(buffer) not in STANDARD_BUFFERS:
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        return
+    # SB3's expressions over all steps at once, in its order of operations; only the recursion is left for the loop
+    next_non_terminal = np.empty_like(buffer.values)
+    next_non_terminal[:-1] = 1.0 - buffer.episode_starts[1:]
+    next_non_terminal[-1] = 1.0 - dones.astype(np.float32)
+    next_values = np.empty_like(buffer.values)
+    next_values[:-1] = buffer.values[1:]
+    next_values[-1] = last_values.cpu().numpy().flatten()
+    deltas = buffer.rewards + buffer.gamma * next_values * next_non_terminal - buffer.values
+    decays = buffer.gamma * buffer.gae_lambda * next_non_terminal
+    advantage = np.zeros(buffer.n_envs, dtype=np.float32)
+    for delta, decay, out in zip(deltas[::-1], decays[::-1], buffer.advantages[::-1], strict=True):
+        advantage = np.add(delta, decay * advantage, out=out)
+    buffer.returns = buffer.advantages + buffer.values

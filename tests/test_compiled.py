@@ -1,0 +1,287 @@
+"""The compiled minibatch step agrees with the reference path, which is SB3's PPO."""
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import ACTION_SPACES, OBSERVATION_SPACES
+from stable_baselines3.common.vec_env import VecNormalize
+from test_parity import POLICIES, DropoutExtractor, OwnPolicy, equal, space_env, train
+from torch.utils._pytree import tree_map
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, proximal
+from sb3_ppo_variants.loss import METRICS
+from sb3_ppo_variants.rollout import Rollout
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, th.__version__.split("+")[0].split(".")[:2])) < compiled.OLDEST_TORCH, reason="torch is too old to compile"
+)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The same graph, without Inductor: quick, and exact."""
+    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+
+
+def updated(model, data, path):
+    """Parameters, buffers, optimizer state and metrics after an update from the same state, rollout and random numbers."""
+    model = copy.copy(model)
+    optimizer = model.policy.optimizer
+    state = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict()))
+    rollout = Rollout(model.rollout_buffer, model.policy)
+    rollout.data = data
+    np.random.seed(0)
+    th.manual_seed(0)
+    model.policy.set_training_mode(True)
+    model.compile = model._uses_compiled = path == "compiled"
+    metrics = model._optimize(rollout, model.coefficients())
+    result = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict(), metrics))
+    model.policy.load_state_dict(state[0])
+    optimizer.load_state_dict(state[1])
+    return result
+
+
+def assert_steps_agree_in_float64(model, tolerance=1e-10):
+    policy = model.policy.double()
+    policy.optimizer = policy.optimizer_class(policy.parameters(), lr=1e-3, **policy.optimizer_kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        # By which SB3 converts observations
+        patch.setattr(th.Tensor, "float", th.Tensor.double)
+        data = Rollout(model.rollout_buffer, policy).data
+        data = tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, data)
+        reference, other = (updated(model, data, path) for path in ("reference", "compiled"))
+    before = policy.state_dict()
+    differences = [(reference[0][name] - other[0][name]).abs().max().item() for name in before]
+    changes = [(reference[0][name] - before[name]).abs().max().item() for name in before]
+    assert np.median(changes) > 1e5 * tolerance, "the parameters have moved far enough to tell"
+    assert max(differences) < tolerance
+    states = [result[1]["state"] for result in (reference, other)]
+    assert states[0].keys() == states[1].keys()
+    for parameter in states[0]:
+        for name, value in states[0][parameter].items():
+            assert (value - states[1][parameter][name]).abs().max().item() < 100 * tolerance, name
+    metrics = [th.cat(result[2]) for result in (reference, other)]
+    assert metrics[0].shape == metrics[1].shape
+    assert (metrics[0] - metrics[1]).abs().max() < 1e5 * tolerance
+
+
+def trained(cls, policy, make_env, **kwargs):
+    """A model with a rollout whose advantages, ratios and KL are not trivial."""
+    return train(cls, policy, make_env, n_updates=2, **{"batch_size": 15, "learning_rate": 1e-3, "compile": False, **kwargs})[
+        0
+    ]
+
+
+ALGORITHMS = {
+    "clip": (PPOClip, {"clip_range": 0.05}),
+    "fixed kl": (PPOFixedKL, {"kl_coef": 3.0}),
+    "adaptive kl with clipping": (PPOKLPen, {"clip_range": 0.05, "normalize_advantage": "batch"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:batch_size = .* does not divide")
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("action", ACTION_SPACES)
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+def test_steps_agree_in_float64(algorithm, action, observation):
+    cls, kwargs = ALGORITHMS[algorithm]
+    if observation in ("image", "dict") and algorithm == "clip":
+        pytest.skip("the two others cover it")
+    model = trained(cls, POLICIES[observation], space_env(observation, action), ent_coef=0.01, **kwargs)
+    assert_steps_agree_in_float64(model)
+
+
+SETTINGS = {
+    "value clipping": {"clip_range_vf": 0.1},
+    "no clipping of the gradient": {"max_grad_norm": None},
+    "no normalization": {"normalize_advantage": False},
+    "sde": {"use_sde": True},
+    "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
+    "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "activation_fn": th.nn.ReLU}},
+    "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
+    "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
+    "early stop": {"target_kl": 1e-3},
+}
+
+
+@pytest.mark.filterwarnings("ignore:batch_size = .* does not divide")
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_agree_in_float64(setting):
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), **SETTINGS[setting])
+    assert_steps_agree_in_float64(model)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_custom_policy_agrees_in_float64():
+    assert_steps_agree_in_float64(trained(PPOFixedKL, OwnPolicy, space_env("box", "box"), batch_size=13))
+
+
+def stops(model, path):
+    data = Rollout(model.rollout_buffer, model.policy).data
+    return updated(model, data, path)
+
+
+@pytest.mark.filterwarnings("ignore:batch_size = .* does not divide")
+@pytest.mark.usefixtures("interpreted")
+def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), target_kl=1e-3, learning_rate=3e-3)
+    reference, other = (stops(model, path) for path in ("reference", "compiled"))
+    n_steps = [sum(map(len, result[2])) for result in (reference, other)]
+    assert 1 < n_steps[0] < 12
+    assert n_steps[0] == n_steps[1]
+    assert reference[1]["state"][0]["step"] == other[1]["state"][0]["step"]
+    approx_kl = th.cat(other[2])[:, METRICS.index("approx_kl")]
+    assert (approx_kl[:-1] <= 1.5e-3).all()
+    assert approx_kl[-1] > 1.5e-3
+
+
+class BatchNormExtractor(DropoutExtractor):
+    """Without dropout: Inductor may store a layer's outputs in another order, and dropout draws another mask then."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layers[3].p = 0.0
+
+
+INDUCTOR = {
+    "kl penalty": (PPOKLPen, "box", {}),
+    "multibinary": (PPOClip, "multibinary", {}),
+    "batch norm": (PPOClip, "box", {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}}),
+    "squashed sde": (PPOFixedKL, "box", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
+}
+
+
+@pytest.mark.parametrize("case", INDUCTOR)
+def test_compiled_steps_agree_in_float32(case):
+    cls, action, kwargs = INDUCTOR[case]
+    model = train(cls, "MlpPolicy", space_env("box", action), batch_size=26, **kwargs)[0]
+    reason = compiled.unsupported_reason(model.policy)
+    if reason is not None:
+        pytest.skip(reason)
+    reference, other = (stops(model, path) for path in ("reference", "compiled"))
+    differences = [(reference[0][name] - other[0][name]).abs().max().item() for name in reference[0]]
+    # Six steps of up to 3e-4; the gradient of a bias before batch norm is rounding errors only
+    assert np.median(differences) < 1e-7
+    assert max(differences) < 2e-5
+    first_steps = [result[2][0][0] for result in (reference, other)]
+    assert th.allclose(*first_steps, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_same_seed_same_training(cls, action):
+    models = [train(cls, "MlpPolicy", space_env("box", action), compile=True)[0] for _ in range(2)]
+    assert models[0]._uses_compiled
+    assert equal(models[0].policy.state_dict(), models[1].policy.state_dict())
+    reference, _ = train(cls, "MlpPolicy", space_env("box", action), compile=False)
+    assert not equal(models[0].policy.state_dict(), reference.policy.state_dict())
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_saved_model_does_not_depend_on_the_path(tmp_path):
+    model, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), compile=True)
+    model.save(tmp_path / "model")
+    for compile_ in (True, False):
+        loaded = PPOKLPen.load(tmp_path / "model", env=space_env("box", "box")(), compile=compile_, device="cpu")
+        assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+        assert equal(loaded.policy.optimizer.state_dict(), model.policy.optimizer.state_dict())
+        loaded.learn(52)
+        # 3 updates of 3 epochs of 4 minibatches, and another
+        assert loaded.policy.optimizer.state_dict()["state"][0]["step"] == 48
+    reference, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), compile=False)
+    states = [m.policy.optimizer.state_dict() for m in (model, reference)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    assert states[0]["state"].keys() == states[1]["state"].keys()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_changes_between_two_learns_count():
+    """Parameters, optimizer, environments and coefficients are read anew: nothing of them is compiled in."""
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
+    other, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, seed=9)
+    model.set_parameters(other.get_parameters())
+    model.lr_schedule = lambda _: 0.0
+    model.learn(52)
+    assert equal(model.policy.state_dict(), other.policy.state_dict())
+    model.lr_schedule = lambda _: 1e-3
+    model.policy.optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+    model.set_env(space_env("box", "box", n_envs=2)())
+    model.learn(52)
+    assert not equal(model.policy.state_dict(), other.policy.state_dict())
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_update_that_blows_up_is_undone():
+    model, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), compile=True)
+    before = copy.deepcopy((model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model.kl_coef))
+    n_updates = model._n_updates
+    model.lr_schedule = lambda _: 1e30
+    with pytest.raises(FloatingPointError, match="smaller learning_rate"):
+        model.learn(52)
+    after = (model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model.kl_coef)
+    assert equal(before, after)
+    assert model._n_updates == n_updates
+    model.lr_schedule = lambda _: 1e-3
+    model.learn(52)
+
+
+def test_without_a_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(RuntimeError, match="compile=True is not possible: there is no C\\+\\+ compiler"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
+    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+    auto, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1)
+    assert "Not compiled: there is no C++ compiler" in capsys.readouterr().out
+    reference, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=False)
+    assert equal(auto.policy.state_dict(), reference.policy.state_dict())
+
+
+def test_compiler_that_fails(monkeypatch, capsys):
+    def fail(graph, arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(compiled, "_compile", fail)
+    with pytest.raises(compiled.CompilationError, match="OSError: the disk is full"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
+    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+    train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1)
+    assert "Not compiled: OSError: the disk is full" in capsys.readouterr().out
+
+
+def test_auto_compiles_long_trainings_only():
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=512, batch_size=64, n_epochs=10)
+    # 10 epochs of 16 minibatches in 1024 steps
+    model._choose_path(1024 * 124)
+    assert not model._uses_compiled
+    model._choose_path(1024 * 126)
+    assert model._uses_compiled
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({"policy_kwargs": {"optimizer_class": th.optim.RMSprop}}, "the optimizer is RMSprop"),
+        ({"policy_kwargs": {"optimizer_kwargs": {"amsgrad": True}}}, "amsgrad"),
+    ],
+)
+def test_reasons_not_to_compile(kwargs, reason):
+    with pytest.raises(RuntimeError, match=reason):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_vec_normalize_statistics():
+    """Observations do not depend on the actions here, so the statistics must be those of SB3's own step."""
+
+    def make_env():
+        return VecNormalize(space_env("box", "box")(), norm_reward=False)
+
+    models = [train(PPOClip, "MlpPolicy", make_env, compile=compile_)[0] for compile_ in (True, False)]
+    statistics = [vars(model.get_vec_normalize_env().obs_rms) for model in models]
+    assert equal(*statistics)
