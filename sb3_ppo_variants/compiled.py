@@ -27,7 +27,8 @@ from torch.func import functional_call, functionalize, grad_and_value
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.inference import Evaluation, evaluate
+from sb3_ppo_variants.adam import not_plain_adam
+from sb3_ppo_variants.inference import Evaluation, evaluate_policy
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.rollout import RolloutData
@@ -68,21 +69,10 @@ def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
         return f"there is no C++ compiler ({compiler}; the environment variable CXX names another)"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python's C headers (Python.h) are not installed"
-    optimizer = policy.optimizer
-    if type(optimizer) is not th.optim.Adam:
-        return f"the optimizer is {type(optimizer).__name__}, and only torch.optim.Adam is supported"
-    if len(optimizer.param_groups) != 1:
-        return "the optimizer has several parameter groups"
-    (group,) = optimizer.param_groups
-    for option in ("amsgrad", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"):
-        if group.get(option):
-            return f"the optimizer has {option}=True"
-    parameters = list(policy.parameters())
-    if {id(parameter) for parameter in parameters} != {id(parameter) for parameter in group["params"]}:
-        return "the optimizer does not train exactly the policy's parameters"
-    if not all(parameter.requires_grad for parameter in parameters):
-        return "some parameters of the policy are frozen"
-    if len({parameter.dtype for parameter in parameters}) != 1:
+    reason = not_plain_adam(policy)
+    if reason is not None:
+        return reason
+    if len({parameter.dtype for parameter in policy.parameters()}) != 1:
         return "the policy's parameters have several data types"
     return None
 
@@ -389,7 +379,7 @@ class _Loss(nn.Module):
         self, observations: PyTorchObs, actions: th.Tensor, loss_of: Callable[[Evaluation], tuple[th.Tensor, th.Tensor]]
     ) -> tuple[th.Tensor, th.Tensor]:
         # Within the forward, as the KL of a custom policy may take a second pass through it
-        return loss_of(evaluate(self.policy, observations, actions))
+        return loss_of(evaluate_policy(self.policy, observations, actions))
 
 
 def _addmm(bias: th.Tensor, x: th.Tensor, y: th.Tensor, *, beta: float = 1, alpha: float = 1) -> th.Tensor:

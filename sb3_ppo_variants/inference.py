@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
     parameters: Callable[[], tuple[th.Tensor, ...]]
 
 
-def evaluate(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> Evaluation:
+def evaluate_policy(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> Evaluation:
     """
     ``policy.evaluate_actions`` of any policy, and the parameters of its distribution.
 
@@ -81,8 +81,7 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
 
 class StraightPolicy:
     """
-    The operations of ``ActorCriticPolicy.forward`` and ``evaluate_actions`` in a straight line: bit for bit the same numbers,
-    gradients and random draws.
+    The operations of ``ActorCriticPolicy.evaluate_actions`` in a straight line: bit for bit the same numbers and gradients.
 
     :param policy: a policy that ``is_standard_mlp``, whose parameters are read at each call
     """
@@ -100,23 +99,7 @@ class StraightPolicy:
             latent_vf = F.linear(latent_vf, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(latent_vf)
         return latent_pi, latent_vf
 
-    def __call__(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        As ``policy(observations)``; to be called without gradients.
-
-        :param observations: shape ``(batch, observation_dim)``
-        :return: sampled actions, values and log probabilities, as ``ActorCriticPolicy.forward`` returns them
-        """
-        outputs, values = self._forward(observations)
-        if self.log_std is not None:
-            std = th.ones_like(outputs) * self.log_std.exp()
-            actions = outputs + th.empty_like(outputs).normal_() * std
-            return actions, values, _normal_log_prob(outputs, std, actions)
-        logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
-        actions = th.multinomial(F.softmax(logits, dim=-1), 1, True).squeeze(1)
-        return actions, values, logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-    def evaluate(self, observations: th.Tensor, actions: th.Tensor) -> Evaluation:
+    def evaluate(self, observations: PyTorchObs, actions: th.Tensor) -> Evaluation:
         """
         As ``policy.evaluate_actions``, with the values flattened.
 
@@ -124,6 +107,7 @@ class StraightPolicy:
         :param actions: shape ``(batch, action_dim)``, or ``(batch,)`` if discrete
         :return: values, log probabilities, entropy and parameters of the distribution
         """
+        assert isinstance(observations, th.Tensor)
         outputs, values = self._forward(observations)
         if self.log_std is not None:
             std = th.ones_like(outputs) * self.log_std.exp()
@@ -139,6 +123,52 @@ class StraightPolicy:
 
 def _normal_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.Tensor:
     return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
+
+
+class RolloutPolicy:
+    """
+    The operations of ``ActorCriticPolicy.forward`` in a straight line, for one rollout: bit for bit the same numbers and
+    random draws. What does not depend on the observation is computed once.
+
+    :param policy: a policy that ``is_standard_mlp``
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.pi, self.vf = (
+            [(layer.weight.detach(), layer.bias.detach()) if type(layer) is nn.Linear else layer for layer in layers]
+            for layers in (
+                [*policy.mlp_extractor.policy_net, policy.action_net],
+                [*policy.mlp_extractor.value_net, policy.value_net],
+            )
+        )
+        self.log_std = policy.log_std.detach() if isinstance(policy.action_dist, DiagGaussianDistribution) else None
+        self.n_envs = 0
+
+    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+        """
+        The next step of the rollout.
+
+        :param observations: shape ``(n_envs, observation_dim)``
+        :return: sampled actions, values and log probabilities, shaped as by ``ActorCriticPolicy.forward``
+        """
+        latent_pi = latent_vf = th.from_numpy(observations).float()
+        for layer in self.pi:
+            latent_pi = F.linear(latent_pi, *layer) if isinstance(layer, tuple) else layer(latent_pi)
+        for layer in self.vf:
+            latent_vf = F.linear(latent_vf, *layer) if isinstance(layer, tuple) else layer(latent_vf)
+        if self.log_std is not None:
+            if self.n_envs != len(latent_pi):
+                self.n_envs = len(latent_pi)
+                self.std = th.ones_like(latent_pi) * self.log_std.exp()
+                self.double_variance = 2 * self.std**2
+                self.log_stds = self.std.log()
+            actions = latent_pi + th.empty_like(latent_pi).normal_().mul_(self.std)
+            squares = (actions - latent_pi).square_().neg_()
+            log_probs = squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
+            return actions.numpy(), latent_vf, log_probs
+        logits = latent_pi - latent_pi.logsumexp(dim=-1, keepdim=True)
+        actions = th.multinomial(F.softmax(logits, dim=-1), 1, True)
+        return actions.squeeze(1).numpy(), latent_vf, logits.gather(-1, actions).squeeze(-1)
 
 
 class StackedPolicy:

@@ -9,8 +9,8 @@ import warnings
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -25,11 +25,19 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, ob
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks, compiled
-from sb3_ppo_variants.inference import StackedPolicy, StraightPolicy, evaluate, is_standard_mlp
+from sb3_ppo_variants.adam import ForeachAdam, not_plain_adam
+from sb3_ppo_variants.inference import (
+    Evaluation,
+    RolloutPolicy,
+    StackedPolicy,
+    StraightPolicy,
+    evaluate_policy,
+    is_standard_mlp,
+)
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.objectives import Coefficient
-from sb3_ppo_variants.rollout import STANDARD_BUFFERS, Rollout, compute_returns_and_advantage
+from sb3_ppo_variants.rollout import STANDARD_BUFFERS, Rollout, RolloutData, compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
@@ -240,10 +248,6 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         else:
             self._print(f"Not compiled: {reason}")
 
-    def _stacks_policy(self) -> bool:
-        """Whether rollouts may round differently from SB3's."""
-        return self._uses_compiled and StackedPolicy.supports(self.policy)
-
     @abstractmethod
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:
         """
@@ -336,40 +340,45 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
                 self._print(f"Not compiled: {error}")
         epochs: list[th.Tensor] = []
         normalize = self._advantage_normalizer()
-        straight = StraightPolicy(self.policy) if is_standard_mlp(self.policy) else None
-        with _foreach(self.policy.optimizer):
-            for epoch in range(self.n_epochs):
-                self._n_updates += 1
-                metrics = []
-                for batch in rollout.epoch(self.batch_size):
-                    if straight is not None:
-                        evaluation = straight.evaluate(batch.observations, batch.actions)  # type: ignore[arg-type]
-                    else:
-                        evaluation = evaluate(self.policy, batch.observations, batch.actions)
-                    terms = SurrogateTerms(
-                        evaluation.log_prob,
-                        batch.old_log_prob,
-                        normalize(batch.advantages),
-                        lambda: kl_from_parameters(
-                            self.policy.action_dist,
-                            batch.old_parameters,  # noqa: B023
-                            evaluation.parameters(),  # noqa: B023
-                        ),
-                    )
-                    values, entropy = evaluation.values, evaluation.entropy
-                    loss, step = ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
-                    metrics.append(step)
-                    approx_kl = step[METRICS.index("approx_kl")]
-                    if max_approx_kl is not None and approx_kl.item() > max_approx_kl:
-                        self._print(f"Update ended in epoch {epoch}: approximate KL {approx_kl.item():.4f}")
-                        return [*epochs, th.stack(metrics)]
-                    self.policy.optimizer.zero_grad()
-                    loss.backward()
-                    if self.max_grad_norm is not None:
-                        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
-                    self.policy.optimizer.step()
-                epochs.append(th.stack(metrics))
+        evaluate, step = self._evaluate_and_step()
+        for epoch in range(self.n_epochs):
+            self._n_updates += 1
+            metrics = []
+            for batch in rollout.epoch(self.batch_size):
+                evaluation = evaluate(batch.observations, batch.actions)
+
+                def kl(batch: RolloutData = batch, evaluation: Evaluation = evaluation) -> th.Tensor:
+                    return kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters())
+
+                terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, normalize(batch.advantages), kl)
+                values, entropy = evaluation.values, evaluation.entropy
+                loss, measured = ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
+                metrics.append(measured)
+                if max_approx_kl is not None and measured[METRICS.index("approx_kl")] > max_approx_kl:
+                    self._print(f"Update ended in epoch {epoch}: approximate KL {measured[METRICS.index('approx_kl')]:.4f}")
+                    return [*epochs, th.stack(metrics)]
+                step(loss)
+            epochs.append(th.stack(metrics))
         return epochs
+
+    def _evaluate_and_step(
+        self,
+    ) -> tuple[Callable[[PyTorchObs, th.Tensor], Evaluation], Callable[[th.Tensor], None]]:
+        """The functions that evaluate a minibatch and that make a step on its loss."""
+        policy, max_grad_norm = self.policy, self.max_grad_norm
+        if is_standard_mlp(policy) and not_plain_adam(policy) is None:
+            # The same numbers, with less overhead
+            adam = ForeachAdam(policy)
+            return StraightPolicy(policy).evaluate, lambda loss: adam.step(loss, max_grad_norm)
+
+        def step(loss: th.Tensor) -> None:
+            policy.optimizer.zero_grad()
+            loss.backward()
+            if max_grad_norm is not None:
+                th.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
+            policy.optimizer.step()
+
+        return partial(evaluate_policy, policy), step
 
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""
@@ -481,7 +490,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
                 if self.policy.squash_output:
                     clipped_actions = self.policy.unscale_action(clipped_actions)
                 else:
-                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+                    # As np.clip, which is slower
+                    clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
             new_obs, rewards, dones, infos = step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -518,24 +528,24 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         return True
 
     def _actor(self, n_envs: int, n_steps: int) -> Callable[[Any], tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]]:
-        """The function that gives pi_old's actions in a rollout: observations to their tensor, actions, values, log probs."""
-        stacked = StackedPolicy(self.policy, n_steps, n_envs) if self._stacks_policy() else None
-        straight = StraightPolicy(self.policy) if is_standard_mlp(self.policy) else None
+        """
+        The function that gives pi_old's actions in a rollout: from observations to their tensor, actions, values and log
+        probabilities.
+        """
+        if self._uses_compiled and StackedPolicy.supports(self.policy):
+            # Rounds differently from SB3
+            return partial(_act_on_arrays, StackedPolicy(self.policy, n_steps, n_envs))
+        if is_standard_mlp(self.policy):
+            return partial(_act_on_arrays, RolloutPolicy(self.policy))
+        return self._act
 
-        def act(observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
-            obs_tensor = obs_as_tensor(observations, self.device)
-            if stacked is not None:
-                actions, values, log_probs = stacked(observations)
-            else:
-                with th.no_grad(), unvalidated_distributions():
-                    sampled, values, log_probs = (straight or self.policy)(obs_tensor)  # type: ignore[arg-type]
-                actions = sampled.cpu().numpy()
-            if not np.isfinite(values.sum().item()):
-                # The policy is finite, as every update is checked
-                checks.check_observation(observations)
-            return obs_tensor, actions, values, log_probs
-
-        return act
+    def _act(self, observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+        obs_tensor = obs_as_tensor(observations, self.device)
+        with th.no_grad(), unvalidated_distributions():
+            actions, values, log_probs = self.policy(obs_tensor)
+        if not math.isfinite(values.sum()):
+            checks.check_observation(observations)
+        return obs_tensor, actions.cpu().numpy(), values, log_probs
 
     def learn(
         self: SelfProximal,
@@ -619,39 +629,38 @@ class _Snapshot:
         algorithm._n_updates = self.n_updates
 
 
-@contextmanager
-def _foreach(optimizer: th.optim.Optimizer) -> Iterator[None]:
-    """Let the optimizer step all parameters in each operation, unless it is told how: the same numbers, with less overhead."""
-    groups = [group for group in optimizer.param_groups if group.get("foreach", False) is None and not group.get("fused")]
-    for group in groups:
-        group["foreach"] = True
-    try:
-        yield
-    finally:
-        for group in groups:
-            group["foreach"] = None
+def _act_on_arrays(
+    policy: Callable[[np.ndarray], tuple[np.ndarray, th.Tensor, th.Tensor]], observations: np.ndarray
+) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+    actions, values, log_probs = policy(observations)
+    # The policy is finite, as every update is checked, so the observations are not
+    if not math.isfinite(np.add.reduce(values.numpy(), axis=None)):
+        checks.check_observation(observations)
+    return th.from_numpy(observations), actions, values, log_probs
 
 
 def _adder(buffer: RolloutBuffer) -> Callable[..., None]:
-    """The function that does what ``buffer.add`` does, and does it itself for a plain ``RolloutBuffer``."""
-    if type(buffer) is not RolloutBuffer:
+    """The function that does what ``buffer.add`` does, and does it itself for a plain buffer of vectors."""
+    if type(buffer) is not RolloutBuffer or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
         return buffer.add
+    observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
+    episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs
 
     def add(
         obs: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        episode_starts: np.ndarray,
-        values: th.Tensor,
-        log_probs: th.Tensor,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
     ) -> None:
         pos = buffer.pos
-        buffer.observations[pos] = obs.reshape(buffer.observations[pos].shape)
-        buffer.actions[pos] = actions.reshape(buffer.n_envs, buffer.action_dim)
-        buffer.rewards[pos] = rewards
-        buffer.episode_starts[pos] = episode_starts
-        buffer.values[pos] = values.cpu().numpy().flatten()
-        buffer.log_probs[pos] = log_probs.cpu().numpy()
+        observations[pos] = obs.reshape(observations.shape[1:])
+        actions[pos] = action.reshape(actions.shape[1:])
+        rewards[pos] = reward
+        episode_starts[pos] = episode_start
+        values[pos] = value.numpy().ravel()
+        log_probs[pos] = log_prob.numpy()
         buffer.pos = pos + 1
         buffer.full = buffer.pos == buffer.buffer_size
 

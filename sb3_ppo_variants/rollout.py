@@ -45,7 +45,14 @@ class RolloutData(NamedTuple):
         :param index: which ones
         :return: those
         """
-        return pytree.tree_map(lambda tensor: tensor.index_select(0, index), self)
+        observations: PyTorchObs
+        if isinstance(self.observations, dict):
+            observations = {key: tensor.index_select(0, index) for key, tensor in self.observations.items()}
+        else:
+            observations = self.observations.index_select(0, index)
+        actions, *others = (tensor.index_select(0, index) for tensor in self[1:6])
+        old_parameters = tuple(tensor.index_select(0, index) for tensor in self.old_parameters)
+        return RolloutData(observations, actions, *others, old_parameters)  # type: ignore[call-arg, arg-type]
 
 
 class Rollout:

@@ -1,0 +1,79 @@
+"""SB3's optimizer step with less overhead, for the optimizer that nearly everybody has."""
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+
+def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
+    """
+    Why a policy's optimizer is not ``torch.optim.Adam`` on all of its parameters with its usual formula.
+
+    :param policy: the policy, with its optimizer
+    :return: the reason, or ``None`` if it is
+    """
+    optimizer = policy.optimizer
+    if type(optimizer) is not th.optim.Adam:
+        return f"the optimizer is {type(optimizer).__name__}, and only torch.optim.Adam is supported"
+    if len(optimizer.param_groups) != 1:
+        return "the optimizer has several parameter groups"
+    (group,) = optimizer.param_groups
+    for option in ("amsgrad", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"):
+        if group.get(option):
+            return f"the optimizer has {option}=True"
+    parameters = list(policy.parameters())
+    if [id(parameter) for parameter in parameters] != [id(parameter) for parameter in group["params"]]:
+        return "the optimizer does not train exactly the policy's parameters"
+    if not all(parameter.requires_grad for parameter in parameters):
+        return "some parameters of the policy are frozen"
+    return None
+
+
+class ForeachAdam:
+    """
+    ``clip_grad_norm_`` and ``Adam.step`` of an update, bit for bit: the same operations on each parameter in the same order,
+    but each for all parameters at once, and without looking up the optimizer's state again in each step.
+
+    :param policy: a policy whose optimizer is a plain Adam, and all of whose parameters get gradients
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.optimizer = policy.optimizer
+        self.group = self.optimizer.param_groups[0]
+        self.parameters: list[th.Tensor] = list(policy.parameters())
+        for parameter in self.parameters:
+            state = self.optimizer.state[parameter]
+            if not state:
+                state["step"] = th.tensor(0.0)
+                state["exp_avg"] = th.zeros_like(parameter)
+                state["exp_avg_sq"] = th.zeros_like(parameter)
+        states = [self.optimizer.state[parameter] for parameter in self.parameters]
+        self.steps = [state["step"] for state in states]
+        self.exp_avg = [state["exp_avg"] for state in states]
+        self.exp_avg_sq = [state["exp_avg_sq"] for state in states]
+        self.n_steps = int(self.steps[0])
+
+    def step(self, loss: th.Tensor, max_grad_norm: float | None) -> None:
+        """
+        Make a step.
+
+        :param loss: what to minimise
+        :param max_grad_norm: largest norm of the gradient; ``None`` for no clipping
+        """
+        gradients = list(th.autograd.grad(loss, self.parameters))
+        with th.no_grad():
+            if max_grad_norm is not None:
+                norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
+                th._foreach_mul_(gradients, th.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
+            beta1, beta2 = self.group["betas"]
+            if self.group["weight_decay"] != 0:
+                th._foreach_add_(gradients, self.parameters, alpha=self.group["weight_decay"])
+            self.n_steps += 1
+            th._foreach_add_(self.steps, 1)
+            th._foreach_lerp_(self.exp_avg, gradients, 1 - beta1)
+            th._foreach_mul_(self.exp_avg_sq, beta2)
+            th._foreach_addcmul_(self.exp_avg_sq, gradients, gradients, 1 - beta2)
+            denominators = th._foreach_sqrt(self.exp_avg_sq)
+            th._foreach_div_(denominators, (1 - beta2**self.n_steps) ** 0.5)
+            th._foreach_add_(denominators, self.group["eps"])
+            step_size = self.group["lr"] / (1 - beta1**self.n_steps)
+            th._foreach_addcdiv_(self.parameters, self.exp_avg, denominators, -step_size)
