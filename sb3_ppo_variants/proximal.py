@@ -4,12 +4,14 @@ import copy
 import inspect
 import io
 import math
+import os
 import pathlib
 import warnings
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -90,7 +92,9 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param seed: seed of the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should run; "auto" for the GPU if possible
     :param _init_setup_model: whether to build the network at the creation of the instance
-    :param compile: accepted for what is to come; every value trains on the reference path, which is bit for bit SB3's PPO
+    :param compile: ``True``: compile the minibatch step, and round differently from SB3 in rollouts; needs a C++ compiler.
+        ``False``: the reference path, which computes what SB3 computes, bit for bit. ``"auto"``: compile where the length of
+        the training pays for it and the policy, optimizer, buffer and machine allow it; says why not at ``verbose=1``
     :raises ValueError: if an argument is out of range, or the action space is not supported
     :raises TypeError: if an argument is of the wrong type
     """
@@ -570,14 +574,15 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         """
         checks.check_number("total_timesteps", total_timesteps, minimum=0)
         self._choose_path(total_timesteps)
-        return super().learn(
-            total_timesteps=math.ceil(total_timesteps),
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        with _one_thread() if self._uses_compiled and StackedPolicy.supports(self.policy) else nullcontext():
+            return super().learn(
+                total_timesteps=math.ceil(total_timesteps),
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
 
     @classmethod
     def load(
@@ -637,6 +642,20 @@ def _act_on_arrays(
     if not math.isfinite(np.add.reduce(values.numpy(), axis=None)):
         checks.check_observation(observations)
     return th.from_numpy(observations), actions, values, log_probs
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: more only get in each other's way with small networks. A number that the user has set stays."""
+    n_threads = th.get_num_threads()
+    is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads == os.cpu_count()
+    try:
+        if is_default:
+            th.set_num_threads(1)
+        yield
+    finally:
+        if is_default:
+            th.set_num_threads(n_threads)
 
 
 def _adder(buffer: RolloutBuffer) -> Callable[..., None]:

@@ -285,3 +285,27 @@ def test_vec_normalize_statistics():
     models = [train(PPOClip, "MlpPolicy", make_env, compile=compile_)[0] for compile_ in (True, False)]
     statistics = [vars(model.get_vec_normalize_env().obs_rms) for model in models]
     assert equal(*statistics)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_one_thread_inside_of_learn(monkeypatch):
+    n_threads = []
+
+    def learn(n_before):
+        th.set_num_threads(n_before)
+        model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=26, n_epochs=1, compile=True)
+        model.learn(52, callback=lambda *_: n_threads.append(th.get_num_threads()) is None)
+        assert th.get_num_threads() == n_before
+        return n_threads[-1]
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        assert learn(2) == 1
+        # Numbers that the user has set
+        assert learn(3) == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert learn(2) == 2
+    finally:
+        th.set_num_threads(1)

@@ -1,0 +1,365 @@
+"""
+How fast training is: SB3's PPO, SBX's PPO (if it is installed) and this package's algorithms side by side.
+
+    python -m benchmarks.speed                # the table: some minutes
+    python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
+
+Each case is run by all contestants in turn, again and again, in one process each, one torch thread; the ratio to SB3's PPO is
+taken within each turn, and its median is reported with the smallest and the largest. Time is that of rollouts and updates
+after the first update, which compiles; the time to compile is shown on its own. ``environment`` is the floor: what the steps
+of the vectorized environment alone take.
+
+Writes benchmarks/results/speed.csv, speed.md and speed.svg.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    What is trained.
+
+    :param env: id of the environment
+    :param n_envs: number of environments
+    :param updates: number of updates in a turn; the first does not count
+    :param normalize: whether VecNormalize is used
+    :param policy: name of the policy
+    :param kwargs: hyperparameters
+    """
+
+    env: str
+    n_envs: int = 1
+    updates: int = 3
+    normalize: bool = False
+    policy: str = "MlpPolicy"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "HalfCheetah-v4, 1 env": Case("HalfCheetah-v4"),
+    "HalfCheetah-v4, 8 envs": Case("HalfCheetah-v4", n_envs=8, kwargs={"n_steps": 256}),
+    "HalfCheetah-v4, VecNormalize": Case("HalfCheetah-v4", normalize=True),
+    "Hopper-v4, 1 env": Case("Hopper-v4"),
+    # The Zoo's settings
+    "CartPole-v1": Case(
+        "CartPole-v1",
+        n_envs=8,
+        updates=20,
+        kwargs={"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "learning_rate": 1e-3},
+    ),
+    # The Zoo's settings
+    "Pendulum-v1, gSDE": Case(
+        "Pendulum-v1",
+        n_envs=4,
+        kwargs={"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3, "use_sde": True, "sde_sample_freq": 4},
+    ),
+    "images 84x84x4, 8 envs": Case(
+        "images",
+        n_envs=8,
+        updates=2,
+        policy="CnnPolicy",
+        kwargs={"n_steps": 32, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "ent_coef": 0.01},
+    ),
+}
+
+CONTESTANTS = {
+    "SB3 PPO": ("stable_baselines3", "PPO", {}),
+    "SBX PPO": ("sbx", "PPO", {}),
+    "PPOClip, reference": ("sb3_ppo_variants", "PPOClip", {"compile": False}),
+    "PPOClip": ("sb3_ppo_variants", "PPOClip", {"compile": True}),
+    "PPOKLPen": ("sb3_ppo_variants", "PPOKLPen", {"compile": True}),
+    "PPOFixedKL": ("sb3_ppo_variants", "PPOFixedKL", {"compile": True}),
+}
+
+
+def make_env(case: Case) -> Any:
+    """
+    The vectorized environment of a case.
+
+    :param case: the case
+    :return: the environment
+    """
+    import gymnasium as gym
+    import numpy as np
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    class Images(gym.Env):
+        """Images that cost nothing, so that the convolutions are what is measured."""
+
+        observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        action_space = gym.spaces.Discrete(6)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            self.images = self.np_random.integers(0, 256, (16, 4, 84, 84), dtype=np.uint8)
+            self.steps = 0
+            return self.images[0], {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            self.steps += 1
+            return self.images[self.steps % 16], float(action == self.steps % 6), False, self.steps == 200, {}
+
+    env = make_vec_env(Images if case.env == "images" else case.env, n_envs=case.n_envs, seed=0)
+    return VecNormalize(env) if case.normalize else env
+
+
+def run(case: Case, contestant: str) -> dict[str, float]:
+    """
+    Train a contestant and time it.
+
+    :param case: the case
+    :param contestant: its name
+    :return: microseconds per timestep of rollouts, updates and environment, seconds of the first update, peak memory in MB
+    """
+    module, name, kwargs = CONTESTANTS[contestant]
+    cls = getattr(importlib.import_module(module), name)
+    env = make_env(case)
+    times: dict[str, list[float]] = {"collect_rollouts": [], "train": [], "env": []}
+
+    def timed(instance: Any, method: str, key: str) -> None:
+        original = getattr(instance, method)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            times[key].append(time.perf_counter() - start)
+            return result
+
+        setattr(instance, method, wrapper)
+
+    model = cls(case.policy, env, seed=0, device="cpu", **case.kwargs, **kwargs)
+    for method in ("collect_rollouts", "train"):
+        timed(model, method, method)
+    steps = model.n_steps * case.n_envs
+    model.learn(case.updates * steps)
+
+    # The floor: the environments' own steps, with the actions of a random policy
+    import numpy as np
+
+    plain = make_env(Case(case.env, case.n_envs))
+    plain.reset()
+    actions = [np.stack([plain.action_space.sample() for _ in range(case.n_envs)]) for _ in range(100)]
+    for _ in range(3):
+        start = time.perf_counter()
+        for action in actions:
+            for single, one in zip(plain.envs, action, strict=True):
+                _, _, terminated, truncated, _ = single.step(one)
+                if terminated or truncated:
+                    single.reset()
+        times["env"].append((time.perf_counter() - start) / len(actions) / case.n_envs)
+    return {
+        "rollout_us": statistics.median(times["collect_rollouts"][1:]) / steps * 1e6,
+        "update_us": statistics.median(times["train"][1:]) / steps * 1e6,
+        "environment_us": min(times["env"]) * 1e6,
+        "first_update_s": times["train"][0],
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def whole_run(contestant: str, timesteps: int) -> dict[str, float]:
+    """
+    Seconds of a whole training script on HalfCheetah-v4, imports and compilation included.
+
+    :param contestant: its name
+    :param timesteps: length of the training
+    :return: the seconds
+    """
+    module, name, kwargs = CONTESTANTS[contestant]
+    if module == "sb3_ppo_variants":
+        kwargs = {}
+    script = (
+        f"from {module} import {name}\n"
+        f"{name}('MlpPolicy', 'HalfCheetah-v4', seed=0, device='cpu', **{kwargs}).learn({timesteps})"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    return {"seconds": time.perf_counter() - start}
+
+
+def call(*arguments: str) -> dict[str, float]:
+    """
+    Call a function of this module in a process of its own.
+
+    :param arguments: name of the function, and its arguments
+    :return: what it returned
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--call", *arguments]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def contestants(case: str) -> list[str]:
+    """
+    Who takes part in a case.
+
+    :param case: name of the case
+    :return: names of the contestants
+    """
+    names = [name for name in CONTESTANTS if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None]
+    # The KL variants do the same work everywhere
+    return names if case == "HalfCheetah-v4, 1 env" else [name for name in names if "KL" not in name]
+
+
+def measure(repetitions: int, whole_runs: bool) -> list[dict[str, Any]]:
+    """
+    Measure everything, printing each row as it comes.
+
+    :param repetitions: number of turns
+    :param whole_runs: whether to measure whole runs too
+    :return: one row per case and contestant
+    """
+    rows = []
+    for case in CASES:
+        turns = [{name: call("run", case, name) for name in contestants(case)} for _ in range(repetitions)]
+        rows += [summary(case, name, turns) for name in turns[0]]
+        print_rows(rows, case)
+    if whole_runs:
+        for timesteps, n_turns in ((20_000, repetitions), (1_000_000, 1)):
+            case = f"learn({timesteps:_})"
+            names = [name for name in contestants("") if name != "PPOClip, reference"]
+            turns = [{name: call("whole_run", name, str(timesteps)) for name in names} for _ in range(n_turns)]
+            rows += [summary(case, name, turns) for name in names]
+            print_rows(rows, case)
+    return rows
+
+
+def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """
+    A row of the table.
+
+    :param case: name of the case
+    :param name: name of the contestant
+    :param turns: what was measured in each turn
+    :return: medians, and the ratio to SB3's PPO in each turn
+    """
+
+    def total(times: dict[str, float]) -> float:
+        return times["seconds"] if "seconds" in times else times["rollout_us"] + times["update_us"]
+
+    ratios = [total(turn["SB3 PPO"]) / total(turn[name]) for turn in turns]
+    medians = {key: statistics.median(turn[name][key] for turn in turns) for key in turns[0][name]}
+    return {
+        "case": case,
+        "contestant": name,
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        **medians,
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """
+    The table.
+
+    :param rows: the rows
+    :return: Markdown
+    """
+    lines = [
+        "| case | | times as fast as SB3 (min to max) | rollout | update | environment | first update |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = f"**{row['ratio']:.2f}** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        if "seconds" in row:
+            details = f"{row['seconds']:.0f} s in all | | | |"
+        else:
+            times = " | ".join(f"{row[key]:.0f} us" for key in ("rollout_us", "update_us", "environment_us"))
+            details = f"{times} | {row['first_update_s']:.1f} s |"
+        lines.append(f"| {row['case']} | {row['contestant']} | {spread} | {details}")
+    return "\n".join(lines)
+
+
+def print_rows(rows: list[dict[str, Any]], case: str) -> None:
+    """
+    Print the rows of a case.
+
+    :param rows: all rows so far
+    :param case: name of the case
+    """
+    print(markdown([row for row in rows if row["case"] == case]), flush=True)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """
+    Write the table and the chart.
+
+    :param rows: the rows
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    packages: tuple[str, ...] = ("sb3_ppo_variants", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
+    packages += ("sbx-rl",) if importlib.util.find_spec("sbx") is not None else ()
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, one torch thread, Python {platform.python_version()}"
+    RESULTS.mkdir(exist_ok=True)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    with (RESULTS / "speed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*keys, "versions", "machine"])
+        writer.writeheader()
+        writer.writerows({**row, "versions": versions, "machine": machine} for row in rows)
+    (RESULTS / "speed.md").write_text(f"{markdown(rows)}\n\n{machine}; {versions}\n", encoding="utf-8")
+
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = [name for name in CONTESTANTS if any(row["contestant"] == name for row in rows)]
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) / 2 + 1.5))
+    position, ticks = 0.0, []
+    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++"), strict=False))
+    for case in cases:
+        start = position
+        for row in (row for row in rows if row["case"] == case):
+            label = row["contestant"] if row["contestant"] not in axes.get_legend_handles_labels()[1] else None
+            color = f"C{names.index(row['contestant'])}"
+            axes.barh(position, row["ratio"], label=label, color=color, hatch=hatches[row["contestant"]], edgecolor="black")
+            axes.text(row["ratio"], position, f" {row['ratio']:.1f}", va="center", fontsize=8)
+            position += 1
+        ticks.append((start + position - 1) / 2)
+        position += 1
+    axes.set_yticks(ticks, cases)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as SB3's PPO")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "speed.svg")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5, help="number of turns")
+    parser.add_argument("--whole-runs", action="store_true", help="also measure whole training scripts")
+    parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.call:
+        function, *arguments = args.call
+        if function == "run":
+            print(json.dumps(run(CASES[arguments[0]], arguments[1])))
+        else:
+            print(json.dumps(whole_run(arguments[0], int(arguments[1]))))
+        return
+    write(measure(args.repetitions, args.whole_runs))
+
+
+if __name__ == "__main__":
+    main()
