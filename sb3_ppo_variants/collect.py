@@ -1,0 +1,160 @@
+"""SB3's rollouts with less overhead."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_variants import checks
+from sb3_ppo_variants.inference import RolloutPolicy, StackedPolicy, is_standard_mlp
+from sb3_ppo_variants.loss import unvalidated_distributions
+from sb3_ppo_variants.rollout import compute_returns_and_advantage
+from sb3_ppo_variants.vec_env import fast_step
+
+
+class FastRolloutAlgorithm(OnPolicyAlgorithm):
+    """
+    SB3's ``OnPolicyAlgorithm`` with rollouts that take less time. They are bit for bit those of SB3, unless
+    ``_uses_compiled`` says that they may round differently.
+    """
+
+    _uses_compiled: bool
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Run pi_old in the environments for T steps: what SB3's method of this name does, with less overhead.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout; it sees SB3's ``locals``
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: T, the number of steps per environment
+        :return: False if the callback ended the rollout early
+        :raises ValueError: if the environment returned NaN or infinity
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        # Switch to eval mode (this affects batch norm and dropout)
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        act = self._actor(env.num_envs, n_rollout_steps)
+        step = fast_step(env)
+        add = _adder(rollout_buffer)
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            obs_tensor, actions, values, log_probs = act(self._last_obs)
+            clipped_actions = actions
+            if isinstance(self.action_space, spaces.Box):
+                if self.policy.squash_output:
+                    clipped_actions = self.policy.unscale_action(clipped_actions)
+                else:
+                    # As np.clip, which is slower
+                    clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+
+            new_obs, rewards, dones, infos = step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+
+            # An episode that was cut off goes on in the value of its last observation
+            for idx, done in enumerate(dones):
+                if done and infos[idx].get("TimeLimit.truncated", False) and "terminal_observation" in infos[idx]:
+                    terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                    with th.no_grad():
+                        terminal_value = self.policy.predict_values(terminal_obs)[0]
+                    rewards[idx] += self.gamma * terminal_value
+
+            add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        checks.check_observation(new_obs)
+        checks.check_rollout(rollout_buffer)
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        compute_returns_and_advantage(rollout_buffer, values, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _actor(self, n_envs: int, n_steps: int) -> Callable[[Any], tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]]:
+        """
+        The function that gives pi_old's actions in a rollout: from observations to their tensor, actions, values and log
+        probabilities.
+        """
+        if self._uses_compiled and StackedPolicy.supports(self.policy):
+            # Rounds differently from SB3
+            return partial(_act_on_arrays, StackedPolicy(self.policy, n_steps, n_envs))
+        if is_standard_mlp(self.policy):
+            return partial(_act_on_arrays, RolloutPolicy(self.policy))
+        return self._act
+
+    def _act(self, observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+        obs_tensor = obs_as_tensor(observations, self.device)
+        with th.no_grad(), unvalidated_distributions():
+            actions, values, log_probs = self.policy(obs_tensor)
+        if not math.isfinite(values.sum()):
+            checks.check_observation(observations)
+        return obs_tensor, actions.cpu().numpy(), values, log_probs
+
+
+def _act_on_arrays(
+    policy: Callable[[np.ndarray], tuple[np.ndarray, th.Tensor, th.Tensor]], observations: np.ndarray
+) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+    actions, values, log_probs = policy(observations)
+    # The policy is finite, as every update is checked, so the observations are not
+    if not math.isfinite(np.add.reduce(values.numpy(), axis=None)):
+        checks.check_observation(observations)
+    return th.from_numpy(observations), actions, values, log_probs
+
+
+def _adder(buffer: RolloutBuffer) -> Callable[..., None]:
+    """The function that does what ``buffer.add`` does, and does it itself for a plain buffer of vectors."""
+    if type(buffer) is not RolloutBuffer or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
+        return buffer.add
+    observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
+    episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs
+
+    def add(
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+    ) -> None:
+        pos = buffer.pos
+        observations[pos] = obs.reshape(observations.shape[1:])
+        actions[pos] = action.reshape(actions.shape[1:])
+        rewards[pos] = reward
+        episode_starts[pos] = episode_start
+        values[pos] = value.numpy().ravel()
+        log_probs[pos] = log_prob.numpy()
+        buffer.pos = pos + 1
+        buffer.full = buffer.pos == buffer.buffer_size
+
+    return add
