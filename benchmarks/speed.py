@@ -3,6 +3,7 @@ How fast training is: SB3's PPO, SBX's PPO (if it is installed) and this package
 
     python -m benchmarks.speed                # the table: some minutes
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
+    python -m benchmarks.speed --ablations    # what each technique buys
 
 Each case is run by all contestants in turn, again and again, in one process each, one torch thread; the ratio to SB3's PPO is
 taken within each turn, and its median is reported with the smallest and the largest. Time is that of rollouts and updates
@@ -88,6 +89,48 @@ CONTESTANTS = {
     "PPOFixedKL": ("sb3_ppo_variants", "PPOFixedKL", {"compile": True}),
 }
 
+# What "PPOClip" is without one of its techniques, for HalfCheetah-v4 with 1 environment: attributes of the package that are
+# replaced. The last two concern the reference path.
+ABLATIONS = {
+    "all techniques": [],
+    "rollouts without the stacked NumPy policy": ["inference.StackedPolicy.supports"],
+    "and without the straight-line one": ["inference.StackedPolicy.supports", "collect.is_standard_mlp"],
+    "SB3's step of DummyVecEnv": ["collect.fast_step"],
+    "SB3's RolloutBuffer.add": ["collect._adder"],
+    "SB3's computation of the advantages": ["collect.compute_returns_and_advantage"],
+    "the traced step interpreted, not compiled": ["compiled._compile"],
+    "reference path, all techniques": ["reference"],
+    "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp"],
+}
+
+
+def switch_off(techniques: list[str]) -> dict[str, Any]:
+    """
+    Replace techniques by what SB3 does.
+
+    :param techniques: names of attributes of the package, or "reference"
+    :return: arguments for ``PPOClip``
+    """
+    from sb3_ppo_variants import collect, compiled, inference, proximal
+
+    replacements: dict[str, tuple[Any, str, Any]] = {
+        "inference.StackedPolicy.supports": (inference.StackedPolicy, "supports", staticmethod(lambda policy: False)),
+        "collect.is_standard_mlp": (collect, "is_standard_mlp", lambda policy: False),
+        "proximal.is_standard_mlp": (proximal, "is_standard_mlp", lambda policy: False),
+        "collect.fast_step": (collect, "fast_step", lambda env: env.step),
+        "collect._adder": (collect, "_adder", lambda buffer: buffer.add),
+        "collect.compute_returns_and_advantage": (
+            collect,
+            "compute_returns_and_advantage",
+            lambda buffer, values, dones: buffer.compute_returns_and_advantage(values, dones),
+        ),
+        "compiled._compile": (compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments)),
+    }
+    for technique in techniques:
+        if technique != "reference":
+            setattr(*replacements[technique])
+    return {"compile": "reference" not in techniques}
+
 
 def make_env(case: Case) -> Any:
     """
@@ -129,7 +172,10 @@ def run(case: Case, contestant: str) -> dict[str, float]:
     :param contestant: its name
     :return: microseconds per timestep of rollouts, updates and environment, seconds of the first update, peak memory in MB
     """
-    module, name, kwargs = CONTESTANTS[contestant]
+    if contestant in ABLATIONS:
+        module, name, kwargs = "sb3_ppo_variants", "PPOClip", switch_off(ABLATIONS[contestant])
+    else:
+        module, name, kwargs = CONTESTANTS[contestant]
     cls = getattr(importlib.import_module(module), name)
     env = make_env(case)
     times: dict[str, list[float]] = {"collect_rollouts": [], "train": [], "env": []}
@@ -216,6 +262,23 @@ def contestants(case: str) -> list[str]:
     names = [name for name in CONTESTANTS if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None]
     # The KL variants do the same work everywhere
     return names if case == "HalfCheetah-v4, 1 env" else [name for name in names if "KL" not in name]
+
+
+def ablate(repetitions: int) -> None:
+    """
+    Print what each technique buys, measured by switching it off, and write it to benchmarks/results/ablations.md.
+
+    :param repetitions: number of turns
+    """
+    case = "HalfCheetah-v4, 1 env"
+    turns = [{name: call("run", case, name) for name in ("SB3 PPO", *ABLATIONS)} for _ in range(repetitions)]
+    lines = ["| | rollout | update | times as fast as SB3 |", "|---|---|---|---|"]
+    for name in turns[0]:
+        row = summary(case, name, turns)
+        lines.append(f"| {name} | {row['rollout_us']:.0f} us | {row['update_us']:.0f} us | {row['ratio']:.2f} |")
+    print("\n".join(lines))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def measure(repetitions: int, whole_runs: bool) -> list[dict[str, Any]]:
@@ -349,6 +412,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5, help="number of turns")
     parser.add_argument("--whole-runs", action="store_true", help="also measure whole training scripts")
+    parser.add_argument("--ablations", action="store_true", help="measure what each technique buys instead")
     parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.call:
@@ -358,7 +422,10 @@ def main() -> None:
         else:
             print(json.dumps(whole_run(arguments[0], int(arguments[1]))))
         return
-    write(measure(args.repetitions, args.whole_runs))
+    if args.ablations:
+        ablate(args.repetitions)
+    else:
+        write(measure(args.repetitions, args.whole_runs))
 
 
 if __name__ == "__main__":
