@@ -20,6 +20,8 @@ def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
     for option in ("amsgrad", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"):
         if group.get(option):
             return f"the optimizer has {option}=True"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer):
+        return "the optimizer's step has hooks, or is wrapped by a learning rate scheduler"
     parameters = list(policy.parameters())
     if [id(parameter) for parameter in parameters] != [id(parameter) for parameter in group["params"]]:
         return "the optimizer does not train exactly the policy's parameters"
@@ -77,3 +79,5 @@ class ForeachAdam:
             th._foreach_add_(denominators, self.group["eps"])
             step_size = self.group["lr"] / (1 - beta1**self.n_steps)
             th._foreach_addcdiv_(self.parameters, self.exp_avg, denominators, -step_size)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient

@@ -16,9 +16,10 @@ def check_number(
     maximum: float = math.inf,
     above: float = -math.inf,
     optional: bool = False,
+    infinite: bool = False,
 ) -> None:
     """
-    Check that an argument is a finite real number in a range.
+    Check that an argument is a real number in a range.
 
     :param name: name of the argument
     :param value: its value
@@ -26,6 +27,7 @@ def check_number(
     :param maximum: largest value allowed
     :param above: the value must be greater than this
     :param optional: whether ``None`` is allowed
+    :param infinite: whether infinity is allowed
     :raises TypeError: if it is no number
     :raises ValueError: if it is out of range
     """
@@ -34,7 +36,7 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number{' or None' if optional else ''}, but is {value!r}")
     number = float(value)
-    if not math.isfinite(number):
+    if math.isnan(number) or (math.isinf(number) and not infinite):
         raise ValueError(f"{name} must be finite, but is {value}")
     if number <= above:
         raise ValueError(f"{name} must be greater than {above}, but is {value}")
@@ -59,7 +61,12 @@ def check_integer(name: str, value: Any, minimum: float = -math.inf) -> None:
 
 
 def check_coefficient(
-    name: str, value: Any, minimum: float = -math.inf, above: float = -math.inf, optional: bool = False
+    name: str,
+    value: Any,
+    minimum: float = -math.inf,
+    above: float = -math.inf,
+    optional: bool = False,
+    infinite: bool = False,
 ) -> None:
     """
     Check that an argument is a number in a range, or a schedule: a function of the remaining progress.
@@ -69,13 +76,14 @@ def check_coefficient(
     :param minimum: smallest value allowed
     :param above: the value must be greater than this
     :param optional: whether ``None`` is allowed
+    :param infinite: whether infinity is allowed
     :raises TypeError: if it is neither
     :raises ValueError: if it is out of range
     """
     if callable(value):
         return
     try:
-        check_number(name, value, minimum=minimum, above=above, optional=optional)
+        check_number(name, value, minimum=minimum, above=above, optional=optional, infinite=infinite)
     except TypeError:
         kinds = "a number, a schedule or None" if optional else "a number or a schedule"
         raise TypeError(f"{name} must be {kinds}, but is {value!r}") from None
@@ -95,7 +103,13 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
 
 
-def scheduled_value(name: str, schedule: Callable[[float], float], progress: float, minimum: float = -math.inf) -> float:
+def scheduled_value(
+    name: str,
+    schedule: Callable[[float], float],
+    progress: float,
+    minimum: float = -math.inf,
+    infinite: bool = False,
+) -> float:
     """
     Evaluate a schedule.
 
@@ -103,11 +117,19 @@ def scheduled_value(name: str, schedule: Callable[[float], float], progress: flo
     :param schedule: function of the remaining progress
     :param progress: remaining progress, from 1 to 0
     :param minimum: smallest value allowed
+    :param infinite: whether infinity is allowed
     :return: what the schedule returned, as a float
-    :raises ValueError: if that is not finite, or too small
+    :raises TypeError: if that is no number
+    :raises ValueError: if it is out of range
     """
-    value = float(schedule(progress))
-    check_number(f"{name} (at remaining progress {progress:g})", value, minimum=minimum)
+    where = f"{name} (at remaining progress {progress:g})"
+    # SB3's wrapper converts to float itself, with an error that does not name the argument
+    returned = getattr(schedule, "value_schedule", schedule)(progress)
+    try:
+        value = float(returned)
+    except (TypeError, ValueError):
+        raise TypeError(f"{where} must be a number, but is {returned!r}") from None
+    check_number(where, value, minimum=minimum, infinite=infinite)
     return value
 
 
@@ -141,3 +163,17 @@ def check_rollout(buffer: RolloutBuffer) -> None:
             f"The environment returned a reward that is not finite: {rewards[step, env]} "
             f"at step {step} of the rollout in environment {env}"
         )
+
+
+def check_type(name: str, value: Any, *types: type) -> None:
+    """
+    Check the type of an argument.
+
+    :param name: name of the argument
+    :param value: its value
+    :param types: the types allowed
+    :raises TypeError: if it is of none of them
+    """
+    if not isinstance(value, types):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
+        raise TypeError(f"{name} must be of type {names}, but is {value!r}")

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.adam import not_plain_adam
-from sb3_ppo_variants.inference import Evaluation, evaluate_policy
+from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.rollout import RolloutData
@@ -38,6 +38,8 @@ OLDEST_TORCH = (2, 13)
 # Floats between the starts of two parameters in the flat tensor are a multiple of this: 64 bytes, for aligned vector loads
 ALIGNMENT = 16
 
+# Compiled functions of one update: more mean that something in the policy changes all the time
+MAX_FUNCTIONS = 8
 INDUCTOR_OPTIONS = {
     # The indices are permutations
     "assert_indirect_indexing": False,
@@ -72,6 +74,8 @@ def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
     reason = not_plain_adam(policy)
     if reason is not None:
         return reason
+    if has_hooks(policy):
+        return "modules of the policy have hooks, which compiled code would not call"
     if len({parameter.dtype for parameter in policy.parameters()}) != 1:
         return "the policy's parameters have several data types"
     return None
@@ -166,6 +170,22 @@ class CompiledUpdate:
         self.buffers: dict[str, th.Tensor] = {}
         self.n_steps = 0
         self.functions: dict[Any, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
+
+    def serves(self, policy: ActorCriticPolicy, options: tuple[Any, ...]) -> bool:
+        """
+        Whether this can make the steps of an update, or another must be made.
+
+        :param policy: the policy to update
+        :param options: the other arguments of the constructor but for the surrogate
+        :return: whether it can
+        """
+        parameters = list(policy.parameters())
+        return (
+            policy is self.policy
+            and options == self.options
+            and len(parameters) == len(self.layout.parameters)
+            and all(new is old for new, old in zip(parameters, self.layout.parameters, strict=True))
+        )
 
     def _step(
         self,
@@ -265,7 +285,8 @@ class CompiledUpdate:
             state = [self.parameters, self.exp_avg, self.exp_avg_sq, self.buffers, rollout]
             leaves, structure = pytree.tree_flatten(state)
             group = self.policy.optimizer.param_groups[0]
-            key = (*(leaf.shape for leaf in leaves), tuple(group["betas"]), group["eps"], group["weight_decay"])
+            constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], _attributes(self.policy))
+            key = (*(leaf.shape for leaf in leaves), *constants)
             for epoch in minibatches:
                 rows = []
                 for index in epoch:
@@ -329,6 +350,8 @@ class CompiledUpdate:
         """The step for these arguments; it empties the list that it is called with."""
         key = (len(arguments[-1]), *key)
         if key not in self.functions:
+            if len(self.functions) == MAX_FUNCTIONS:
+                raise CompilationError("the policy, or the size of the rollout, changes again and again")
             try:
                 # The same random numbers whether the function is in the compiler's cache or not
                 with th.random.fork_rng(devices=[]):
@@ -380,6 +403,17 @@ class _Loss(nn.Module):
     ) -> tuple[th.Tensor, th.Tensor]:
         # Within the forward, as the KL of a custom policy may take a second pass through it
         return loss_of(evaluate_policy(self.policy, observations, actions))
+
+
+def _attributes(policy: ActorCriticPolicy) -> tuple[Any, ...]:
+    """The numbers and texts that the modules of a policy hold (a dropout rate, say), which a trace takes for constants."""
+    kinds = (bool, int, float, str)
+    return tuple(
+        (prefix, name, value)
+        for prefix, module in policy.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in kinds
+    )
 
 
 def _addmm(bias: th.Tensor, x: th.Tensor, y: th.Tensor, *, beta: float = 1, alpha: float = 1) -> th.Tensor:

@@ -74,9 +74,33 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
         and policy.device.type == "cpu"
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
         # Neither hooks nor methods set on the instance
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+        and not has_hooks(policy)
         and not any(callable(getattr(ActorCriticPolicy, name, None)) for name in vars(policy))
+        and all(type(head) is nn.Linear for head in (policy.action_net, policy.value_net))
+        and all(_is_linear_or_function(layer) for layer in _layers(policy))
     )
+
+
+def has_hooks(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether somebody watches the calls of a policy's modules, which must then be made.
+
+    :param policy: any policy
+    :return: whether a module has a hook
+    """
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for module in policy.modules() for name in names)
+
+
+def _layers(policy: ActorCriticPolicy) -> list[nn.Module]:
+    extractor = policy.mlp_extractor
+    return [*extractor.policy_net, policy.action_net, *extractor.value_net, policy.value_net]
+
+
+def _is_linear_or_function(layer: nn.Module) -> bool:
+    if type(layer) is nn.Linear:
+        return layer.bias is not None
+    return next(layer.parameters(), None) is None
 
 
 class StraightPolicy:
@@ -142,7 +166,8 @@ class RolloutPolicy:
             )
         )
         self.log_std = policy.log_std.detach() if isinstance(policy.action_dist, DiagGaussianDistribution) else None
-        self.n_envs = 0
+        # Of log_std, when what depends on it was computed
+        self.version = -1
 
     def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
         """
@@ -157,8 +182,8 @@ class RolloutPolicy:
         for layer in self.vf:
             latent_vf = F.linear(latent_vf, *layer) if isinstance(layer, tuple) else layer(latent_vf)
         if self.log_std is not None:
-            if self.n_envs != len(latent_pi):
-                self.n_envs = len(latent_pi)
+            if self.version != self.log_std._version:
+                self.version = self.log_std._version
                 self.std = th.ones_like(latent_pi) * self.log_std.exp()
                 self.double_variance = 2 * self.std**2
                 self.log_stds = self.std.log()
@@ -173,9 +198,9 @@ class RolloutPolicy:
 
 class StackedPolicy:
     """
-    A policy for one rollout, in NumPy, whose numbers differ from SB3's by rounding. Its parameters do not change during a
-    rollout, so the two networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at
-    once, from torch's generator.
+    A policy for one rollout, in NumPy, whose numbers differ from SB3's by rounding. Its parameters are those at the start of
+    the rollout (a callback that changes them meanwhile takes effect in the next one), so the two networks are stacked into
+    one with block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator.
 
     :param policy: a policy that ``is_standard_mlp``
     :param n_steps: number of steps of the rollout

@@ -23,5 +23,5 @@ class KLPenaltyPPO(ProximalPolicyOptimization):
         return {**super().coefficients(), "kl_coef": self.kl_coef}
 
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:
-        """L^KLPEN, equation (8)."""
+        """L^KLPEN, equation (8), or L^CPI, equation (6), if beta is 0."""
         return kl_penalized_surrogate(terms.ratio, terms.advantages, terms.kl, coef["kl_coef"], coef.get("clip_range"))

@@ -73,6 +73,6 @@ def kl_penalized_surrogate(
     else:
         surrogate = clipped_surrogate(ratio, advantages, clip_range)
     # 0 * inf would be NaN
-    if isinstance(kl_coef, (int, float)) and kl_coef == 0:
-        return surrogate
-    return surrogate - kl_coef * kl
+    if isinstance(kl_coef, th.Tensor):
+        return surrogate - th.where(kl_coef == 0, th.zeros_like(kl), kl_coef * kl)
+    return surrogate if kl_coef == 0 else surrogate - kl_coef * kl

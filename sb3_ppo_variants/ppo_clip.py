@@ -89,8 +89,8 @@ class PPOClip(ProximalPolicyOptimization):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        checks.check_coefficient("clip_range", self.clip_range, above=0)
-        checks.check_number("target_kl", self.target_kl, above=0, optional=True)
+        checks.check_coefficient("clip_range", self.clip_range, above=0, infinite=True)
+        checks.check_number("target_kl", self.target_kl, above=0, optional=True, infinite=True)
 
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:
         """L^CLIP, equation (7)."""

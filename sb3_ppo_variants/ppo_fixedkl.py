@@ -102,4 +102,4 @@ class PPOFixedKL(KLPenaltyPPO):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         checks.check_coefficient("kl_coef", self.__dict__["kl_coef"], minimum=0)
-        checks.check_number("target_kl", self.target_kl, above=0, optional=True)
+        checks.check_number("target_kl", self.target_kl, above=0, optional=True, infinite=True)

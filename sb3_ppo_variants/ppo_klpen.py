@@ -1,5 +1,6 @@
 """PPO with an adaptive KL penalty: section 4 of the paper."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch as th
@@ -106,10 +107,12 @@ class PPOKLPen(KLPenaltyPPO):
         checks.check_number("init_kl_coef", self.init_kl_coef, minimum=low, maximum=high)
         checks.check_number("kl_coef", self.kl_coef, minimum=0)
 
-    def _early_stop_kl(self) -> float | None:
+    def coefficients(self) -> dict[str, float]:
+        """As in the base class, and d_targ as ``kl_target``."""
+        return {**super().coefficients(), "kl_target": self._current("target_kl", minimum=0)}
+
+    def _max_approx_kl(self) -> float | None:
         return None
 
-    def _after_update(self, kl: float) -> None:
-        target_kl = self._current("target_kl", minimum=0)
-        self.logger.record("train/kl_target", target_kl)
-        self.kl_coef = adapt_kl_coef(self.kl_coef, kl, target_kl, self.kl_coef_bounds)
+    def _after_update(self, kl: float, coef: Mapping[str, float]) -> None:
+        self.kl_coef = adapt_kl_coef(self.kl_coef, kl, coef["kl_target"], self.kl_coef_bounds)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import json
 import math
 import os
 import pathlib
@@ -20,6 +21,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
@@ -39,6 +41,8 @@ from sb3_ppo_variants.objectives import Coefficient
 from sb3_ppo_variants.rollout import STANDARD_BUFFERS, Rollout, RolloutData
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
+
+PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 
 # Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
 # takes some seconds. Not measured, so that the same seed always takes the same path.
@@ -166,8 +170,11 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.compile = compile
+        # How this process trains, not what: none of these is saved
         self._compiled_update: compiled.CompiledUpdate | None = None
         self._uses_compiled = False
+        self._cannot_compile: str | None = None
+        self._n_steps_made = 0.0
 
         if _init_setup_model:
             self._setup_model()
@@ -198,17 +205,22 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         checks.check_integer("n_epochs", self.n_epochs, minimum=1)
         checks.check_number("gamma", self.gamma, minimum=0, maximum=1)
         checks.check_number("gae_lambda", self.gae_lambda, minimum=0, maximum=1)
-        checks.check_coefficient("clip_range", self.clip_range, above=0, optional=True)
-        checks.check_coefficient("clip_range_vf", self.clip_range_vf, above=0, optional=True)
+        checks.check_coefficient("clip_range", self.clip_range, above=0, optional=True, infinite=True)
+        checks.check_coefficient("clip_range_vf", self.clip_range_vf, above=0, optional=True, infinite=True)
         checks.check_coefficient("ent_coef", self.ent_coef)
         checks.check_coefficient("vf_coef", self.vf_coef, minimum=0)
-        checks.check_number("max_grad_norm", self.max_grad_norm, above=0, optional=True)
-        checks.check_integer("sde_sample_freq", self.sde_sample_freq)
+        checks.check_number("max_grad_norm", self.max_grad_norm, above=0, optional=True, infinite=True)
+        checks.check_type("use_sde", self.use_sde, bool)
+        checks.check_integer("sde_sample_freq", self.sde_sample_freq, minimum=-1)
+        checks.check_type("policy_kwargs", self.policy_kwargs, dict)
+        checks.check_type("seed", self.seed, int, np.integer, type(None))
         checks.check_integer("stats_window_size", self._stats_window_size, minimum=1)
         checks.check_choice("normalize_advantage", self.normalize_advantage, (True, False, "batch"))
         checks.check_choice("compile", self.compile, (True, False, "auto"))
         if self.normalize_advantage is True and self.batch_size == 1:
             raise ValueError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
+        if not hasattr(self, "action_space"):
+            raise ValueError("env must be an environment or the id of one, but is None")
         if self.env is not None:
             self._check_rollout_size(self.n_steps * self.n_envs)
 
@@ -224,7 +236,12 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled_update", "_uses_compiled"]
+        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made"]
+        return [*super()._excluded_save_params(), *own]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions cannot be pickled
+        return {**self.__dict__, "_compiled_update": None}
 
     def _choose_path(self, total_timesteps: float) -> None:
         """
@@ -235,10 +252,12 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         """
         rollout_size = self.n_steps * self.n_envs
         n_steps = total_timesteps / rollout_size * self.n_epochs * math.ceil(rollout_size / self.batch_size)
+        # A training in many short pieces is a long one
+        self._n_steps_made += n_steps
         self._uses_compiled = False
-        if self.compile is False or (self.compile == "auto" and n_steps < MIN_STEPS_TO_COMPILE):
+        if self.compile is False or (self.compile == "auto" and self._n_steps_made < MIN_STEPS_TO_COMPILE):
             return
-        reason = compiled.unsupported_reason(self.policy)
+        reason = self._cannot_compile or compiled.unsupported_reason(self.policy)
         if type(self.rollout_buffer) not in STANDARD_BUFFERS:
             reason = f"the rollout buffer is a {type(self.rollout_buffer).__name__}, not one of SB3's own"
         if reason is None:
@@ -271,8 +290,10 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         for name in ("clip_range", "clip_range_vf"):
             schedule = getattr(self, name)
             if schedule is not None:
-                # As in SB3, the progress falls below 0 where the last rollout overshoots the end
-                coef[name] = checks.scheduled_value(name, schedule, self._current_progress_remaining)
+                # As in SB3, the progress, and with it a linear schedule, falls below 0 where the last rollout overshoots
+                progress = self._current_progress_remaining
+                minimum = 0 if progress >= 0 else -math.inf
+                coef[name] = checks.scheduled_value(name, schedule, progress, minimum, infinite=True)
         return coef
 
     def _current(self, name: str, minimum: float = -math.inf) -> float:
@@ -282,15 +303,16 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             return checks.scheduled_value(name, coefficient, max(self._current_progress_remaining, 0.0), minimum)
         return float(coefficient)
 
-    def _early_stop_kl(self) -> float | None:
-        """SB3's ``target_kl``: 2/3 of the approximate KL at which an update ends early, or ``None`` for never."""
-        return self.target_kl  # type: ignore[return-value]
+    def _max_approx_kl(self) -> float | None:
+        """The approximate KL of a minibatch above which an update ends early, in nats; ``None`` for never."""
+        return None if self.target_kl is None else 1.5 * self.target_kl  # type: ignore[operator]
 
-    def _after_update(self, kl: float) -> None:
+    def _after_update(self, kl: float, coef: Mapping[str, float]) -> None:
         """
         What changes once per policy update, after the last epoch.
 
         :param kl: exact mean KL[pi_old, pi] over the rollout, in nats
+        :param coef: the coefficients of that update
         """
 
     def train(self) -> None:
@@ -311,8 +333,9 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 self.policy.set_training_mode(True)
                 epochs = self._optimize(rollout, coef)
                 kl = rollout.mean_kl()
-            self._check_finite(epochs, kl)
-        except Exception as error:
+            self._check_finite(before, epochs, kl)
+        # Also when the user interrupts it: half an update would be saved without its beta
+        except BaseException as error:
             before.restore(self)
             # What torch's optimizers raise where a step size does not fit into a float32
             if isinstance(error, RuntimeError) and "without overflow" in str(error):
@@ -320,7 +343,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             raise
         self._record(epochs, coef, kl)
         if kl is not None:
-            self._after_update(kl)
+            self._after_update(kl, coef)
 
     def _optimize(self, rollout: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
         """
@@ -328,15 +351,17 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
 
         :return: the values of ``METRICS`` at each step of each epoch, of shape ``(n_steps, n_metrics)``
         """
-        target_kl = self._early_stop_kl()
-        max_approx_kl = None if target_kl is None else 1.5 * target_kl
+        max_approx_kl = self._max_approx_kl()
         if self._uses_compiled:
+            numpy_state = np.random.get_state()
             try:
                 return self._optimize_compiled(rollout, coef, max_approx_kl)
             except compiled.CompilationError as error:
                 if self.compile is True:
                     raise
+                np.random.set_state(numpy_state)
                 self._uses_compiled = False
+                self._cannot_compile = str(error)
                 self._print(f"Not compiled: {error}")
         epochs: list[th.Tensor] = []
         normalize = self._advantage_normalizer()
@@ -382,13 +407,17 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
 
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""
+        # A callback may have frozen layers, say
+        reason = compiled.unsupported_reason(self.policy)
+        if reason is not None:
+            raise compiled.CompilationError(reason)
         assert rollout.data is not None
         data = rollout.data
         if self.normalize_advantage == "batch":
             data = data._replace(advantages=self._advantage_normalizer()(data.advantages))
         options = (tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
         update = self._compiled_update
-        if update is None or update.policy is not self.policy or update.options != options:
+        if update is None or not update.serves(self.policy, options):
             update = compiled.CompiledUpdate(self.policy, self.surrogate, *options)
             self._compiled_update = update
         epochs = [rollout.permutation() for _ in range(self.n_epochs)]
@@ -409,15 +438,20 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             return lambda advantages: (advantages - mean) / (std + 1e-8)
         return standardize if self.normalize_advantage else lambda advantages: advantages
 
-    def _check_finite(self, epochs: list[th.Tensor], kl: float | None) -> None:
+    def _check_finite(self, before: "_Snapshot", epochs: list[th.Tensor], kl: float | None) -> None:
         """
         Check what the update has made.
 
-        :raises NonFiniteUpdateError: if something is NaN or infinite
+        :raises NonFiniteUpdateError: if something has become NaN or infinite
         """
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors["loss"] = th.cat(epochs)
-        names = [name for name, tensor in tensors.items() if not th.isfinite(tensor).all()]
+        names = [
+            f"policy.{name}"
+            for name, tensor in self.policy.state_dict().items()
+            # Buffers such as masks may be infinite by intent
+            if not th.isfinite(tensor).all() and th.isfinite(before.policy[name]).all()
+        ]
+        if not th.isfinite(th.cat(epochs)).all():
+            names.append("loss")
         if kl is not None and not math.isfinite(kl):
             names.append("KL[pi_old, pi]")
         if names:
@@ -449,7 +483,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in ("clip_range", "clip_range_vf", "kl_coef"):
+        for name in ("clip_range", "clip_range_vf", "kl_coef", "kl_target"):
             if name in coef:
                 self.logger.record(f"train/{name}", coef[name])
         for name in ("ent_coef", "vf_coef"):
@@ -512,16 +546,37 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         :param kwargs: arguments of the constructor to change
         :return: the loaded model
         :raises TypeError: if ``kwargs`` has a name that the class does not know
-        :raises ValueError: if the file is damaged, or not a model of this kind
+        :raises ValueError: if the file is damaged, or not a model of PPO
         """
         known = vars(cls("MlpPolicy", None, _init_setup_model=False)).keys() | inspect.signature(cls).parameters.keys()
         unknown = sorted(kwargs.keys() - known)
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got an unexpected keyword argument: {', '.join(unknown)}")
         try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            # Another algorithm's hyperparameters would be taken for those of PPO, the missing ones for the defaults
+            missing = PPO_HYPERPARAMETERS - _saved_names(path)
+            if missing:
+                raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {', '.join(sorted(missing))}")
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
+        if model.compile is True and "compile" not in kwargs:
+            # There may be no compiler where it is loaded
+            model.compile = "auto"
+        return model
+
+
+def _saved_names(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
+    """The names of the attributes in a saved model."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return set(json.loads(archive.read("data")))
+    finally:
+        if file is path:
+            file.seek(0)
+        else:
+            file.close()
 
 
 class _Snapshot:
@@ -543,7 +598,9 @@ class _Snapshot:
 def _one_thread() -> Iterator[None]:
     """One torch thread: more only get in each other's way with small networks. A number that the user has set stays."""
     n_threads = th.get_num_threads()
-    is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads == os.cpu_count()
+    n_cores = os.cpu_count() or 1
+    # Torch's own choice is the number of cores, which may count twice as many as there are
+    is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)
     try:
         if is_default:
             th.set_num_threads(1)

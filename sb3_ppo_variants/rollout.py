@@ -8,6 +8,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,13 +183,15 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
         else:
             buffer.observations = buffer.swap_and_flatten(buffer.observations)
         buffer.generator_ready = True
+    # Without copies where possible: the buffer makes new arrays before it is filled again
+    to_torch = partial(buffer.to_torch, copy=False)
     observations: PyTorchObs
     if isinstance(buffer, DictRolloutBuffer):
-        observations = {key: buffer.to_torch(array) for key, array in buffer.observations.items()}
+        observations = {key: to_torch(array) for key, array in buffer.observations.items()}
     else:
-        observations = buffer.to_torch(buffer.observations)
+        observations = to_torch(buffer.observations)
     arrays = (buffer.actions.astype(np.float32, copy=False), buffer.values, buffer.log_probs)
-    actions, *others = map(buffer.to_torch, (*arrays, buffer.advantages, buffer.returns))
+    actions, *others = map(to_torch, (*arrays, buffer.advantages, buffer.returns))
     return RolloutBufferSamples(observations, actions, *(tensor.flatten() for tensor in others))  # type: ignore[arg-type]
 
 

@@ -100,6 +100,10 @@ def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
         # The mean of one row is the row, and its variance is 0
         statistics.update_from_moments(batch[0], np.zeros_like(statistics.var), 1)
         return
+    if batch.dtype not in (np.float32, np.float64):
+        # np.mean sums other types in a wider one
+        statistics.update(batch)
+        return
     # What np.mean and np.var compute, without their overhead
     mean = np.add.reduce(batch, axis=0) / len(batch)
     deviations = batch - mean

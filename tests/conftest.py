@@ -1,3 +1,5 @@
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ class SpaceEnv(gym.Env):
     """An environment with any spaces: random observations, a reward that depends on the action, episodes of 13 steps."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, truncate: bool = True):
-        self.observation_space = observation_space
-        self.action_space = action_space
+        # Spaces sample from generators of their own
+        self.observation_space = copy.deepcopy(observation_space)
+        self.action_space = copy.deepcopy(action_space)
         self.truncate = truncate
         self.steps = 0
 

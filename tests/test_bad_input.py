@@ -1,9 +1,12 @@
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from conftest import OBSERVATION_SPACES, SpaceEnv
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_parity import equal
 
 from sb3_ppo_variants import NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen
@@ -26,7 +29,7 @@ OUT_OF_RANGE = [
     ("gae_lambda", "0.9", TypeError),
     ("clip_range", 0.0, ValueError),
     ("clip_range", -0.2, ValueError),
-    ("clip_range", float("inf"), ValueError),
+    ("clip_range", float("nan"), ValueError),
     ("clip_range", [0.2], TypeError),
     ("clip_range_vf", 0, ValueError),
     ("ent_coef", float("nan"), ValueError),
@@ -35,7 +38,11 @@ OUT_OF_RANGE = [
     ("vf_coef", None, TypeError),
     ("max_grad_norm", 0, ValueError),
     ("max_grad_norm", -1, ValueError),
+    ("use_sde", "yes", TypeError),
     ("sde_sample_freq", 1.5, TypeError),
+    ("sde_sample_freq", -5, ValueError),
+    ("policy_kwargs", [1], TypeError),
+    ("seed", "a", TypeError),
     ("stats_window_size", 0, ValueError),
     ("target_kl", 0.0, ValueError),
     ("target_kl", -0.01, ValueError),
@@ -91,6 +98,15 @@ def test_schedule_that_goes_bad_is_named_before_the_update():
         model.learn(64)
     with pytest.raises(ValueError, match="kl_coef"):
         PPOFixedKL("MlpPolicy", "Pendulum-v1").kl_coef = -2.0
+    for name, value, error in (
+        ("clip_range", -0.2, ValueError),
+        ("clip_range", "a", TypeError),
+        ("target_kl", -1, ValueError),
+    ):
+        klpen = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64, **{name: lambda _, value=value: value})
+        with pytest.raises(error, match=rf"{name} \(at remaining progress 0\) must .* but is .*{value}"):
+            klpen.learn(64)
+        assert klpen._n_updates == 0
 
 
 @pytest.mark.parametrize("total_timesteps", [-1, float("nan"), float("inf")])
@@ -109,6 +125,8 @@ def test_spaces_and_policies(cls):
         cls("NoPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="policy must be an ActorCriticPolicy"):
         cls(th.nn.Linear, "Pendulum-v1")
+    with pytest.raises(ValueError, match=r"env must be .* but is None"):
+        cls("MlpPolicy", None)
     with pytest.raises(gym.error.NameNotFound, match="NoEnv"):
         cls("MlpPolicy", "NoEnv-v0")
 
@@ -192,6 +210,39 @@ def test_update_that_blows_up_is_undone(cls, action, learning_rate, tmp_path):
     loaded = cls.load(tmp_path / "model", env=SpaceEnv(OBSERVATION_SPACES["box"], action), learning_rate=1e-4)
     assert equal(loaded.policy.state_dict(), before)
     loaded.learn(32)
+
+
+class Interrupt(PPOKLPen):
+    """The user presses Ctrl-C in the third minibatch."""
+
+    def surrogate(self, terms, coef):
+        self.n_minibatches = getattr(self, "n_minibatches", 0) + 1
+        if self.n_minibatches == 3:
+            raise KeyboardInterrupt
+        return super().surrogate(terms, coef)
+
+
+def test_interrupted_update_is_undone():
+    model = Interrupt("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=16, compile=False)
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64)
+    assert model.n_minibatches == 3
+    assert equal(model.policy.state_dict(), before)
+    assert model._n_updates == 0
+
+
+class MaskedExtractor(FlattenExtractor):
+    """Has a buffer that is infinite by intent."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("mask", th.full((3,), -float("inf")))
+
+
+def test_infinite_buffers_are_no_error():
+    kwargs = {"policy_kwargs": {"features_extractor_class": MaskedExtractor}, "n_steps": 64, "n_epochs": 1}
+    assert PPOClip("MlpPolicy", "Pendulum-v1", **kwargs).learn(64)._n_updates == 1
 
 
 def test_validation_of_distributions_is_switched_on_again():

@@ -1,6 +1,7 @@
 """PPOClip(compile=False) is SB3's PPO bit for bit, and the variants are each other where the paper says so."""
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch as th
 from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -155,6 +157,9 @@ SETTINGS = {
     "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
     "noise in evaluation": {"policy_kwargs": {"features_extractor_class": NoisyExtractor}},
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
+    "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
+    "other activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "net_arch": {"pi": [8], "vf": [16, 8]}}},
+    "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
     "gamma and lambda": {"gamma": 0.9, "gae_lambda": 0.7},
 }
 
@@ -171,6 +176,58 @@ def test_settings(setting):
     if setting == "early stop":
         # 2 * 3 updates of 3 epochs, had none ended early
         assert 6 < expected[0]._n_updates < 18
+
+
+class AnnealNoise(BaseCallback):
+    """Changes the policy during a rollout, and looks at the gradients and steps of updates."""
+
+    def _on_training_start(self):
+        self.steps, self.gradients = 0, []
+        self.model.policy.optimizer.register_step_post_hook(lambda *_: self.count())
+
+    def count(self):
+        self.steps += 1
+
+    def _on_step(self):
+        with th.no_grad():
+            self.model.policy.log_std.sub_(1e-3)
+        return True
+
+    def _on_rollout_start(self):
+        self.gradients.append([p.grad.clone() for p in self.model.policy.parameters() if p.grad is not None])
+
+
+def test_callback_that_looks_into_the_policy_and_the_optimizer():
+    results = []
+    for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=2, seed=0, **kwargs)
+        callback = AnnealNoise()
+        model.learn(156, callback)
+        results.append((model.policy.state_dict(), callback.gradients, callback.steps))
+    assert equal(*results)
+    # 3 updates of 2 epochs of 4 minibatches; the gradients of the last one before each rollout
+    assert results[0][2] == 24
+    assert [len(gradients) > 0 for gradients in results[0][1]] == [False, True, True]
+
+
+def test_gradients_are_left_as_sb3_leaves_them():
+    models = [train(PPO, "MlpPolicy", space_env("box", "box"))[0]]
+    models += [train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=False)[0]]
+    gradients = [[parameter.grad for parameter in model.policy.parameters()] for model in models]
+    assert equal(*gradients)
+    assert gradients[0][0].abs().max() > 0
+
+
+@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
+def test_arguments_of_sb3(cls):
+    theirs, ours = (list(inspect.signature(c).parameters.values()) for c in (PPO, cls))
+    assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
+    # What makes a KL variant: no clipping, and in PPOKLPen d_targ
+    own = {PPOClip: set(), PPOFixedKL: {"clip_range"}, PPOKLPen: {"clip_range", "target_kl"}}[cls]
+    for a, b in zip(theirs, ours, strict=False):
+        assert (a.default == b.default) == (a.name not in own), a.name
+        assert a.kind == b.kind
+    assert all(p.kind == inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
 def test_custom_policy():

@@ -1,11 +1,14 @@
 import random
 import zipfile
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
+from sb3_contrib import TRPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.dqn.policies import DQNPolicy
 from test_parity import equal, space_env
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
@@ -123,18 +126,41 @@ def test_foreign_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         PPOClip.load(tmp_path / "missing")
     (tmp_path / "text.zip").write_text("no zip-file")
-    with pytest.raises(ValueError, match="text wasn't a zip-file"):
+    with pytest.raises(ValueError, match="text is damaged, or is not a saved PPOClip model"):
         PPOClip.load(tmp_path / "text")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "no model")
     with pytest.raises(ValueError, match="other is damaged, or is not a saved PPOClip model"):
         PPOClip.load(tmp_path / "other")
-    DQN("MlpPolicy", "CartPole-v1", buffer_size=10).save(tmp_path / "dqn")
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_models_of_other_algorithms(cls, tmp_path):
+    for other, kwargs in ((DQN, {"buffer_size": 10}), (A2C, {}), (TRPO, {})):
+        other("MlpPolicy", "CartPole-v1", **kwargs).save(tmp_path / "model")
+        with pytest.raises(ValueError, match=r"model is a model of another algorithm than PPO: it has no .*n_epochs"):
+            cls.load(tmp_path / "model")
     with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, but is .*DQNPolicy"):
-        PPOClip.load(tmp_path / "dqn")
-    A2C("MlpPolicy", "CartPole-v1").save(tmp_path / "a2c")
-    with pytest.raises(TypeError, match="target_kl must be a number or a schedule, but is None"):
-        PPOKLPen.load(tmp_path / "a2c", target_kl=None)
+        cls(DQNPolicy, "CartPole-v1")
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model")
+    if cls is PPOKLPen:
+        with pytest.raises(TypeError, match="target_kl must be a number or a schedule, but is None"):
+            cls.load(tmp_path / "model")
+        assert cls.load(tmp_path / "model", target_kl=0.01).kl_coef == 1.0
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_file_objects_and_pickles(cls, tmp_path):
+    model = cls("MlpPolicy", "Pendulum-v1", **KWARGS).learn(64)
+    with (tmp_path / "model.zip").open("wb") as file:
+        model.save(file)
+    with (tmp_path / "model.zip").open("rb") as file:
+        loaded = cls.load(file)
+    assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+    model.env = None
+    model._logger = None
+    pickled = cloudpickle.loads(cloudpickle.dumps(model))
+    assert equal(pickled.policy.state_dict(), model.policy.state_dict())
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
