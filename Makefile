@@ -30,7 +30,7 @@ format: $(VENV)/installed-tests
 
 # The oldest stable-baselines3, sb3-contrib, rl-zoo3 and gymnasium that setup.py allows
 test-oldest: $(VENV)-oldest/installed
-	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not current_versions"
+	$(VENV)-oldest/bin/python -m pytest -n 2
 
 compare: $(VENV)/installed-tests
 	$(BIN)/python benchmarks/compare_sb3.py
