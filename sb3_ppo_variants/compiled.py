@@ -406,7 +406,10 @@ class _Loss(nn.Module):
 
 
 def _attributes(policy: ActorCriticPolicy) -> tuple[Any, ...]:
-    """The numbers and texts that the modules of a policy hold (a dropout rate, say), which a trace takes for constants."""
+    """
+    The numbers and texts that the modules of a policy hold (a dropout rate, say), which a trace takes for constants. So it
+    does tensors that are neither parameters nor buffers, whose change would go unnoticed.
+    """
     kinds = (bool, int, float, str)
     return tuple(
         (prefix, name, value)
