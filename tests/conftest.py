@@ -1,4 +1,6 @@
 import copy
+import warnings
+from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
@@ -6,11 +8,23 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_ppo_variants import zoo
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Sums over several threads are not reproducible bit for bit."""
     th.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def exp_manager() -> ModuleType:
+    with warnings.catch_warnings():
+        # What the Zoo's imports warn of is not ours
+        warnings.simplefilter("ignore")
+        zoo.register()
+        from rl_zoo3 import exp_manager
+    return exp_manager
 
 
 class SpaceEnv(gym.Env):

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,16 +77,6 @@ def without_wrappers(base: Any) -> Any:
             return super().create_envs(*args, **kwargs)
 
     return ManagerWithoutWrappers
-
-
-@pytest.fixture(scope="module")
-def exp_manager() -> ModuleType:
-    with warnings.catch_warnings():
-        # What the Zoo's imports warn of is not ours
-        warnings.simplefilter("ignore")
-        zoo.register()
-        from rl_zoo3 import exp_manager
-    return exp_manager
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -89,16 +88,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     expected = [zoo.hyperparams_path(algo).read_text() for algo in ("ppo_klpen", "ppo_fixedkl", "ppo_clip") for _ in range(2)]
     assert [Path(path).read_text() for path in used] == expected
     return cwd
-
-
-@pytest.fixture(scope="module")
-def exp_manager() -> ModuleType:
-    with warnings.catch_warnings():
-        # What the Zoo's imports warn of is not ours
-        warnings.simplefilter("ignore")
-        zoo.register()
-        from rl_zoo3 import exp_manager
-    return exp_manager
 
 
 def saved_model(cwd: Path, algo: str, run_id: int = 1, logs: str = "logs") -> Path:
