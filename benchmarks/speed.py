@@ -5,10 +5,10 @@ How fast training is: SB3's PPO, SBX's PPO (if it is installed) and this package
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
     python -m benchmarks.speed --ablations    # what each technique buys
 
-Each case is run by all contestants in turn, again and again, in one process each, one torch thread; the ratio to SB3's PPO is
-taken within each turn, and its median is reported with the smallest and the largest. Time is that of rollouts and updates
-after the first update, which compiles; the time to compile is shown on its own. ``environment`` is the floor: what the steps
-of the vectorized environment alone take.
+Each contestant trains in a process of its own, with one torch thread, and they take turns, rollout and update by rollout and
+update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO is taken within each turn, and its median
+is reported with the smallest and the largest. The first update, which compiles, is shown on its own and does not count, nor
+does the second. ``environment`` is the floor: what the environment's own steps take, with random actions.
 
 Writes benchmarks/results/speed.csv, speed.md and speed.svg.
 """
@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,7 @@ class Case:
 
     :param env: id of the environment
     :param n_envs: number of environments
-    :param updates: number of updates in a turn; the first does not count
+    :param updates: number of rollouts and updates in a turn
     :param normalize: whether VecNormalize is used
     :param policy: name of the policy
     :param kwargs: hyperparameters
@@ -47,7 +48,7 @@ class Case:
 
     env: str
     n_envs: int = 1
-    updates: int = 3
+    updates: int = 1
     normalize: bool = False
     policy: str = "MlpPolicy"
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +75,6 @@ CASES = {
     "images 84x84x4, 8 envs": Case(
         "images",
         n_envs=8,
-        updates=2,
         policy="CnnPolicy",
         kwargs={"n_steps": 32, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "ent_coef": 0.01},
     ),
@@ -88,6 +88,9 @@ CONTESTANTS = {
     "PPOKLPen": ("sb3_ppo_variants", "PPOKLPen", {"compile": True}),
     "PPOFixedKL": ("sb3_ppo_variants", "PPOFixedKL", {"compile": True}),
 }
+
+# Takes part where the network is what takes the time
+FLOOR = "floor: the network alone"
 
 # What "PPOClip" is without one of its techniques, for HalfCheetah-v4 with 1 environment: attributes of the package that are
 # replaced. The last two concern the reference path.
@@ -164,60 +167,104 @@ def make_env(case: Case) -> Any:
     return VecNormalize(env) if case.normalize else env
 
 
-def run(case: Case, contestant: str) -> dict[str, float]:
+def worker(case: Case, contestant: str) -> None:
     """
-    Train a contestant and time it.
+    Train a contestant, turn by turn: each line on standard input starts a turn, whose times are printed as a line of JSON. The
+    end of the input is the end of the training.
 
     :param case: the case
     :param contestant: its name
-    :return: microseconds per timestep of rollouts, updates and environment, seconds of the first update, peak memory in MB
     """
-    if contestant in ABLATIONS:
-        module, name, kwargs = "sb3_ppo_variants", "PPOClip", switch_off(ABLATIONS[contestant])
-    else:
-        module, name, kwargs = CONTESTANTS[contestant]
-    cls = getattr(importlib.import_module(module), name)
-    env = make_env(case)
-    times: dict[str, list[float]] = {"collect_rollouts": [], "train": [], "env": []}
-
-    def timed(instance: Any, method: str, key: str) -> None:
-        original = getattr(instance, method)
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = original(*args, **kwargs)
-            times[key].append(time.perf_counter() - start)
-            return result
-
-        setattr(instance, method, wrapper)
-
-    model = cls(case.policy, env, seed=0, device="cpu", **case.kwargs, **kwargs)
-    for method in ("collect_rollouts", "train"):
-        timed(model, method, method)
-    steps = model.n_steps * case.n_envs
-    model.learn(case.updates * steps)
-
-    # The floor: the environments' own steps, with the actions of a random policy
     import numpy as np
 
+    turn = network_alone(case) if contestant == FLOOR else training_turn(case, contestant)
+    # The floor: the environments' own steps, with random actions
     plain = make_env(Case(case.env, case.n_envs))
     plain.reset()
-    actions = [np.stack([plain.action_space.sample() for _ in range(case.n_envs)]) for _ in range(100)]
-    for _ in range(3):
+    actions = [np.stack([plain.action_space.sample() for _ in range(case.n_envs)]) for _ in range(200)]
+    for _ in sys.stdin:
+        times = next(turn)
         start = time.perf_counter()
         for action in actions:
             for single, one in zip(plain.envs, action, strict=True):
                 _, _, terminated, truncated, _ = single.step(one)
                 if terminated or truncated:
                     single.reset()
-        times["env"].append((time.perf_counter() - start) / len(actions) / case.n_envs)
-    return {
-        "rollout_us": statistics.median(times["collect_rollouts"][1:]) / steps * 1e6,
-        "update_us": statistics.median(times["train"][1:]) / steps * 1e6,
-        "environment_us": min(times["env"]) * 1e6,
-        "first_update_s": times["train"][0],
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+        times["environment_us"] = (time.perf_counter() - start) / len(actions) / case.n_envs * 1e6
+        times["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(times), flush=True)
+
+
+def training_turn(case: Case, contestant: str) -> Iterator[dict[str, float]]:
+    """
+    The turns of a training.
+
+    :param case: the case
+    :param contestant: its name
+    :return: for each turn, microseconds per timestep of rollouts and updates; the first turn is the first update alone
+    """
+    if contestant in ABLATIONS:
+        module, name, kwargs = "sb3_ppo_variants", "PPOClip", switch_off(ABLATIONS[contestant])
+    else:
+        module, name, kwargs = CONTESTANTS[contestant]
+    model = getattr(importlib.import_module(module), name)(
+        case.policy, make_env(case), seed=0, device="cpu", **case.kwargs, **kwargs
+    )
+    steps = model.n_steps * case.n_envs
+    times: dict[str, list[float]] = {"collect_rollouts": [], "train": []}
+
+    def timed(method: str) -> None:
+        original = getattr(model, method)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            times[method].append(time.perf_counter() - start)
+            return result
+
+        setattr(model, method, wrapper)
+
+    timed("collect_rollouts")
+    timed("train")
+    reset = True
+    updates = 1
+    while True:
+        for durations in times.values():
+            durations.clear()
+        model.learn(updates * steps, reset_num_timesteps=reset)
+        yield {
+            "rollout_us": sum(times["collect_rollouts"]) / updates / steps * 1e6,
+            "update_us": sum(times["train"]) / updates / steps * 1e6,
+        }
+        reset, updates = False, case.updates
+
+
+def network_alone(case: Case) -> Iterator[dict[str, float]]:
+    """
+    The turns of the floor of image tasks: the passes of SB3's convolutional network that no PPO can do without, and nothing
+    else, in the memory layout that is faster on this machine.
+
+    :param case: the case
+    :return: for each turn, microseconds per timestep of rollouts and updates
+    """
+    import torch as th
+    from stable_baselines3.common.torch_layers import NatureCNN
+
+    space = make_env(case).observation_space
+    network = NatureCNN(space)
+    steps = case.kwargs["n_steps"] * case.n_envs
+    batches = [th.rand(n, *space.shape) for n in (case.n_envs, case.kwargs["batch_size"])]
+    small, large = (batch.contiguous(memory_format=th.channels_last) for batch in batches)
+    while True:
+        start = time.perf_counter()
+        with th.no_grad():
+            for _ in range(case.kwargs["n_steps"]):
+                network(small)
+        between = time.perf_counter()
+        for _ in range(case.kwargs["n_epochs"] * steps // case.kwargs["batch_size"]):
+            network.zero_grad()
+            network(large).sum().backward()
+        yield {"rollout_us": (between - start) / steps * 1e6, "update_us": (time.perf_counter() - between) / steps * 1e6}
 
 
 def whole_run(contestant: str, timesteps: int) -> dict[str, float]:
@@ -240,16 +287,61 @@ def whole_run(contestant: str, timesteps: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start}
 
 
-def call(*arguments: str) -> dict[str, float]:
+class Worker:
     """
-    Call a function of this module in a process of its own.
+    A process that runs ``worker``.
 
-    :param arguments: name of the function, and its arguments
-    :return: what it returned
+    :param case: name of the case
+    :param contestant: its name
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--call", *arguments]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return json.loads(result.stdout.splitlines()[-1])
+
+    def __init__(self, case: str, contestant: str) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--worker", case, contestant]
+        pipe = subprocess.PIPE
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.name = contestant
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment)
+
+    def turn(self) -> dict[str, float]:
+        """
+        Let it make a turn.
+
+        :return: its times
+        :raises RuntimeError: if it has ended
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("go\n")
+        for line in self.process.stdout:
+            # Environments and libraries print, too
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{self.name} ended with exit code {self.process.wait()}")
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate()
+
+
+def take_turns(case: str, names: list[str], n_turns: int) -> list[dict[str, dict[str, float]]]:
+    """
+    Measure contestants in turn.
+
+    :param case: name of the case
+    :param names: names of the contestants
+    :param n_turns: number of turns that count; two of warm-up, of which the first compiles, come before
+    :return: for each turn, what was measured of each contestant
+    """
+    workers = [Worker(case, name) for name in names]
+    first = {worker.name: worker.turn() for worker in workers}
+    turns = [{worker.name: worker.turn() for worker in workers} for _ in range(n_turns + 1)][1:]
+    for worker in workers:
+        worker.close()
+    steps = CASES[case].n_envs * CASES[case].kwargs.get("n_steps", 2048)
+    for turn in turns:
+        for name, times in turn.items():
+            times["first_update_s"] = first[name]["update_us"] * steps / 1e6
+    return turns
 
 
 def contestants(case: str) -> list[str]:
@@ -260,6 +352,8 @@ def contestants(case: str) -> list[str]:
     :return: names of the contestants
     """
     names = [name for name in CONTESTANTS if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None]
+    if CASES.get(case, Case("")).policy == "CnnPolicy":
+        names.append(FLOOR)
     # The KL variants do the same work everywhere
     return names if case == "HalfCheetah-v4, 1 env" else [name for name in names if "KL" not in name]
 
@@ -271,7 +365,7 @@ def ablate(repetitions: int) -> None:
     :param repetitions: number of turns
     """
     case = "HalfCheetah-v4, 1 env"
-    turns = [{name: call("run", case, name) for name in ("SB3 PPO", *ABLATIONS)} for _ in range(repetitions)]
+    turns = take_turns(case, ["SB3 PPO", *ABLATIONS], repetitions)
     lines = ["| | rollout | update | times as fast as SB3 |", "|---|---|---|---|"]
     for name in turns[0]:
         row = summary(case, name, turns)
@@ -291,14 +385,14 @@ def measure(repetitions: int, whole_runs: bool) -> list[dict[str, Any]]:
     """
     rows = []
     for case in CASES:
-        turns = [{name: call("run", case, name) for name in contestants(case)} for _ in range(repetitions)]
+        turns = take_turns(case, contestants(case), repetitions)
         rows += [summary(case, name, turns) for name in turns[0]]
         print_rows(rows, case)
     if whole_runs:
         for timesteps, n_turns in ((20_000, repetitions), (1_000_000, 1)):
             case = f"learn({timesteps:_})"
             names = [name for name in contestants("") if name != "PPOClip, reference"]
-            turns = [{name: call("whole_run", name, str(timesteps)) for name in names} for _ in range(n_turns)]
+            turns = [{name: whole_run(name, timesteps) for name in names} for _ in range(n_turns)]
             rows += [summary(case, name, turns) for name in names]
             print_rows(rows, case)
     return rows
@@ -385,10 +479,10 @@ def write(rows: list[dict[str, Any]]) -> None:
     (RESULTS / "speed.md").write_text(f"{markdown(rows)}\n\n{machine}; {versions}\n", encoding="utf-8")
 
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    names = [name for name in CONTESTANTS if any(row["contestant"] == name for row in rows)]
+    names = [name for name in (*CONTESTANTS, FLOOR) if any(row["contestant"] == name for row in rows)]
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) / 2 + 1.5))
     position, ticks = 0.0, []
-    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++"), strict=False))
+    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++", "oo"), strict=False))
     for case in cases:
         start = position
         for row in (row for row in rows if row["case"] == case):
@@ -410,17 +504,13 @@ def write(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5, help="number of turns")
+    parser.add_argument("--repetitions", type=int, default=9, help="number of turns")
     parser.add_argument("--whole-runs", action="store_true", help="also measure whole training scripts")
     parser.add_argument("--ablations", action="store_true", help="measure what each technique buys instead")
-    parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.call:
-        function, *arguments = args.call
-        if function == "run":
-            print(json.dumps(run(CASES[arguments[0]], arguments[1])))
-        else:
-            print(json.dumps(whole_run(arguments[0], int(arguments[1]))))
+    if args.worker:
+        worker(CASES[args.worker[0]], args.worker[1])
         return
     if args.ablations:
         ablate(args.repetitions)

@@ -71,6 +71,16 @@ def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
         return f"there is no C++ compiler ({compiler}; the environment variable CXX names another)"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python's C headers (Python.h) are not installed"
+    return unsupported_policy(policy)
+
+
+def unsupported_policy(policy: ActorCriticPolicy) -> str | None:
+    """
+    What of ``unsupported_reason`` concerns the policy and not the machine, and may change in the course of a training.
+
+    :param policy: the policy, with its optimizer
+    :return: the reason, or ``None``
+    """
     reason = not_plain_adam(policy)
     if reason is not None:
         return reason
@@ -200,6 +210,7 @@ class CompiledUpdate:
         """The minibatch step: updates the first four arguments in place and returns the values of ``METRICS``."""
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         batch: RolloutData = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
+        batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
         advantages = standardize(batch.advantages) if self.standardize_minibatches else batch.advantages
 
         def loss(
@@ -287,12 +298,15 @@ class CompiledUpdate:
             group = self.policy.optimizer.param_groups[0]
             constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], _attributes(self.policy))
             key = (*(leaf.shape for leaf in leaves), *constants)
+            functions: dict[int, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
             for epoch in minibatches:
                 rows = []
                 for index in epoch:
                     arguments = [*leaves, next(coef_vectors), index]
-                    function = self._function(key, arguments, structure, compiled=len(index) == full_size)
-                    rows.append(function(arguments)[0])
+                    size = index.shape[0]
+                    if size not in functions:
+                        functions[size] = self._function((size, *key), arguments, structure, compiled=size == full_size)
+                    rows.append(functions[size](arguments)[0])
                     self.n_steps += 1
                     if max_approx_kl is not None and rows[-1][METRICS.index("approx_kl")].item() > max_approx_kl:
                         self.n_steps -= 1
@@ -348,7 +362,6 @@ class CompiledUpdate:
         self, key: tuple[Any, ...], arguments: list[Any], structure: Any, compiled: bool
     ) -> Callable[[list[Any]], Sequence[th.Tensor]]:
         """The step for these arguments; it empties the list that it is called with."""
-        key = (len(arguments[-1]), *key)
         if key not in self.functions:
             if len(self.functions) == MAX_FUNCTIONS:
                 raise CompilationError("the policy, or the size of the rollout, changes again and again")
@@ -417,6 +430,11 @@ def _attributes(policy: ActorCriticPolicy) -> tuple[Any, ...]:
         for name, value in vars(module).items()
         if type(value) in kinds
     )
+
+
+def _channels_last(observations: th.Tensor) -> th.Tensor:
+    """Images in the layout in which convolutions are faster; others as they are."""
+    return observations.contiguous(memory_format=th.channels_last) if observations.dim() == 4 else observations
 
 
 def _addmm(bias: th.Tensor, x: th.Tensor, y: th.Tensor, *, beta: float = 1, alpha: float = 1) -> th.Tensor:

@@ -234,7 +234,9 @@ class StackedPolicy:
                 # Both networks see the observation
                 weight = th.cat(weights) if first else th.block_diag(*weights)
                 first = False
-                self.layers.append((weight.t().contiguous().numpy(), th.cat([layer_pi.bias, layer_vf.bias]).detach().numpy()))
+                bias = th.cat([layer_pi.bias, layer_vf.bias]).detach()
+                # A row for each environment: sums of equal shapes are faster
+                self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
             else:
                 self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else _relu)
         self.n_outputs = pi[-1].out_features

@@ -24,6 +24,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks, compiled
 from sb3_ppo_variants.adam import ForeachAdam, not_plain_adam
@@ -408,7 +409,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""
         # A callback may have frozen layers, say
-        reason = compiled.unsupported_reason(self.policy)
+        reason = compiled.unsupported_policy(self.policy)
         if reason is not None:
             raise compiled.CompilationError(reason)
         assert rollout.data is not None
@@ -579,12 +580,17 @@ def _saved_names(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
             file.close()
 
 
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)
+
+
 class _Snapshot:
     """What an update changes, as it is before."""
 
     def __init__(self, algorithm: ProximalPolicyOptimization) -> None:
         self.policy = {name: value.clone() for name, value in algorithm.policy.state_dict().items()}
-        self.optimizer = copy.deepcopy(algorithm.policy.optimizer.state_dict())
+        # Faster than a deep copy
+        self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates
 
     def restore(self, algorithm: ProximalPolicyOptimization) -> None:

@@ -98,7 +98,11 @@ def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
     """``statistics.update(batch)``."""
     if len(batch) == 1:
         # The mean of one row is the row, and its variance is 0
-        statistics.update_from_moments(batch[0], np.zeros_like(statistics.var), 1)
+        count, total = statistics.count, statistics.count + 1
+        delta = batch[0] - statistics.mean
+        statistics.mean = statistics.mean + delta / total
+        statistics.var = (statistics.var * count + delta * delta * count / total) / total
+        statistics.count = total
         return
     if batch.dtype not in (np.float32, np.float64):
         # np.mean sums other types in a wider one
