@@ -121,7 +121,7 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
         "collect.is_standard_mlp": (collect, "is_standard_mlp", lambda policy: False),
         "proximal.is_standard_mlp": (proximal, "is_standard_mlp", lambda policy: False),
         "collect.fast_step": (collect, "fast_step", lambda env: env.step),
-        "collect._adder": (collect, "_adder", lambda buffer: buffer.add),
+        "collect._adder": (collect, "_adder", lambda buffer, has_values: buffer.add),
         "collect.compute_returns_and_advantage": (
             collect,
             "compute_returns_and_advantage",
@@ -375,27 +375,27 @@ def ablate(repetitions: int) -> None:
     (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure(repetitions: int, whole_runs: bool) -> list[dict[str, Any]]:
+def measure(repetitions: int, whole_runs: bool) -> None:
     """
-    Measure everything, printing each row as it comes.
+    Measure everything, printing and writing each case as it comes.
 
     :param repetitions: number of turns
     :param whole_runs: whether to measure whole runs too
-    :return: one row per case and contestant
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in CASES:
         turns = take_turns(case, contestants(case), repetitions)
         rows += [summary(case, name, turns) for name in turns[0]]
         print_rows(rows, case)
+        write(rows)
     if whole_runs:
-        for timesteps, n_turns in ((20_000, repetitions), (1_000_000, 1)):
+        for timesteps, n_turns in ((20_000, min(repetitions, 5)), (1_000_000, 1)):
             case = f"learn({timesteps:_})"
             names = [name for name in contestants("") if name != "PPOClip, reference"]
             turns = [{name: whole_run(name, timesteps) for name in names} for _ in range(n_turns)]
             rows += [summary(case, name, turns) for name in names]
             print_rows(rows, case)
-    return rows
+            write(rows)
 
 
 def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -499,6 +499,7 @@ def write(rows: list[dict[str, Any]]) -> None:
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(RESULTS / "speed.svg")
+    plt.close(figure)
 
 
 def main() -> None:
@@ -515,7 +516,7 @@ def main() -> None:
     if args.ablations:
         ablate(args.repetitions)
     else:
-        write(measure(args.repetitions, args.whole_runs))
+        measure(args.repetitions, args.whole_runs)
 
 
 if __name__ == "__main__":

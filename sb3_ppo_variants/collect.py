@@ -52,11 +52,13 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
 
-        act = self._actor(env.num_envs, n_rollout_steps)
+        # Rounds differently from SB3
+        stacked = self._uses_compiled and StackedPolicy.supports(self.policy)
+        act = partial(_act_on_arrays, StackedPolicy(self.policy, rollout_buffer)) if stacked else self._actor()
         clip = self._clipper(env.num_envs)
         is_discrete = isinstance(self.action_space, spaces.Discrete)
         step = fast_step(env)
-        add = _adder(rollout_buffer)
+        add = _adder(rollout_buffer, has_values=stacked)
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
@@ -97,14 +99,11 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _actor(self, n_envs: int, n_steps: int) -> Callable[[Any], tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]]:
+    def _actor(self) -> Callable[[Any], tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]]:
         """
         The function that gives pi_old's actions in a rollout: from observations to their tensor, actions, values and log
         probabilities.
         """
-        if self._uses_compiled and StackedPolicy.supports(self.policy):
-            # Rounds differently from SB3
-            return partial(_act_on_arrays, StackedPolicy(self.policy, n_steps, n_envs))
         if is_standard_mlp(self.policy):
             return partial(_act_on_arrays, RolloutPolicy(self.policy))
         return self._act
@@ -137,8 +136,11 @@ def _act_on_arrays(
     return th.from_numpy(observations), *policy(observations)
 
 
-def _adder(buffer: RolloutBuffer) -> Callable[..., None]:
-    """The function that does what ``buffer.add`` does, and does it itself for a plain buffer of vectors."""
+def _adder(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None]:
+    """
+    The function that does what ``buffer.add`` does, and does it itself for a plain buffer of vectors, which may have got its
+    values and log probabilities from a ``StackedPolicy`` already.
+    """
     if type(buffer) is not RolloutBuffer or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
         return buffer.add
     observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
@@ -158,8 +160,9 @@ def _adder(buffer: RolloutBuffer) -> Callable[..., None]:
         actions[pos] = action.reshape(action_shape)
         rewards[pos] = reward
         episode_starts[pos] = episode_start
-        values[pos] = value.numpy()
-        log_probs[pos] = log_prob.numpy()
+        if not has_values:
+            values[pos] = value.numpy()
+            log_probs[pos] = log_prob.numpy()
         buffer.pos = pos + 1
         buffer.full = buffer.pos == buffer.buffer_size
 

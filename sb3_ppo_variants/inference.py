@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
@@ -200,11 +201,11 @@ class StackedPolicy:
     """
     A policy for one rollout, in NumPy, whose numbers differ from SB3's by rounding. Its parameters are those at the start of
     the rollout (a callback that changes them meanwhile takes effect in the next one), so the two networks are stacked into
-    one with block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator.
+    one with block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator. Values and log
+    probabilities are written to the buffer, and the tensors returned are views of it, as to make tensors takes time.
 
     :param policy: a policy that ``is_standard_mlp``
-    :param n_steps: number of steps of the rollout
-    :param n_envs: number of environments
+    :param buffer: an empty buffer, for the rollout
     """
 
     @staticmethod
@@ -222,7 +223,8 @@ class StackedPolicy:
             type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
         )
 
-    def __init__(self, policy: ActorCriticPolicy, n_steps: int, n_envs: int) -> None:
+    def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
+        n_steps, n_envs = buffer.values.shape
         pi = [*policy.mlp_extractor.policy_net, policy.action_net]
         vf = [*policy.mlp_extractor.value_net, policy.value_net]
         # Weight (transposed) and bias of a linear layer, or the function of an activation
@@ -241,13 +243,16 @@ class StackedPolicy:
                 self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else _relu)
         self.n_outputs = pi[-1].out_features
         self.step = 0
+        self.values, self.log_probs = buffer.values[..., None], buffer.log_probs
+        self.value_tensors = th.from_numpy(self.values).unbind()
+        self.log_prob_tensors = th.from_numpy(self.log_probs).unbind()
         self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
         if self.is_gaussian:
             log_std = policy.log_std.detach()
             noise = th.randn(n_steps, n_envs, self.n_outputs)
             self.noise = (noise * log_std.exp()).numpy()
             # log pi(a|s) of a = mean + std * noise does not depend on the mean
-            self.log_probs = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1)
+            self.log_probs[:] = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1).numpy()
         else:
             self.uniform = th.rand(n_steps, n_envs, 1).numpy()
 
@@ -265,17 +270,19 @@ class StackedPolicy:
                 latent += layer[1]
             else:
                 layer(latent, out=latent)
-        outputs, values = latent[:, : self.n_outputs], th.from_numpy(latent[:, self.n_outputs :])
+        outputs = latent[:, : self.n_outputs]
         step, self.step = self.step, self.step + 1
+        self.values[step] = latent[:, self.n_outputs :]
+        values, log_probs = self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
-            return outputs + self.noise[step], values, self.log_probs[step]
+            return outputs + self.noise[step], values, log_probs
         # Inverse of the cumulative distribution
         logits = outputs - outputs.max(axis=1, keepdims=True)
         probs = np.exp(logits)
         cumulative = probs.cumsum(axis=1)
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
-        log_probs = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
-        return actions, values, th.from_numpy(log_probs)
+        self.log_probs[step] = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
+        return actions, values, log_probs
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
