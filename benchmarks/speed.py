@@ -375,19 +375,21 @@ def ablate(repetitions: int) -> None:
     (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure(repetitions: int, whole_runs: bool) -> None:
+def measure(cases: list[str], repetitions: int, whole_runs: bool) -> None:
     """
-    Measure everything, printing and writing each case as it comes.
+    Measure, printing each case as it comes, and writing it if all of them are measured.
 
+    :param cases: names of the cases
     :param repetitions: number of turns
     :param whole_runs: whether to measure whole runs too
     """
     rows: list[dict[str, Any]] = []
-    for case in CASES:
+    for case in cases:
         turns = take_turns(case, contestants(case), repetitions)
         rows += [summary(case, name, turns) for name in turns[0]]
         print_rows(rows, case)
-        write(rows)
+        if cases == list(CASES):
+            write(rows)
     if whole_runs:
         for timesteps, n_turns in ((20_000, min(repetitions, 5)), (1_000_000, 1)):
             case = f"learn({timesteps:_})"
@@ -395,7 +397,8 @@ def measure(repetitions: int, whole_runs: bool) -> None:
             turns = [{name: whole_run(name, timesteps) for name in names} for _ in range(n_turns)]
             rows += [summary(case, name, turns) for name in names]
             print_rows(rows, case)
-            write(rows)
+            if cases == list(CASES):
+                write(rows)
 
 
 def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -508,6 +511,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9, help="number of turns")
     parser.add_argument("--whole-runs", action="store_true", help="also measure whole training scripts")
     parser.add_argument("--ablations", action="store_true", help="measure what each technique buys instead")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="print these alone")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -516,7 +520,7 @@ def main() -> None:
     if args.ablations:
         ablate(args.repetitions)
     else:
-        measure(args.repetitions, args.whole_runs)
+        measure(args.cases, args.repetitions, args.whole_runs)
 
 
 if __name__ == "__main__":
