@@ -44,7 +44,7 @@ setup(
     packages=["sb3_ppo_variants", "sb3_ppo_variants.hyperparams"],
     # Top-level in the repository, as in the Zoo's own; inside the package once installed
     package_dir={"sb3_ppo_variants.hyperparams": "hyperparams"},
-    package_data={"sb3_ppo_variants": ["py.typed", "version.txt"], "sb3_ppo_variants.hyperparams": ["*.yml"]},
+    package_data={"sb3_ppo_variants": ["py.typed", "version.txt"], "sb3_ppo_variants.hyperparams": ["*.yml", "paper/*.yml"]},
     py_modules=["_sb3_ppo_variants_hook"],
     # A path relative to `{name}-{version}.data/data` in the wheel: this lands in `{name}-{version}.data/purelib`, that is in
     # site-packages, where Python reads `.pth` files at start-up, for plain and for editable installs
@@ -66,6 +66,7 @@ setup(
         "tests": [
             *MUJOCO,
             "build",
+            "joblib>=1.4",
             "mypy",
             "pytest>=8",
             "pytest-xdist",
@@ -76,7 +77,9 @@ setup(
             "types-tqdm",
         ],
         "docs": ["myst-parser", "sphinx", "sphinx-copybutton", "sphinx-rtd-theme"],
-        "benchmarks": [*MUJOCO, "joblib", "matplotlib", "pandas", "scipy"],
+        "benchmarks": [*MUJOCO, "joblib>=1.4", "matplotlib", "pandas", "scipy"],
+        # To spread the runs of benchmarks/paper over a cluster
+        "ray": ["ray>=2.9"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -4,13 +4,14 @@ How fast training is: SB3's PPO, SBX's PPO (if it is installed) and this package
     python -m benchmarks.speed                # the table: some minutes
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
     python -m benchmarks.speed --ablations    # what each technique buys
+    python -m benchmarks.speed --profile      # where the time goes
 
 Each contestant trains in a process of its own, with one torch thread, and they take turns, rollout and update by rollout and
 update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO is taken within each turn, and its median
 is reported with the smallest and the largest. The first update, which compiles, is shown on its own and does not count, nor
 does the second. ``environment`` is the floor: what the environment's own steps take, with random actions.
 
-Writes benchmarks/results/speed.csv, speed.md and speed.svg.
+Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and speed.svg.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks import speed_report
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -375,6 +378,100 @@ def ablate(repetitions: int) -> None:
     (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+# Functions that are timed by --profile: label, module, class (or nothing) and name. One may call another: each is given the
+# time that it spends itself.
+PARTS = {
+    "SB3 PPO": [
+        ("environment", "stable_baselines3.common.monitor", "Monitor", "step"),
+        ("copies in DummyVecEnv", "stable_baselines3.common.vec_env", "DummyVecEnv", "step_wait"),
+        ("policy in the rollout", "stable_baselines3.common.policies", "ActorCriticPolicy", "forward"),
+        ("RolloutBuffer.add", "stable_baselines3.common.buffers", "RolloutBuffer", "add"),
+        ("advantages", "stable_baselines3.common.buffers", "RolloutBuffer", "compute_returns_and_advantage"),
+        ("rest of the rollout", "stable_baselines3", "PPO", "collect_rollouts"),
+        ("minibatches", "stable_baselines3.common.buffers", "RolloutBuffer", "_get_samples"),
+        ("evaluation of the policy", "stable_baselines3.common.policies", "ActorCriticPolicy", "evaluate_actions"),
+        ("backward pass", "torch", "Tensor", "backward"),
+        ("clipping of the gradient", "torch.nn.utils", "", "clip_grad_norm_"),
+        ("Adam", "torch.optim", "Adam", "step"),
+        ("rest of the update", "stable_baselines3", "PPO", "train"),
+    ],
+    "PPOClip": [
+        ("environment", "stable_baselines3.common.monitor", "Monitor", "step"),
+        ("policy in the rollout", "sb3_ppo_variants.inference", "StackedPolicy", "__call__"),
+        ("advantages", "sb3_ppo_variants.collect", "", "compute_returns_and_advantage"),
+        ("rest of the rollout", "sb3_ppo_variants", "PPOClip", "collect_rollouts"),
+        ("compiled minibatch steps", "sb3_ppo_variants.compiled", "CompiledUpdate", "run"),
+        ("pi_old's distributions, KL", "sb3_ppo_variants.rollout", "", "_parameters"),
+        ("rest of the update", "sb3_ppo_variants", "PPOClip", "train"),
+    ],
+}
+
+
+def profile(contestant: str, updates: int = 10) -> dict[str, float]:
+    """
+    Where the time of a contestant goes, on HalfCheetah-v4 with one environment.
+
+    :param contestant: its name
+    :param updates: number of updates, after the first
+    :return: microseconds per timestep of each part
+    """
+    times = dict.fromkeys((label for label, *_ in PARTS[contestant]), 0.0)
+    # Time of the functions that the running one has called
+    inner = [0.0]
+
+    def timed(label: str, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                duration = time.perf_counter() - start
+                times[label] += duration - inner.pop()
+                inner[-1] += duration
+
+        setattr(owner, name, wrapper)
+
+    for label, module, owner, name in PARTS[contestant]:
+        imported = importlib.import_module(module)
+        timed(label, getattr(imported, owner) if owner else imported, name)
+    module, cls, kwargs = CONTESTANTS[contestant]
+    model = getattr(importlib.import_module(module), cls)("MlpPolicy", make_env(CASES["HalfCheetah-v4, 1 env"]), **kwargs)
+    model.learn(2048)
+    for label in times:
+        times[label] = 0.0
+    model.learn(updates * 2048, reset_num_timesteps=False)
+    return {label: duration / updates / 2048 * 1e6 for label, duration in times.items()}
+
+
+def print_profile(repetitions: int) -> None:
+    """
+    Print where the time goes, and write it to benchmarks/results/profile.md.
+
+    :param repetitions: number of turns, of which the medians are taken
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--profile"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in PARTS}
+    for _ in range(repetitions):
+        for name, measured in turns.items():
+            output = subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+            measured.append(json.loads(output.splitlines()[-1]))
+    lines = []
+    for name, measured in turns.items():
+        medians = {label: statistics.median(turn[label] for turn in measured) for label in measured[0]}
+        total = sum(medians.values())
+        lines += [f"| {name} | a timestep | share |", "|---|---|---|"]
+        lines += [f"| {label} | {duration:.0f} us | {duration / total:.0%} |" for label, duration in medians.items()]
+        lines += [f"| all | {total:.0f} us | |", ""]
+    text = "\n".join(lines)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "profile.md").write_text(text, encoding="utf-8")
+
+
 def measure(cases: list[str], repetitions: int, whole_runs: bool) -> None:
     """
     Measure, printing each case as it comes, and writing it if all of them are measured.
@@ -426,28 +523,6 @@ def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> d
     }
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """
-    The table.
-
-    :param rows: the rows
-    :return: Markdown
-    """
-    lines = [
-        "| case | | times as fast as SB3 (min to max) | rollout | update | environment | first update |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        spread = f"**{row['ratio']:.2f}** ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        if "seconds" in row:
-            details = f"{row['seconds']:.0f} s in all | | | |"
-        else:
-            times = " | ".join(f"{row[key]:.0f} us" for key in ("rollout_us", "update_us", "environment_us"))
-            details = f"{times} | {row['first_update_s']:.1f} s |"
-        lines.append(f"| {row['case']} | {row['contestant']} | {spread} | {details}")
-    return "\n".join(lines)
-
-
 def print_rows(rows: list[dict[str, Any]], case: str) -> None:
     """
     Print the rows of a case.
@@ -455,20 +530,15 @@ def print_rows(rows: list[dict[str, Any]], case: str) -> None:
     :param rows: all rows so far
     :param case: name of the case
     """
-    print(markdown([row for row in rows if row["case"] == case]), flush=True)
+    print(speed_report.details([row for row in rows if row["case"] == case]), flush=True)
 
 
 def write(rows: list[dict[str, Any]]) -> None:
     """
-    Write the table and the chart.
+    Write the results, their tables and the chart.
 
     :param rows: the rows
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     packages: tuple[str, ...] = ("sb3_ppo_variants", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
     packages += ("sbx-rl",) if importlib.util.find_spec("sbx") is not None else ()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
@@ -476,33 +546,10 @@ def write(rows: list[dict[str, Any]]) -> None:
     RESULTS.mkdir(exist_ok=True)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with (RESULTS / "speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*keys, "versions", "machine"])
+        writer = csv.DictWriter(file, [*keys, "versions", "machine"], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "versions": versions, "machine": machine} for row in rows)
-    (RESULTS / "speed.md").write_text(f"{markdown(rows)}\n\n{machine}; {versions}\n", encoding="utf-8")
-
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    names = [name for name in (*CONTESTANTS, FLOOR) if any(row["contestant"] == name for row in rows)]
-    figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) / 2 + 1.5))
-    position, ticks = 0.0, []
-    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++", "oo"), strict=False))
-    for case in cases:
-        start = position
-        for row in (row for row in rows if row["case"] == case):
-            label = row["contestant"] if row["contestant"] not in axes.get_legend_handles_labels()[1] else None
-            color = f"C{names.index(row['contestant'])}"
-            axes.barh(position, row["ratio"], label=label, color=color, hatch=hatches[row["contestant"]], edgecolor="black")
-            axes.text(row["ratio"], position, f" {row['ratio']:.1f}", va="center", fontsize=8)
-            position += 1
-        ticks.append((start + position - 1) / 2)
-        position += 1
-    axes.set_yticks(ticks, cases)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as SB3's PPO")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "speed.svg")
-    plt.close(figure)
+    speed_report.write(RESULTS)
 
 
 def main() -> None:
@@ -511,13 +558,20 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9, help="number of turns")
     parser.add_argument("--whole-runs", action="store_true", help="also measure whole training scripts")
     parser.add_argument("--ablations", action="store_true", help="measure what each technique buys instead")
+    parser.add_argument(
+        "--profile", nargs="?", const="all", choices=["all", *PARTS], help="measure where the time goes instead"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="print these alone")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(CASES[args.worker[0]], args.worker[1])
         return
-    if args.ablations:
+    if args.profile == "all":
+        print_profile(args.repetitions)
+    elif args.profile:
+        print(json.dumps(profile(args.profile)))
+    elif args.ablations:
         ablate(args.repetitions)
     else:
         measure(args.cases, args.repetitions, args.whole_runs)

@@ -33,7 +33,8 @@ def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
 class ForeachAdam:
     """
     ``clip_grad_norm_`` and ``Adam.step`` of an update, bit for bit: the same operations on each parameter in the same order,
-    but each for all parameters at once, and without looking up the optimizer's state again in each step.
+    but each for all parameters at once, and without looking up the optimizer's state again in each step. ``store`` puts the
+    state back.
 
     :param policy: a policy whose optimizer is a plain Adam, and all of whose parameters get gradients
     """
@@ -53,6 +54,14 @@ class ForeachAdam:
         self.exp_avg = [state["exp_avg"] for state in states]
         self.exp_avg_sq = [state["exp_avg_sq"] for state in states]
         self.n_steps = int(self.steps[0])
+        # All of them as one tensor, for operations that round each element once, wherever it is
+        self.flat_exp_avg_sq = th.cat([tensor.flatten() for tensor in self.exp_avg_sq])
+        self.flat_denominator = th.empty_like(self.flat_exp_avg_sq)
+        self.exp_avg_sq_views, self.denominators = map(self._views, (self.flat_exp_avg_sq, self.flat_denominator))
+
+    def _views(self, flat: th.Tensor) -> list[th.Tensor]:
+        parts = flat.split([parameter.numel() for parameter in self.parameters])
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
 
     def step(self, loss: th.Tensor, max_grad_norm: float | None) -> None:
         """
@@ -70,14 +79,18 @@ class ForeachAdam:
             if self.group["weight_decay"] != 0:
                 th._foreach_add_(gradients, self.parameters, alpha=self.group["weight_decay"])
             self.n_steps += 1
-            th._foreach_add_(self.steps, 1)
             th._foreach_lerp_(self.exp_avg, gradients, 1 - beta1)
-            th._foreach_mul_(self.exp_avg_sq, beta2)
-            th._foreach_addcmul_(self.exp_avg_sq, gradients, gradients, 1 - beta2)
-            denominators = th._foreach_sqrt(self.exp_avg_sq)
-            th._foreach_div_(denominators, (1 - beta2**self.n_steps) ** 0.5)
-            th._foreach_add_(denominators, self.group["eps"])
+            self.flat_exp_avg_sq.mul_(beta2)
+            th._foreach_addcmul_(self.exp_avg_sq_views, gradients, gradients, 1 - beta2)
+            th.sqrt(self.flat_exp_avg_sq, out=self.flat_denominator)
+            self.flat_denominator.div_((1 - beta2**self.n_steps) ** 0.5).add_(self.group["eps"])
             step_size = self.group["lr"] / (1 - beta1**self.n_steps)
-            th._foreach_addcdiv_(self.parameters, self.exp_avg, denominators, -step_size)
+            th._foreach_addcdiv_(self.parameters, self.exp_avg, self.denominators, -step_size)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+
+    def store(self) -> None:
+        """Put into the optimizer what the steps have made of its state."""
+        th._foreach_copy_(self.exp_avg_sq, self.exp_avg_sq_views)
+        for step in self.steps:
+            step.fill_(self.n_steps)

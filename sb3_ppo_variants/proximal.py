@@ -366,36 +366,40 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 self._print(f"Not compiled: {error}")
         epochs: list[th.Tensor] = []
         normalize = self._advantage_normalizer()
-        evaluate, step = self._evaluate_and_step()
-        for epoch in range(self.n_epochs):
-            self._n_updates += 1
-            metrics = []
-            for batch in rollout.epoch(self.batch_size):
-                evaluation = evaluate(batch.observations, batch.actions)
+        with self._evaluate_and_step() as (evaluate, step):
+            for epoch in range(self.n_epochs):
+                self._n_updates += 1
+                metrics = []
+                for batch in rollout.epoch(self.batch_size):
+                    evaluation = evaluate(batch.observations, batch.actions)
 
-                def kl(batch: RolloutData = batch, evaluation: Evaluation = evaluation) -> th.Tensor:
-                    return kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters())
+                    def kl(batch: RolloutData = batch, evaluation: Evaluation = evaluation) -> th.Tensor:
+                        return kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters())
 
-                terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, normalize(batch.advantages), kl)
-                values, entropy = evaluation.values, evaluation.entropy
-                loss, measured = ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
-                metrics.append(measured)
-                if max_approx_kl is not None and measured[METRICS.index("approx_kl")] > max_approx_kl:
-                    self._print(f"Update ended in epoch {epoch}: approximate KL {measured[METRICS.index('approx_kl')]:.4f}")
-                    return [*epochs, th.stack(metrics)]
-                step(loss)
-            epochs.append(th.stack(metrics))
+                    terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, normalize(batch.advantages), kl)
+                    values, entropy = evaluation.values, evaluation.entropy
+                    loss, measured = ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
+                    metrics.append(measured)
+                    approx_kl = measured[METRICS.index("approx_kl")]
+                    if max_approx_kl is not None and approx_kl > max_approx_kl:
+                        self._print(f"Update ended in epoch {epoch}: approximate KL {approx_kl:.4f}")
+                        return [*epochs, th.stack(metrics)]
+                    step(loss)
+                epochs.append(th.stack(metrics))
         return epochs
 
+    @contextmanager
     def _evaluate_and_step(
         self,
-    ) -> tuple[Callable[[PyTorchObs, th.Tensor], Evaluation], Callable[[th.Tensor], None]]:
+    ) -> Iterator[tuple[Callable[[PyTorchObs, th.Tensor], Evaluation], Callable[[th.Tensor], None]]]:
         """The functions that evaluate a minibatch and that make a step on its loss."""
         policy, max_grad_norm = self.policy, self.max_grad_norm
         if is_standard_mlp(policy) and not_plain_adam(policy) is None:
             # The same numbers, with less overhead
             adam = ForeachAdam(policy)
-            return StraightPolicy(policy).evaluate, lambda loss: adam.step(loss, max_grad_norm)
+            yield StraightPolicy(policy).evaluate, lambda loss: adam.step(loss, max_grad_norm)
+            adam.store()
+            return
 
         def step(loss: th.Tensor) -> None:
             policy.optimizer.zero_grad()
@@ -404,7 +408,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 th.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
             policy.optimizer.step()
 
-        return partial(evaluate_policy, policy), step
+        yield partial(evaluate_policy, policy), step
 
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""

@@ -1,0 +1,1 @@
+"""The experiments of the PPO paper: `python -m benchmarks.paper --help`."""

@@ -1,0 +1,161 @@
+"""What is run: the settings of Table 1, the tasks, the seeds, and the variants of what the paper leaves open."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch as th
+import yaml
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.loss import SurrogateTerms
+from sb3_ppo_variants.objectives import Coefficient, policy_gradient
+from sb3_ppo_variants.proximal import ProximalPolicyOptimization
+
+TABLE_3 = Path(__file__).parents[2] / "hyperparams" / "paper" / "table3_mujoco.yml"
+
+# Section 6.1, in the versions of Gymnasium that have the rewards of the paper's -v1
+TASKS = (
+    "HalfCheetah-v4",
+    "Hopper-v4",
+    "InvertedDoublePendulum-v4",
+    "InvertedPendulum-v4",
+    "Reacher-v4",
+    "Swimmer-v4",
+    "Walker2d-v4",
+)
+
+
+class PolicyGradient(PPOFixedKL):
+    """
+    L^PG, equation (2), over several epochs of minibatches: section 6.1 mentions it without a number ("similar or worse than
+    the no clipping or penalty setting").
+    """
+
+    def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:  # noqa: D102
+        return policy_gradient(terms.log_prob, terms.advantages)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    A row of Table 1.
+
+    :param label: its name in tables and figures
+    :param algorithm: class of the algorithm; ``None`` for a policy that is not trained
+    :param kwargs: what it is given beyond Table 3
+    """
+
+    label: str
+    algorithm: type[ProximalPolicyOptimization] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+# The eleven rows of Table 1, in its order, and the twelfth that the text mentions
+SETTINGS = {
+    "none": Setting("No clipping or penalty", PPOFixedKL, {"kl_coef": 0.0}),
+    **{f"clip_{x}": Setting(f"Clipping, epsilon = {x}", PPOClip, {"clip_range": x}) for x in (0.1, 0.2, 0.3)},
+    **{
+        f"adaptive_kl_{x}": Setting(f"Adaptive KL, d_targ = {x}", PPOKLPen, {"target_kl": x, "init_kl_coef": 1.0})
+        for x in (0.003, 0.01, 0.03)
+    },
+    **{f"fixed_kl_{x:g}": Setting(f"Fixed KL, beta = {x:g}", PPOFixedKL, {"kl_coef": x}) for x in (0.3, 1.0, 3.0, 10.0)},
+    "policy_gradient": Setting("L^PG over several epochs", PolicyGradient, {"kl_coef": 0.0}),
+}
+
+# What "a random policy" may mean, which scores 0
+REFERENCES = {
+    "uniform": Setting("Uniform actions"),
+    "untrained": Setting("The policy before training"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    What the paper leaves open.
+
+    :param label: its name in tables
+    :param bounded_actions: whether actions are clipped to the bounds of the action space
+    :param kwargs: hyperparameters in place of those in ``TABLE_3``
+    """
+
+    label: str
+    bounded_actions: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    # As in the authors' code: the main study
+    "paper": Variant("as in the authors' code"),
+    # With conventions of Stable-Baselines3: three together, and each alone
+    "sb3": Variant("all three of these", True, {"normalize_advantage": True, "max_grad_norm": 0.5, "vf_coef": 0.5}),
+    "bounded_actions": Variant("actions clipped to their bounds", True),
+    "minibatch_advantages": Variant("advantages standardised in each minibatch", False, {"normalize_advantage": True}),
+    # The norm is that of all gradients, so the weight of the value function's loss counts here
+    "clipped_gradient": Variant("gradient clipped at 0.5", False, {"max_grad_norm": 0.5, "vf_coef": 0.5}),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """
+    A run.
+
+    :param variant: name in ``VARIANTS``
+    :param setting: name in ``SETTINGS`` or ``REFERENCES``
+    :param env: id of the task
+    :param seed: the seed
+    """
+
+    variant: str
+    setting: str
+    env: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A name of its own, fit for a file."""
+        return f"{self.variant}-{self.setting}-{self.env}-{self.seed}"
+
+
+# Chosen before the first run. The paper's three, and seven more for four of the settings
+SEEDS = (0, 1, 2)
+MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
+MORE_SEEDS_SETTINGS = ("clip_0.2", "adaptive_kl_0.01", "fixed_kl_3", "none")
+
+# The parts of the study, in the order in which they are run
+STAGES: dict[str, list[Run]] = {
+    # Table 1
+    "table1": [Run("paper", setting, env, seed) for seed in SEEDS for setting in (*REFERENCES, *SETTINGS) for env in TASKS],
+    # Which detail makes "no clipping or penalty" collapse
+    "details": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS]
+    + [
+        Run(variant, "none", env, seed)
+        for seed in SEEDS
+        for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
+        for env in TASKS
+    ],
+    # Ten seeds for the settings that are compared most
+    **{
+        f"seeds_{setting}": [Run("paper", setting, env, seed) for seed in MORE_SEEDS for env in TASKS]
+        for setting in MORE_SEEDS_SETTINGS
+    },
+}
+
+
+def hyperparameters(run: Run) -> dict[str, Any]:
+    """
+    The arguments of a run's algorithm.
+
+    :param run: the run
+    :return: arguments by name
+    """
+    with TABLE_3.open(encoding="utf-8") as file:
+        table = yaml.safe_load(file)[run.env]
+    # What the Zoo takes for itself
+    for name in ("n_timesteps", "policy", "n_envs", "normalize", "env_wrapper", "policy_kwargs"):
+        del table[name]
+    policy_kwargs = {"log_std_init": 0.0, "optimizer_kwargs": {"eps": 1e-5}}
+    return {**table, "policy_kwargs": policy_kwargs, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}

@@ -1,0 +1,125 @@
+"""Makes the runs that are missing, side by side."""
+
+import os
+import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from tqdm import tqdm
+
+from benchmarks.paper.experiments import Run
+from benchmarks.paper.results import Results
+from benchmarks.paper.training import current_commit, train
+
+ATTEMPTS = 2
+# Seconds between two looks at what has been finished
+INTERVAL = 2.0
+
+
+def attempt(run: Run, timesteps: int, commit: str, results: Results) -> str | None:
+    """
+    Make a run and save it, in a process of its own.
+
+    :param run: the run
+    :param timesteps: its length
+    :param commit: of the repository
+    :param results: where it goes
+    :return: its name if it failed
+    """
+    try:
+        results.save(run, train(run, timesteps, commit))
+    # Whatever it is: the others go on
+    except Exception:
+        print(f"{run.name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return run.name
+    return None
+
+
+def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, backend: str) -> list[str]:
+    """
+    Make the runs that are not among the results. One that fails is tried once again.
+
+    :param runs: the runs, in the order in which they are to be made
+    :param timesteps: the length of each
+    :param results: where finished runs go; on a cluster, a directory that all machines share
+    :param jobs: number of processes; -1 for all that there are
+    :param backend: joblib's: "loky" for local processes, "ray" for a cluster
+    :return: names of the runs that have failed twice
+    :raises ValueError: if the results have runs of another length
+    """
+    # Rows of runs that were finished when the program was killed
+    results.write_table()
+    results.check_timesteps(timesteps)
+    if backend == "ray":
+        start_ray(jobs)
+    commit = current_commit()
+    attempts: Counter[str] = Counter()
+    with parallel_config(backend=backend, n_jobs=jobs), progress_of(runs, results):
+        while True:
+            done = results.done()
+            missing = [run for run in runs if run.name not in done and attempts[run.name] < ATTEMPTS]
+            if not missing:
+                break
+            # One run at a time for each process, none in advance
+            parallel = Parallel(batch_size=1, pre_dispatch="n_jobs")
+            try:
+                attempts.update(
+                    name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in missing) if name
+                )
+            # A process that is killed takes the pool with it: it is one of those that were at work
+            except Exception:
+                traceback.print_exc()
+                done = results.done()
+                unfinished = [run.name for run in missing if run.name not in done]
+                attempts.update(unfinished[: effective_n_jobs(jobs)])
+    results.write_table()
+    done = results.done()
+    return [run.name for run in runs if run.name not in done]
+
+
+@contextmanager
+def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
+    """
+    Show a progress bar and keep the table of the results up to date.
+
+    :param runs: the runs
+    :param results: where finished ones appear
+    """
+    ended = threading.Event()
+    names = {run.name for run in runs}
+
+    def watch() -> None:
+        with tqdm(total=len(names), initial=len(names & results.done()), unit="run", smoothing=0) as progress:
+            while not ended.wait(INTERVAL):
+                news = len(names & results.done()) - progress.n
+                if news:
+                    progress.update(news)
+                    results.write_table()
+                progress.refresh()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def start_ray(jobs: int) -> None:
+    """
+    Make joblib's Ray backend known, on the cluster that ``RAY_ADDRESS`` names, or else on this machine.
+
+    :param jobs: number of processes; -1 for all that there are
+    """
+    import ray
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    if not ray.is_initialized():
+        local = jobs > 0 and "RAY_ADDRESS" not in os.environ
+        ray.init(num_cpus=jobs if local else None)

@@ -1,0 +1,119 @@
+"""
+Tables and chart of what benchmarks/speed.py has measured.
+
+    python -m benchmarks.speed_report
+
+Reads benchmarks/results/speed.csv, and writes speed.md and speed.svg beside it.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+SB3 = "SB3 PPO"
+
+
+def spread(row: Row) -> str:
+    """
+    How many times as fast as SB3.
+
+    :param row: a row of the results
+    :return: the median ratio, and the smallest and the largest
+    """
+    ratio, low, high = (float(row[key]) for key in ("ratio", "ratio_min", "ratio_max"))
+    return f"**{ratio:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """
+    One line per case, one column per contestant.
+
+    :param rows: the results
+    :return: Markdown
+    """
+    names = [name for name in dict.fromkeys(row["contestant"] for row in rows) if name != SB3]
+    lines = [f"| times as fast as SB3's PPO | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = {row["contestant"]: spread(row) for row in rows if row["case"] == case}
+        lines.append(f"| {case} | {' | '.join(cells.get(name, '') for name in names)} |")
+    return "\n".join(lines)
+
+
+def details(rows: Sequence[Row]) -> str:
+    """
+    One line per case and contestant.
+
+    :param rows: the results
+    :return: Markdown
+    """
+    lines = [
+        "| case | | times as fast as SB3 (min to max) | rollout | update | environment | first update | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.get("seconds"):
+            columns = [f"{float(row['seconds']):.0f} s in all", "", "", "", ""]
+        else:
+            columns = [f"{float(row[key]):.0f} us" for key in ("rollout_us", "update_us", "environment_us")]
+            columns += [f"{float(row['first_update_s']):.1f} s", f"{float(row['memory_mb']):.0f} MB"]
+        lines.append(f"| {row['case']} | {row['contestant']} | {spread(row)} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def chart(rows: Sequence[Row], path: Path) -> None:
+    """
+    Draw the bar chart.
+
+    :param rows: the results
+    :param path: where it goes
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # The same file for the same chart
+    mpl.rcParams["svg.hashsalt"] = "sb3_ppo_variants"
+    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++", "oo"), strict=False))
+    figure, axes = plt.subplots(figsize=(9, 0.28 * len(rows) + 1.5))
+    position, ticks = 0, []
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    for case in cases:
+        own = [row for row in rows if row["case"] == case]
+        ticks.append(position + (len(own) - 1) / 2)
+        for row in own:
+            name, ratio = row["contestant"], float(row["ratio"])
+            label = name if name not in axes.get_legend_handles_labels()[1] else None
+            color = f"C{names.index(name)}"
+            axes.barh(position, ratio, label=label, color=color, hatch=hatches[name], edgecolor="black")
+            axes.text(ratio, position, f" {ratio:.1f}", va="center", fontsize=8)
+            position += 1
+        position += 1
+    axes.set_yticks(ticks, cases)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as SB3's PPO")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def write(directory: Path) -> None:
+    """
+    Write tables and chart.
+
+    :param directory: where the results are
+    """
+    with (directory / "speed.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    footer = f"{rows[0]['machine']}; {rows[0]['versions']}"
+    text = f"{overview(rows)}\n\n{details(rows)}\n\n{footer}\n"
+    (directory / "speed.md").write_text(text, encoding="utf-8")
+    chart(rows, directory / "speed.svg")
+
+
+if __name__ == "__main__":
+    write(Path(__file__).parent / "results")
