@@ -70,6 +70,7 @@ setup(
             "mypy",
             "pytest>=8",
             "pytest-xdist",
+            "ray>=2.9",
             "ruff",
             "setuptools>=77",
             "tensorboard",

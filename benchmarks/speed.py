@@ -474,7 +474,7 @@ def print_profile(repetitions: int) -> None:
 
 def measure(cases: list[str], repetitions: int, whole_runs: bool) -> None:
     """
-    Measure, printing each case as it comes, and writing it if all of them are measured.
+    Measure, printing and writing each case as it comes.
 
     :param cases: names of the cases
     :param repetitions: number of turns
@@ -485,8 +485,7 @@ def measure(cases: list[str], repetitions: int, whole_runs: bool) -> None:
         turns = take_turns(case, contestants(case), repetitions)
         rows += [summary(case, name, turns) for name in turns[0]]
         print_rows(rows, case)
-        if cases == list(CASES):
-            write(rows)
+        write(rows)
     if whole_runs:
         for timesteps, n_turns in ((20_000, min(repetitions, 5)), (1_000_000, 1)):
             case = f"learn({timesteps:_})"
@@ -494,8 +493,7 @@ def measure(cases: list[str], repetitions: int, whole_runs: bool) -> None:
             turns = [{name: whole_run(name, timesteps) for name in names} for _ in range(n_turns)]
             rows += [summary(case, name, turns) for name in names]
             print_rows(rows, case)
-            if cases == list(CASES):
-                write(rows)
+            write(rows)
 
 
 def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -535,7 +533,7 @@ def print_rows(rows: list[dict[str, Any]], case: str) -> None:
 
 def write(rows: list[dict[str, Any]]) -> None:
     """
-    Write the results, their tables and the chart.
+    Write the results, their tables and the chart. Cases that have not been measured stay as they were.
 
     :param rows: the rows
     """
@@ -544,11 +542,19 @@ def write(rows: list[dict[str, Any]]) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, one torch thread, Python {platform.python_version()}"
     RESULTS.mkdir(exist_ok=True)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    with (RESULTS / "speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*keys, "versions", "machine"], lineterminator="\n")
+    path = RESULTS / "speed.csv"
+    by_case: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
+    if path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                by_case.setdefault(row["case"], []).append(row)
+    for case in {row["case"] for row in rows}:
+        by_case[case] = [{**row, "versions": versions, "machine": machine} for row in rows if row["case"] == case]
+    merged = [row for own in by_case.values() for row in own]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(key for row in merged for key in row), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, "versions": versions, "machine": machine} for row in rows)
+        writer.writerows(merged)
     speed_report.write(RESULTS)
 
 
@@ -561,7 +567,7 @@ def main() -> None:
     parser.add_argument(
         "--profile", nargs="?", const="all", choices=["all", *PARTS], help="measure where the time goes instead"
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="print these alone")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="only these")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -3,7 +3,7 @@ The minibatch step of an update (forward, backward, clipping of the gradient, Ad
 
 ``make_fx`` traces the step of any SB3 policy to a graph of tensor operations, Inductor makes C++ of it. The function works on
 flat copies of the parameters and of Adam's moments: they are taken from the policy and its optimizer before an update and
-put back after it, so that those two always hold the truth, and an update that fails is undone by not putting them back.
+put back after it, so that those two always hold the truth.
 
 This is the one place that uses torch's private interfaces. ``unsupported_reason`` says beforehand, and ``CompilationError``
 afterwards, why they cannot be used; training then goes on without.
@@ -340,10 +340,6 @@ class CompiledUpdate:
                     state[param]["step"] = th.tensor(float(self.n_steps))
                     state[param]["exp_avg"] = exp_avg.clone()
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone()
-
-    def tensors(self) -> dict[str, th.Tensor]:
-        """What ``store`` would put into the policy, by name, to be checked before."""
-        return {"parameters": self.parameters, "exp_avg_sq": self.exp_avg_sq, **self.buffers}
 
     def _coef_vectors(self, n_steps: int, coef: dict[str, float]) -> Iterator[th.Tensor]:
         """The vectors of coefficients of the coming steps."""

@@ -19,7 +19,7 @@ from benchmarks.paper import experiments, report, statistics, training
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.experiments import SETTINGS, STAGES, Run
 from benchmarks.paper.results import Results
-from sb3_ppo_variants import PPOKLPen
+from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen
 
 ROOT = Path(__file__).parents[1]
 
@@ -323,6 +323,64 @@ print(runner.run_all(runs, 1, Results(directory), 1, "sequential"))
     attempts = {path.stem[-1]: path.read_text() for path in tmp_path.glob("*.attempts")}
     assert attempts == {"0": "x", "1": "xx", "2": "xx"}
     assert len(Results(tmp_path).done()) == 2
+
+
+def test_ray(tmp_path):
+    pytest.importorskip("ray")
+    selection = ["--stages", "table1", "--settings", "uniform", "clip_0.2", "--envs", "Reacher-v4", "--seeds", "0"]
+    process = call("run", *selection, "--results", tmp_path, "--timesteps", "2048", "--backend", "ray", "--jobs", "2")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert Results(tmp_path).done() == {"paper-uniform-Reacher-v4-0", "paper-clip_0.2-Reacher-v4-0"}
+    # By Ray's workers, not here
+    assert "PoolActor" in output
+
+
+def test_runs_of_another_length_are_refused(directory, tmp_path, capsys, monkeypatch):
+    arguments = ["run", "--results", str(directory), "--timesteps", "2048", "--settings", "clip_0.2"]
+    monkeypatch.setattr(sys, "argv", ["paper", *arguments])
+    assert main() == 2
+    assert "timesteps is 2048, but" in capsys.readouterr().err
+
+
+def test_a_killed_worker_does_not_end_the_others(tmp_path):
+    script = """
+import os, sys
+from pathlib import Path
+from benchmarks.paper import runner
+from benchmarks.paper.experiments import Run
+from benchmarks.paper.results import Results
+
+class Killer(Results):
+    def save(self, run, result):
+        if run.seed == 1:
+            os._exit(1)
+        super().save(run, result)
+
+runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(5)]
+runner.INTERVAL = 0.01
+print(runner.run_all(runs, 1, Killer(Path(sys.argv[1])), 2, "loky"))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, tmp_path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    failed = result.stdout.strip()
+    assert "paper-uniform-InvertedPendulum-v4-1" in failed, result.stderr
+    # At most the one beside it has failed with it, twice
+    assert len(Results(tmp_path).done()) >= 3
+
+
+def test_a_run_that_diverges_is_a_result(monkeypatch):
+    def learn(self, timesteps, callback):
+        self.num_timesteps = 300
+        callback[1].returns, callback[1].lengths = [1.0, 3.0], [100, 150]
+        raise NonFiniteUpdateError("policy")
+
+    monkeypatch.setattr(PPOFixedKL, "learn", learn)
+    result = training.train(Run("paper", "none", "Reacher-v4", 0), 2048, "")
+    assert (result.row["diverged"], result.row["steps"], result.row["score"]) == (True, 300, 2.0)
+    monkeypatch.setattr(PPOFixedKL, "learn", lambda self, timesteps, callback: [][0])
+    with pytest.raises(IndexError):
+        training.train(Run("paper", "none", "Reacher-v4", 0), 2048, "")
 
 
 def test_committed_report_is_that_of_the_committed_results():

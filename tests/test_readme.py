@@ -20,6 +20,19 @@ def test_example_runs(block, monkeypatch, tmp_path):
     assert namespace["model"]._n_updates > 0
 
 
+def test_tables_are_those_of_the_results():
+    """Measured tables stand in the documents as they were written by the benchmarks."""
+    results = README.parent / "benchmarks" / "results"
+    overview, *_, footer = (results / "speed.md").read_text(encoding="utf-8").strip().split("\n\n")
+    readme = README.read_text(encoding="utf-8")
+    assert overview in readme
+    assert footer in readme
+    document = (README.parent / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert (results / "ablations.md").read_text(encoding="utf-8").strip() in document
+    for table in (results / "profile.md").read_text(encoding="utf-8").strip().split("\n\n"):
+        assert table in document
+
+
 def test_own_objective_trains():
     """The README's own objective is in use, and learns."""
     (block,) = [block for block in BLOCKS if "class SPO" in block]

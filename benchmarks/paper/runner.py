@@ -76,7 +76,6 @@ def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, ba
                 done = results.done()
                 unfinished = [run.name for run in missing if run.name not in done]
                 attempts.update(unfinished[: effective_n_jobs(jobs)])
-    results.write_table()
     done = results.done()
     return [run.name for run in runs if run.name not in done]
 
@@ -94,7 +93,9 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
 
     def watch() -> None:
         with tqdm(total=len(names), initial=len(names & results.done()), unit="run", smoothing=0) as progress:
-            while not ended.wait(INTERVAL):
+            over = False
+            while not over:
+                over = ended.wait(INTERVAL)
                 news = len(names & results.done()) - progress.n
                 if news:
                     progress.update(news)
