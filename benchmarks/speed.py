@@ -24,6 +24,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import speed_report
+from benchmarks.provenance import current_commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -194,7 +196,9 @@ def worker(case: Case, contestant: str) -> None:
                 if terminated or truncated:
                     single.reset()
         times["environment_us"] = (time.perf_counter() - start) / len(actions) / case.n_envs * 1e6
-        times["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # The compiler is a process of its own
+        peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        times["memory_mb"] = sum(peaks) / 1024
         print(json.dumps(times), flush=True)
 
 
@@ -301,7 +305,9 @@ class Worker:
     def __init__(self, case: str, contestant: str) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--worker", case, contestant]
         pipe = subprocess.PIPE
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # Nothing is compiled beforehand
+        self.cache = tempfile.TemporaryDirectory()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": self.cache.name}
         self.name = contestant
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment)
 
@@ -324,6 +330,7 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self.process.communicate()
+        self.cache.cleanup()
 
 
 def take_turns(case: str, names: list[str], n_turns: int) -> list[dict[str, dict[str, float]]]:
@@ -541,6 +548,7 @@ def write(rows: list[dict[str, Any]]) -> None:
     packages += ("sbx-rl",) if importlib.util.find_spec("sbx") is not None else ()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, one torch thread, Python {platform.python_version()}"
+    origin = {"versions": versions, "machine": machine, "commit": current_commit()}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "speed.csv"
     by_case: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
@@ -549,7 +557,7 @@ def write(rows: list[dict[str, Any]]) -> None:
             for row in csv.DictReader(file):
                 by_case.setdefault(row["case"], []).append(row)
     for case in {row["case"] for row in rows}:
-        by_case[case] = [{**row, "versions": versions, "machine": machine} for row in rows if row["case"] == case]
+        by_case[case] = [{**row, **origin} for row in rows if row["case"] == case]
     merged = [row for own in by_case.values() for row in own]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, dict.fromkeys(key for row in merged for key in row), lineterminator="\n")

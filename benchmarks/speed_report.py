@@ -23,6 +23,8 @@ def spread(row: Row) -> str:
     :return: the median ratio, and the smallest and the largest
     """
     ratio, low, high = (float(row[key]) for key in ("ratio", "ratio_min", "ratio_max"))
+    if low == high and row["contestant"] != SB3:
+        return f"**{ratio:.2f}** (one turn)"
     return f"**{ratio:.2f}** ({low:.2f} to {high:.2f})"
 
 
@@ -109,7 +111,7 @@ def write(directory: Path) -> None:
     """
     with (directory / "speed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    footer = f"{rows[0]['machine']}; {rows[0]['versions']}"
+    footer = "; ".join(dict.fromkeys(row[key] for key in ("machine", "versions") for row in rows))
     text = f"{overview(rows)}\n\n{details(rows)}\n\n{footer}\n"
     (directory / "speed.md").write_text(text, encoding="utf-8")
     chart(rows, directory / "speed.svg")

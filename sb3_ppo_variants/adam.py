@@ -3,6 +3,8 @@
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_ppo_variants.flat import FlatParameters
+
 
 def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
     """
@@ -27,6 +29,8 @@ def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
         return "the optimizer does not train exactly the policy's parameters"
     if not all(parameter.requires_grad for parameter in parameters):
         return "some parameters of the policy are frozen"
+    if len({int(optimizer.state.get(p, {}).get("step", 0)) for p in parameters}) > 1:
+        return "the optimizer has made more steps on some parameters than on others"
     return None
 
 
@@ -54,14 +58,11 @@ class ForeachAdam:
         self.exp_avg = [state["exp_avg"] for state in states]
         self.exp_avg_sq = [state["exp_avg_sq"] for state in states]
         self.n_steps = int(self.steps[0])
-        # All of them as one tensor, for operations that round each element once, wherever it is
-        self.flat_exp_avg_sq = th.cat([tensor.flatten() for tensor in self.exp_avg_sq])
-        self.flat_denominator = th.empty_like(self.flat_exp_avg_sq)
-        self.exp_avg_sq_views, self.denominators = map(self._views, (self.flat_exp_avg_sq, self.flat_denominator))
-
-    def _views(self, flat: th.Tensor) -> list[th.Tensor]:
-        parts = flat.split([parameter.numel() for parameter in self.parameters])
-        return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
+        # All of them as one tensor, for sums, products and quotients, which are rounded exactly wherever an element lies
+        layout = FlatParameters(policy)
+        self.flat_exp_avg_sq, self.flat_denominator = layout.zeros(), layout.zeros()
+        self.exp_avg_sq_views, self.denominators = map(layout.views, (self.flat_exp_avg_sq, self.flat_denominator))
+        th._foreach_copy_(self.exp_avg_sq_views, self.exp_avg_sq)
 
     def step(self, loss: th.Tensor, max_grad_norm: float | None) -> None:
         """
@@ -76,13 +77,15 @@ class ForeachAdam:
                 norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
                 th._foreach_mul_(gradients, th.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
             beta1, beta2 = self.group["betas"]
+            decayed = gradients
             if self.group["weight_decay"] != 0:
-                th._foreach_add_(gradients, self.parameters, alpha=self.group["weight_decay"])
+                decayed = list(th._foreach_add(gradients, self.parameters, alpha=self.group["weight_decay"]))
             self.n_steps += 1
-            th._foreach_lerp_(self.exp_avg, gradients, 1 - beta1)
+            th._foreach_lerp_(self.exp_avg, decayed, 1 - beta1)
             self.flat_exp_avg_sq.mul_(beta2)
-            th._foreach_addcmul_(self.exp_avg_sq_views, gradients, gradients, 1 - beta2)
-            th.sqrt(self.flat_exp_avg_sq, out=self.flat_denominator)
+            th._foreach_addcmul_(self.exp_avg_sq_views, decayed, decayed, 1 - beta2)
+            for exp_avg_sq, denominator in zip(self.exp_avg_sq_views, self.denominators, strict=True):
+                th.sqrt(exp_avg_sq, out=denominator)
             self.flat_denominator.div_((1 - beta2**self.n_steps) ** 0.5).add_(self.group["eps"])
             step_size = self.group["lr"] / (1 - beta1**self.n_steps)
             th._foreach_addcdiv_(self.parameters, self.exp_avg, self.denominators, -step_size)

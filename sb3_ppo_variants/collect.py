@@ -144,7 +144,7 @@ def _adder(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None]:
     if type(buffer) is not RolloutBuffer or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
         return buffer.add
     observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
-    episode_starts, values, log_probs = buffer.episode_starts, buffer.values[..., None], buffer.log_probs
+    episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs
     obs_shape, action_shape = observations.shape[1:], actions.shape[1:]
 
     def add(
@@ -161,7 +161,7 @@ def _adder(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None]:
         rewards[pos] = reward
         episode_starts[pos] = episode_start
         if not has_values:
-            values[pos] = value.numpy()
+            values[pos] = value.numpy().ravel()
             log_probs[pos] = log_prob.numpy()
         buffer.pos = pos + 1
         buffer.full = buffer.pos == buffer.buffer_size

@@ -5,8 +5,8 @@ The minibatch step of an update (forward, backward, clipping of the gradient, Ad
 flat copies of the parameters and of Adam's moments: they are taken from the policy and its optimizer before an update and
 put back after it, so that those two always hold the truth.
 
-This is the one place that uses torch's private interfaces. ``unsupported_reason`` says beforehand, and ``CompilationError``
-afterwards, why they cannot be used; training then goes on without.
+This is the one place that uses the private interfaces of torch's compiler. ``unsupported_reason`` says beforehand, and
+``CompilationError`` afterwards, why they cannot be used; training then goes on without.
 """
 
 import os
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.func import functional_call, functionalize, grad_and_value
@@ -28,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.adam import not_plain_adam
+from sb3_ppo_variants.flat import FlatParameters
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
@@ -35,9 +37,6 @@ from sb3_ppo_variants.rollout import RolloutData
 
 # The oldest torch whose Inductor this module has been tested with
 OLDEST_TORCH = (2, 13)
-# Floats between the starts of two parameters in the flat tensor are a multiple of this: 64 bytes, for aligned vector loads
-ALIGNMENT = 16
-
 # Compiled functions of one update: more mean that something in the policy changes all the time
 MAX_FUNCTIONS = 8
 INDUCTOR_OPTIONS = {
@@ -91,62 +90,6 @@ def unsupported_policy(policy: ActorCriticPolicy) -> str | None:
     return None
 
 
-class FlatParameters:
-    """
-    The parameters of a policy as slices of one flat tensor.
-
-    :param policy: the policy
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        self.parameters: list[th.Tensor] = list(policy.parameters())
-        position = {id(parameter): i for i, parameter in enumerate(self.parameters)}
-        # A policy may hold a module under several names: each place that holds a parameter, once
-        self.places = {
-            ".".join(filter(None, ("policy", prefix, name))): position[id(parameter)]
-            for prefix, module in policy.named_modules()
-            for name, parameter in module.named_parameters(recurse=False)
-        }
-        self.sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
-
-    def zeros(self) -> th.Tensor:
-        """A flat tensor of the right size, data type and device."""
-        return self.parameters[0].new_zeros(sum(self.sizes))
-
-    def views(self, flat: th.Tensor) -> list[th.Tensor]:
-        """
-        The parameters in a flat tensor.
-
-        :param flat: the flat tensor
-        :return: views of it, shaped as the parameters
-        """
-        slices = flat.split(self.sizes)
-        return [part[: p.numel()].view(p.shape) for part, p in zip(slices, self.parameters, strict=True)]
-
-    def concatenate(self, tensors: Sequence[th.Tensor]) -> th.Tensor:
-        """
-        The inverse of ``views``.
-
-        :param tensors: tensors shaped as the parameters
-        :return: one flat tensor, zero between them
-        """
-        parts = []
-        for tensor, size in zip(tensors, self.sizes, strict=True):
-            parts.append(tensor.reshape(-1))
-            if size > tensor.numel():
-                parts.append(tensor.new_zeros(size - tensor.numel()))
-        return th.cat(parts)
-
-    def by_place(self, tensors: Sequence[th.Tensor]) -> dict[str, th.Tensor]:
-        """
-        Arguments for ``functional_call``.
-
-        :param tensors: tensors in place of the parameters
-        :return: the tensors by the name of each place
-        """
-        return {name: tensors[position] for name, position in self.places.items()}
-
-
 class CompiledUpdate:
     """
     Minibatch steps on a policy, each one call of a compiled function.
@@ -171,6 +114,8 @@ class CompiledUpdate:
         self.surrogate = surrogate
         self.options = (tuple(coef_names), standardize_minibatches, ends_early)
         self.standardize_minibatches = standardize_minibatches
+        # Others may take a layout for granted
+        self.has_nature_cnn = any(type(module) is NatureCNN for module in policy.modules())
         self.ends_early = ends_early
         # One vector holds every number that changes between calls: what depends on Adam's step count is computed outside in
         # float64, as torch.optim.Adam does
@@ -210,7 +155,8 @@ class CompiledUpdate:
         """The minibatch step: updates the first four arguments in place and returns the values of ``METRICS``."""
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         batch: RolloutData = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
-        batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
+        if self.has_nature_cnn:
+            batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
         advantages = standardize(batch.advantages) if self.standardize_minibatches else batch.advantages
 
         def loss(

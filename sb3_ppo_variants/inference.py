@@ -72,6 +72,8 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
         and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
         and isinstance(space, spaces.Box)
         and len(space.shape) == 1
+        # Others are reshaped by the policy
+        and not (isinstance(policy.action_space, spaces.Box) and len(policy.action_space.shape) != 1)
         and policy.device.type == "cpu"
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
         # Neither hooks nor methods set on the instance
@@ -199,10 +201,11 @@ class RolloutPolicy:
 
 class StackedPolicy:
     """
-    A policy for one rollout, in NumPy, whose numbers differ from SB3's by rounding. Its parameters are those at the start of
-    the rollout (a callback that changes them meanwhile takes effect in the next one), so the two networks are stacked into
-    one with block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator. Values and log
-    probabilities are written to the buffer, and the tensors returned are views of it, as to make tensors takes time.
+    A policy for one rollout, in NumPy: SB3's up to rounding, with other random draws of the same distribution. Its parameters
+    are those at the start of the rollout (a callback that changes them meanwhile takes effect in the next one), so the two
+    networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at once, from torch's
+    generator. Values and log probabilities are written to the buffer, and the tensors returned are views of it, as to make
+    tensors takes time.
 
     :param policy: a policy that ``is_standard_mlp``
     :param buffer: an empty buffer, for the rollout

@@ -1,13 +1,17 @@
 """The compiled minibatch step agrees with the reference path, which is SB3's PPO."""
 
 import copy
+import functools
 import shutil
 
 import numpy as np
 import pytest
 import torch as th
-from conftest import ACTION_SPACES, OBSERVATION_SPACES
+from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv
 from test_parity import POLICIES, DropoutExtractor, OwnPolicy, equal, space_env, train
 from torch.utils._pytree import tree_map
 
@@ -155,13 +159,15 @@ INDUCTOR = {
     "multibinary": (PPOClip, "multibinary", {}),
     "batch norm": (PPOClip, "box", {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}}),
     "squashed sde": (PPOFixedKL, "box", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
+    "images": (PPOClip, "discrete", {}),
 }
 
 
 @pytest.mark.parametrize("case", INDUCTOR)
 def test_compiled_steps_agree_in_float32(case):
     cls, action, kwargs = INDUCTOR[case]
-    model = train(cls, "MlpPolicy", space_env("box", action), batch_size=26, **kwargs)[0]
+    observation = "image" if case == "images" else "box"
+    model = train(cls, POLICIES[observation], space_env(observation, action), batch_size=26, **kwargs)[0]
     reason = compiled.unsupported_reason(model.policy)
     if reason is not None:
         pytest.skip(reason)
@@ -172,6 +178,55 @@ def test_compiled_steps_agree_in_float32(case):
     assert max(differences) < 2e-5
     first_steps = [result[2][0][0] for result in (reference, other)]
     assert th.allclose(*first_steps, rtol=1e-4, atol=1e-6)
+
+
+class KeepRollout(BaseCallback):
+    """What the policy was given and gave, as callbacks see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def _on_step(self):
+        names = ("obs_tensor", "actions", "values", "log_probs")
+        self.steps.append([th.as_tensor(self.locals[name]).clone() for name in names])
+        return True
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_rollouts_in_numpy_are_the_policys(action, n_envs):
+    make = functools.partial(SpaceEnv, spaces.Box(-1, 1, (5,), np.float64), ACTION_SPACES[action])
+    env = make_vec_env(make, n_envs=n_envs, seed=0)
+    model = PPOClip("MlpPolicy", env, n_steps=64, batch_size=64, seed=0, device="cpu", compile=True)
+    policy = copy.deepcopy(model.policy)
+    callback = KeepRollout()
+    model.learn(64 * n_envs, callback)
+    obs, actions, values, log_probs = (th.cat(tensors) for tensors in zip(*callback.steps, strict=True))
+    with th.no_grad():
+        expected_values, expected_log_probs, _ = policy.evaluate_actions(obs.float(), actions)
+    assert th.allclose(values, expected_values, atol=1e-6)
+    assert th.allclose(log_probs, expected_log_probs, atol=1e-5)
+    buffer = model.rollout_buffer
+    for array, tensor in ((buffer.values, values), (buffer.log_probs, log_probs)):
+        # Flattened by the update: first all steps of the first environment
+        np.testing.assert_array_equal(array.ravel(), tensor.view(64, n_envs).T.reshape(-1).numpy())
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_observations_that_are_not_finite_are_found_at_once(dtype):
+    class Broken(SpaceEnv):
+        def step(self, action):
+            obs, *others = super().step(action)
+            return np.full_like(obs, np.nan) if self.steps == 5 else obs, *others
+
+    env = DummyVecEnv([lambda: Broken(spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES["box"])] * 2)
+    model = PPOClip("MlpPolicy", env, n_steps=64, device="cpu", compile=True)
+    with pytest.raises(ValueError, match=r"not finite: observation\[0, 0\] = nan"):
+        model.learn(128)
+    assert model.num_timesteps == 10
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -99,6 +100,22 @@ def test_policies_and_spaces(observation, action):
     assert expected[1][-1]["train/approx_kl"] > 0
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3)])
+def test_actions_of_several_dimensions(shape):
+    make = functools.partial(SpaceEnv, OBSERVATION_SPACES["box"], spaces.Box(-0.5, 0.5, shape, np.float32))
+    make_env = functools.partial(make_vec_env, make, n_envs=2, seed=0)
+    expected = train(PPO, "MlpPolicy", make_env)
+    assert_same_training(expected, train(PPOClip, "MlpPolicy", make_env, compile=False))
+
+
+class FlatValues(ActorCriticPolicy):
+    """A custom policy whose values have no second dimension."""
+
+    def forward(self, obs, deterministic=False):
+        actions, values, log_prob = super().forward(obs, deterministic)
+        return actions, values.flatten(), log_prob
+
+
 class DropoutExtractor(BaseFeaturesExtractor):
     """Noise and running statistics: what behaves differently in training and in evaluation."""
 
@@ -154,6 +171,7 @@ SETTINGS = {
     "optimizer": {
         "policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"momentum": 0.5}, "ortho_init": False}
     },
+    "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
     "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
     "noise in evaluation": {"policy_kwargs": {"features_extractor_class": NoisyExtractor}},
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
@@ -162,6 +180,25 @@ SETTINGS = {
     "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
     "gamma and lambda": {"gamma": 0.9, "gae_lambda": 0.7},
 }
+
+
+def test_values_without_a_second_dimension():
+    make_env = space_env("box", "box")
+    assert_same_training(train(PPO, FlatValues, make_env), train(PPOClip, FlatValues, make_env, compile=False))
+
+
+def test_layers_that_are_unfrozen_later():
+    """Adam counts the steps of each parameter."""
+
+    def trained(cls, **kwargs):
+        model, _ = train(cls, "MlpPolicy", space_env("box", "box"), policy_kwargs={"net_arch": [8]}, **kwargs)
+        del model.policy.optimizer.state[model.policy.log_std]
+        model.learn(52, reset_num_timesteps=False)
+        return model
+
+    expected, actual = trained(PPO), trained(PPOClip, compile=False)
+    assert equal(expected.policy.state_dict(), actual.policy.state_dict())
+    assert equal(expected.policy.optimizer.state_dict(), actual.policy.optimizer.state_dict())
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

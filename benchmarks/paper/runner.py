@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from benchmarks.paper.experiments import Run
 from benchmarks.paper.results import Results
-from benchmarks.paper.training import current_commit, train
+from benchmarks.paper.training import train
+from benchmarks.provenance import current_commit
 
 ATTEMPTS = 2
 # Seconds between two looks at what has been finished

@@ -1,10 +1,8 @@
 """One run, as the paper's authors' code of 2017 (openai/baselines, ppo1) did it."""
 
-import subprocess
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -242,17 +240,3 @@ def play(run: Run, env: Any, recorder: Recorder) -> int:
         recorder._on_step()
         steps += 1
     return steps
-
-
-def current_commit() -> str:
-    """The commit that is checked out, with a plus if code has been changed since, or "unknown"."""
-
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parents[2]
-        return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
