@@ -196,9 +196,7 @@ def worker(case: Case, contestant: str) -> None:
                 if terminated or truncated:
                     single.reset()
         times["environment_us"] = (time.perf_counter() - start) / len(actions) / case.n_envs * 1e6
-        # The compiler is a process of its own
-        peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        times["memory_mb"] = sum(peaks) / 1024
+        times["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(times), flush=True)
 
 

@@ -47,7 +47,7 @@ PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 
 # Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
 # takes some seconds. Not measured, so that the same seed always takes the same path.
-MIN_STEPS_TO_COMPILE = 7_500
+MIN_STEPS_TO_COMPILE = 12_000
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
