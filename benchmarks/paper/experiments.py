@@ -155,7 +155,6 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     with TABLE_3.open(encoding="utf-8") as file:
         table = yaml.safe_load(file)[run.env]
     # What the Zoo takes for itself
-    for name in ("n_timesteps", "policy", "n_envs", "normalize", "env_wrapper", "policy_kwargs"):
+    for name in ("n_timesteps", "policy", "n_envs", "normalize", "env_wrapper"):
         del table[name]
-    policy_kwargs = {"log_std_init": 0.0, "optimizer_kwargs": {"eps": 1e-5}}
-    return {**table, "policy_kwargs": policy_kwargs, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}
+    return {**table, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}
