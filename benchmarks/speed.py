@@ -25,12 +25,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks import speed_report
 from benchmarks.provenance import current_commit
@@ -287,9 +291,17 @@ def whole_run(contestant: str, timesteps: int) -> dict[str, float]:
         f"from {module} import {name}\n"
         f"{name}('MlpPolicy', 'HalfCheetah-v4', seed=0, device='cpu', **{kwargs}).learn({timesteps})"
     )
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, stdout=subprocess.DEVNULL)
-    return {"seconds": time.perf_counter() - start}
+    with uncompiled_environment() as environment:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, stdout=subprocess.DEVNULL, env=environment)
+        return {"seconds": time.perf_counter() - start}
+
+
+@contextmanager
+def uncompiled_environment() -> Iterator[dict[str, str]]:
+    """The environment variables of a process with one torch thread for which nothing has been compiled beforehand."""
+    with tempfile.TemporaryDirectory() as cache:
+        yield {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
 
 
 class Worker:
@@ -303,10 +315,9 @@ class Worker:
     def __init__(self, case: str, contestant: str) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--worker", case, contestant]
         pipe = subprocess.PIPE
-        # Nothing is compiled beforehand
-        self.cache = tempfile.TemporaryDirectory()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": self.cache.name}
         self.name = contestant
+        self.stack = ExitStack()
+        environment = self.stack.enter_context(uncompiled_environment())
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment)
 
     def turn(self) -> dict[str, float]:
@@ -328,7 +339,43 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self.process.communicate()
-        self.cache.cleanup()
+        self.stack.close()
+
+
+class MemoryWatch(threading.Thread):
+    """
+    Watches the memory of a process and of those that it starts (the C++ compiler), from here to ``stop``.
+
+    :param pid: the process
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.process = psutil.Process(pid)
+        self.peak_mb = 0.0
+        self.stopped = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Look five times a second."""
+        while not self.stopped.wait(0.2):
+            total = 0
+            for process in [self.process, *self.process.children(recursive=True)]:
+                # It may have ended meanwhile
+                with suppress(psutil.Error):
+                    # Pages that several processes share are divided among them
+                    total += process.memory_full_info().pss
+            self.peak_mb = max(self.peak_mb, total / 2**20)
+
+    def stop(self) -> float:
+        """
+        Stop watching.
+
+        :return: the peak in MiB
+        """
+        self.stopped.set()
+        self.join()
+        return self.peak_mb
 
 
 def take_turns(case: str, names: list[str], n_turns: int) -> list[dict[str, dict[str, float]]]:
@@ -341,7 +388,10 @@ def take_turns(case: str, names: list[str], n_turns: int) -> list[dict[str, dict
     :return: for each turn, what was measured of each contestant
     """
     workers = [Worker(case, name) for name in names]
-    first = {worker.name: worker.turn() for worker in workers}
+    first = {}
+    for worker in workers:
+        watch = MemoryWatch(worker.process.pid)
+        first[worker.name] = {**worker.turn(), "compiling_mb": watch.stop()}
     turns = [{worker.name: worker.turn() for worker in workers} for _ in range(n_turns + 1)][1:]
     for worker in workers:
         worker.close()
@@ -349,6 +399,7 @@ def take_turns(case: str, names: list[str], n_turns: int) -> list[dict[str, dict
     for turn in turns:
         for name, times in turn.items():
             times["first_update_s"] = first[name]["update_us"] * steps / 1e6
+            times["compiling_mb"] = first[name]["compiling_mb"]
     return turns
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.inference import RolloutPolicy, StackedPolicy, is_standard_mlp
+from sb3_ppo_variants.inference import RolloutPolicy, StackedPolicy, is_standard_mlp, leaves_distribution
+from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
 from sb3_ppo_variants.rollout import compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
@@ -29,6 +31,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
     """
 
     _uses_compiled: bool
+    # Parameters of pi_old(.|s) at each step of the last rollout, if the policy gave them in passing
+    _old_parameters: list[tuple[th.Tensor, ...]]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -48,6 +52,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         n_steps = 0
         rollout_buffer.reset()
+        self._old_parameters = []
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -106,7 +111,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         """
         if is_standard_mlp(self.policy):
             return partial(_act_on_arrays, RolloutPolicy(self.policy))
-        return self._act
+        return partial(self._act, keeps_parameters=leaves_distribution(self.policy, "forward"))
 
     def _clipper(self, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
         """The function that makes of the actions of a policy those of the action space."""
@@ -118,10 +123,13 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         low, high = (np.repeat(bound[None], n_envs, axis=0) for bound in (self.action_space.low, self.action_space.high))
         return lambda actions: np.minimum(np.maximum(actions, low), high)
 
-    def _act(self, observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+    def _act(self, observations: Any, keeps_parameters: bool) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
         obs_tensor = obs_as_tensor(observations, self.device)
         with th.no_grad(), unvalidated_distributions():
             actions, values, log_probs = self.policy(obs_tensor)
+            if keeps_parameters:
+                with suppress(NotImplementedError):
+                    self._old_parameters.append(distribution_parameters(self.policy.action_dist))
         if not math.isfinite(values.sum()):
             checks.check_observation(observations)
         return obs_tensor, actions.cpu().numpy(), values, log_probs

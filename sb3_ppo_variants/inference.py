@@ -45,16 +45,23 @@ def evaluate_policy(policy: ActorCriticPolicy, observations: PyTorchObs, actions
     values, log_prob, entropy = policy.evaluate_actions(observations, actions)
 
     def parameters() -> tuple[th.Tensor, ...]:
-        policy_type = type(policy)
-        if (
-            policy_type.evaluate_actions is ActorCriticPolicy.evaluate_actions
-            and policy_type._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
-        ):
-            # SB3's policies leave the distribution there, which saves a second forward pass
+        if leaves_distribution(policy, "evaluate_actions"):
             return distribution_parameters(policy.action_dist)
         return distribution_parameters(policy.get_distribution(observations))
 
     return Evaluation(values.flatten(), log_prob, entropy, parameters)
+
+
+def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
+    """
+    Whether a method leaves its action distribution in ``policy.action_dist``, as SB3's own do: that saves a forward pass.
+
+    :param policy: any policy
+    :param method: "forward" or "evaluate_actions"
+    :return: whether it does
+    """
+    names = (method, "_get_action_dist_from_latent")
+    return all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names)
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:

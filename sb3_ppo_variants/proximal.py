@@ -48,6 +48,8 @@ PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 # Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
 # takes some seconds. Not measured, so that the same seed always takes the same path.
 MIN_STEPS_TO_COMPILE = 12_000
+# Samples of images on which the compiled step saves as much as that
+IMAGES_PER_STEP = 3
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
@@ -176,6 +178,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self._uses_compiled = False
         self._cannot_compile: str | None = None
         self._n_steps_made = 0.0
+        self._old_parameters = []
 
         if _init_setup_model:
             self._setup_model()
@@ -237,7 +240,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made"]
+        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made", "_old_parameters"]
         return [*super()._excluded_save_params(), *own]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,6 +256,8 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         """
         rollout_size = self.n_steps * self.n_envs
         n_steps = total_timesteps / rollout_size * self.n_epochs * math.ceil(rollout_size / self.batch_size)
+        if compiled.has_nature_cnn(self.policy):
+            n_steps = max(n_steps, total_timesteps * self.n_epochs / IMAGES_PER_STEP)
         # A training in many short pieces is a long one
         self._n_steps_made += n_steps
         self._uses_compiled = False
@@ -329,7 +334,9 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         try:
             with unvalidated_distributions():
                 # theta_old <- theta
-                rollout = Rollout(self.rollout_buffer, self.policy)
+                rollout = Rollout(self.rollout_buffer, self.policy, self._old_parameters)
+                # Those of this update only
+                self._old_parameters = []
                 # Switch to train mode (this affects batch norm and dropout)
                 self.policy.set_training_mode(True)
                 epochs = self._optimize(rollout, coef)

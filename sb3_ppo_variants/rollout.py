@@ -6,7 +6,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +23,9 @@ from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
 
 STANDARD_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
 
-# Samples per forward pass when pi_old and pi are evaluated on a whole rollout: bounds the memory that images take
+# Bytes of observations per forward pass when pi_old and pi are evaluated on a whole rollout: what fits into a cache is faster
+CHUNK_BYTES = 2**22
+# Samples per minibatch of a custom buffer in such a pass
 CHUNK_SIZE = 1024
 
 
@@ -62,17 +64,25 @@ class Rollout:
 
     :param buffer: a full rollout buffer of any class
     :param policy: the policy, which is pi_old now
+    :param old_parameters: parameters of pi_old(.|s) at each step, each of shape ``(n_envs, ...)``, if known already
     """
 
-    def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy) -> None:
+    def __init__(
+        self, buffer: RolloutBuffer, policy: ActorCriticPolicy, old_parameters: Sequence[tuple[th.Tensor, ...]] = ()
+    ) -> None:
         self.buffer = buffer
         self.policy = policy
         self.data: RolloutData | None = None
         if type(buffer) in STANDARD_BUFFERS:
             samples = whole_rollout(buffer)
-            with _evaluation(policy):
-                old_parameters = _parameters(policy, samples.observations)
-            self.data = self._with_old_parameters(samples, old_parameters)
+            if len(old_parameters) == buffer.buffer_size:
+                # In the order of `samples`: that of the environments first
+                steps = [th.stack(parameters, dim=1) for parameters in zip(*old_parameters, strict=True)]
+                flat = tuple(parameters.flatten(end_dim=1) for parameters in steps)
+            else:
+                with _evaluation(policy):
+                    flat = _parameters(policy, samples.observations)
+            self.data = self._with_old_parameters(samples, flat)
         else:
             self.old_policy = frozen_copy(policy)
 
@@ -157,9 +167,11 @@ def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
 def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th.Tensor, ...]:
     """Parameters of pi(.|s) for many observations, or none if they are not known."""
     chunks = []
-    n_samples = len(pytree.tree_leaves(observations)[0])
-    for start in range(0, n_samples, CHUNK_SIZE):
-        chunk = pytree.tree_map(lambda tensor: tensor[start : start + CHUNK_SIZE], observations)  # noqa: B023
+    tensors = pytree.tree_leaves(observations)
+    n_samples = len(tensors[0])
+    chunk_size = max(CHUNK_BYTES * n_samples // sum(tensor.nbytes for tensor in tensors), 1)
+    for start in range(0, n_samples, chunk_size):
+        chunk = pytree.tree_map(lambda tensor: tensor[start : start + chunk_size], observations)  # noqa: B023
         try:
             chunks.append(distribution_parameters(policy.get_distribution(chunk)))
         except NotImplementedError:

@@ -1,5 +1,6 @@
 """The variants in training: KL control, logging, callbacks, custom objectives."""
 
+import copy
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_parity import POLICIES, Record, equal, space_env, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
 from sb3_ppo_variants.kl import kl_normal
+from sb3_ppo_variants.rollout import Rollout
 
 ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
 
@@ -160,6 +162,49 @@ def test_gradient_norm_is_not_clipped_with_none():
     tight, _ = train(PPOClip, "MlpPolicy", make_env, max_grad_norm=1e-3)
     assert equal(unclipped.policy.state_dict(), loose.policy.state_dict())
     assert not equal(unclipped.policy.state_dict(), tight.policy.state_dict())
+
+
+@pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete", "multibinary", "gSDE"])
+@pytest.mark.parametrize("observation", ["image", "dict"])
+def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observation, action):
+    class CompareDistributions(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = copy.deepcopy(self.model.rollout_buffer)
+            kept = Rollout(buffer, self.model.policy, self.model._old_parameters).data.old_parameters
+            computed = Rollout(buffer, self.model.policy).data.old_parameters
+            for one, other in zip(kept, computed, strict=True):
+                assert one.shape == other.shape
+                th.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+            # Not the same by chance: they depend on the observation
+            assert (computed[0] - computed[0][0]).abs().max() > 1e-3
+            self.compared = True
+
+    callback = CompareDistributions()
+    make_env = space_env(observation, "box" if action == "gSDE" else action, n_envs=3)
+    model = PPOClip(POLICIES[observation], make_env(), n_steps=26, batch_size=13, seed=0, use_sde=action == "gSDE")
+    with th.no_grad():
+        for parameter in model.policy.action_net.parameters():
+            parameter.mul_(100)
+    model.learn(1, callback)
+    assert callback.compared
+    # Those of one update are not taken for those of another
+    assert model._old_parameters == []
+
+
+def test_own_forward_keeps_no_distributions():
+    class Policy(ActorCriticPolicy):
+        def forward(self, obs, deterministic=False):
+            result = super().forward(obs, deterministic)
+            self.get_distribution(th.zeros_like(obs))
+            return result
+
+    model, rows = train(PPOClip, Policy, space_env("box", "box"), learning_rate=1e-2, n_updates=1)
+    expected, expected_rows = train(PPOClip, "MlpPolicy", space_env("box", "box"), learning_rate=1e-2, n_updates=1)
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    assert updates(rows)[0]["train/kl"] == pytest.approx(updates(expected_rows)[0]["train/kl"], rel=1e-5)
 
 
 def test_own_distribution_without_closed_form():
