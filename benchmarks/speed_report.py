@@ -61,7 +61,7 @@ def details(rows: Sequence[Row]) -> str:
         else:
             columns = [f"{float(row[key]):.0f} us" for key in ("rollout_us", "update_us", "environment_us")]
             columns += [f"{float(row['first_update_s']):.1f} s"]
-            columns += [f"{float(row[key]):.0f} MB" for key in ("memory_mb", "compiling_mb")]
+            columns += [f"{float(row[key]):.0f} MB" if row.get(key) else "" for key in ("memory_mb", "compiling_mb")]
         lines.append(f"| {row['case']} | {row['contestant']} | {spread(row)} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
