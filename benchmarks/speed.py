@@ -457,7 +457,7 @@ PARTS = {
         ("advantages", "sb3_ppo_variants.collect", "", "compute_returns_and_advantage"),
         ("rest of the rollout", "sb3_ppo_variants", "PPOClip", "collect_rollouts"),
         ("compiled minibatch steps", "sb3_ppo_variants.compiled", "CompiledUpdate", "run"),
-        ("pi_old's distributions, KL", "sb3_ppo_variants.rollout", "", "_parameters"),
+        ("KL after the update", "sb3_ppo_variants.rollout", "", "_parameters"),
         ("rest of the update", "sb3_ppo_variants", "PPOClip", "train"),
     ],
 }

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.inference import RolloutPolicy, StackedPolicy, is_standard_mlp, leaves_distribution
-from sb3_ppo_variants.kl import distribution_parameters
-from sb3_ppo_variants.loss import unvalidated_distributions
+from sb3_ppo_variants.inference import ModulePolicy, RolloutPolicy, StackedPolicy, is_standard_mlp
 from sb3_ppo_variants.rollout import compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
 
@@ -31,8 +27,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
     """
 
     _uses_compiled: bool
-    # Parameters of pi_old(.|s) at each step of the last rollout, if the policy gave them in passing
-    _old_parameters: list[tuple[th.Tensor, ...]]
+    # Those of pi_old(.|s) at each step of the last rollout, each of shape (n_steps, n_envs, ...); none if they are not known
+    _old_parameters: tuple[th.Tensor, ...]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -52,22 +48,21 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         n_steps = 0
         rollout_buffer.reset()
-        self._old_parameters = []
+        self._old_parameters = ()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
 
-        # Rounds differently from SB3
-        stacked = self._uses_compiled and StackedPolicy.supports(self.policy)
-        act = partial(_act_on_arrays, StackedPolicy(self.policy, rollout_buffer)) if stacked else self._actor()
+        policy = self._rollout_policy(rollout_buffer)
+        act: Callable[[Any, Any], Any] = self._act if isinstance(policy, ModulePolicy) else _act_on_arrays
         clip = self._clipper(env.num_envs)
         is_discrete = isinstance(self.action_space, spaces.Discrete)
         step = fast_step(env)
-        add = _adder(rollout_buffer, has_values=stacked)
+        add = _adder(rollout_buffer, has_values=isinstance(policy, StackedPolicy))
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            obs_tensor, actions, values, log_probs = act(self._last_obs)
+            obs_tensor, actions, values, log_probs = act(policy, self._last_obs)
             clipped_actions = clip(actions)
 
             new_obs, rewards, dones, infos = step(clipped_actions)
@@ -100,18 +95,17 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         compute_returns_and_advantage(rollout_buffer, values, dones)
+        self._old_parameters = policy.parameters()
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _actor(self) -> Callable[[Any], tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]]:
-        """
-        The function that gives pi_old's actions in a rollout: from observations to their tensor, actions, values and log
-        probabilities.
-        """
-        if is_standard_mlp(self.policy):
-            return partial(_act_on_arrays, RolloutPolicy(self.policy))
-        return partial(self._act, keeps_parameters=leaves_distribution(self.policy, "forward"))
+    def _rollout_policy(self, rollout_buffer: RolloutBuffer) -> StackedPolicy | RolloutPolicy | ModulePolicy:
+        """The fastest way to pi_old's actions, values and log probabilities."""
+        # Rounds differently from SB3
+        if self._uses_compiled and StackedPolicy.supports(self.policy):
+            return StackedPolicy(self.policy, rollout_buffer)
+        return RolloutPolicy(self.policy) if is_standard_mlp(self.policy) else ModulePolicy(self.policy)
 
     def _clipper(self, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
         """The function that makes of the actions of a policy those of the action space."""
@@ -123,20 +117,16 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         low, high = (np.repeat(bound[None], n_envs, axis=0) for bound in (self.action_space.low, self.action_space.high))
         return lambda actions: np.minimum(np.maximum(actions, low), high)
 
-    def _act(self, observations: Any, keeps_parameters: bool) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
+    def _act(self, policy: ModulePolicy, observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
         obs_tensor = obs_as_tensor(observations, self.device)
-        with th.no_grad(), unvalidated_distributions():
-            actions, values, log_probs = self.policy(obs_tensor)
-            if keeps_parameters:
-                with suppress(NotImplementedError):
-                    self._old_parameters.append(distribution_parameters(self.policy.action_dist))
+        actions, values, log_probs = policy(obs_tensor)
         if not math.isfinite(values.sum()):
             checks.check_observation(observations)
-        return obs_tensor, actions.cpu().numpy(), values, log_probs
+        return obs_tensor, actions, values, log_probs
 
 
 def _act_on_arrays(
-    policy: Callable[[np.ndarray], tuple[np.ndarray, th.Tensor, th.Tensor]], observations: np.ndarray
+    policy: StackedPolicy | RolloutPolicy, observations: np.ndarray
 ) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
     # The sum of the squares is quick to compute, and not finite if one of them is not
     if not math.isfinite(np.vdot(observations, observations)):

@@ -5,6 +5,7 @@ passes without module calls and distribution objects. This is the one place that
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_ppo_variants.kl import distribution_parameters
+from sb3_ppo_variants.loss import unvalidated_distributions
 
 LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 
@@ -159,6 +161,51 @@ def _normal_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.
     return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
 
 
+class ModulePolicy:
+    """
+    ``ActorCriticPolicy.forward`` of any policy, for one rollout.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+        self.keeps_parameters = leaves_distribution(policy, "forward")
+        self.steps: list[tuple[th.Tensor, ...]] = []
+
+    def __call__(self, observations: PyTorchObs) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+        """
+        The next step of the rollout.
+
+        :param observations: shape ``(n_envs, ...)``, or a dict of such
+        :return: sampled actions, values and log probabilities, as by ``ActorCriticPolicy.forward``
+        """
+        with th.no_grad(), unvalidated_distributions():
+            actions, values, log_probs = self.policy(observations)
+            if self.keeps_parameters:
+                # Custom distributions may be of another kind
+                with suppress(NotImplementedError):
+                    self.steps.append(distribution_parameters(self.policy.action_dist))
+        return actions.cpu().numpy(), values, log_probs
+
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        """
+        Parameters of the distributions so far, as `kl.distribution_parameters`, each of shape ``(n_steps, n_envs, ...)``; none
+        if they are not known.
+        """
+        return stack(self.steps)
+
+
+def stack(steps: list[tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
+    """
+    Stack the parameters of several steps.
+
+    :param steps: parameters at each step
+    :return: the same in one tensor each
+    """
+    return tuple(th.stack(parameters) for parameters in zip(*steps, strict=True))
+
+
 class RolloutPolicy:
     """
     The operations of ``ActorCriticPolicy.forward`` in a straight line, for one rollout: bit for bit the same numbers and
@@ -178,6 +225,7 @@ class RolloutPolicy:
         self.log_std = policy.log_std.detach() if isinstance(policy.action_dist, DiagGaussianDistribution) else None
         # Of log_std, when what depends on it was computed
         self.version = -1
+        self.steps: list[tuple[th.Tensor, ...]] = []
 
     def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
         """
@@ -197,13 +245,19 @@ class RolloutPolicy:
                 self.std = th.ones_like(latent_pi) * self.log_std.exp()
                 self.double_variance = 2 * self.std**2
                 self.log_stds = self.std.log()
+            self.steps.append((latent_pi, self.std))
             actions = latent_pi + th.empty_like(latent_pi).normal_().mul_(self.std)
             squares = (actions - latent_pi).square_().neg_()
             log_probs = squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
             return actions.numpy(), latent_vf, log_probs
         logits = latent_pi - latent_pi.logsumexp(dim=-1, keepdim=True)
+        self.steps.append((logits,))
         actions = th.multinomial(F.softmax(logits, dim=-1), 1, True)
         return actions.squeeze(1).numpy(), latent_vf, logits.gather(-1, actions).squeeze(-1)
+
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        """Parameters of the distributions so far, as ``ModulePolicy.parameters``."""
+        return stack(self.steps)
 
 
 class StackedPolicy:
@@ -252,6 +306,7 @@ class StackedPolicy:
             else:
                 self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else _relu)
         self.n_outputs = pi[-1].out_features
+        self.outputs = np.empty((n_steps, n_envs, self.n_outputs), dtype=np.float32)
         self.step = 0
         self.values, self.log_probs = buffer.values[..., None], buffer.log_probs
         self.value_tensors = th.from_numpy(self.values).unbind()
@@ -259,8 +314,9 @@ class StackedPolicy:
         self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
         if self.is_gaussian:
             log_std = policy.log_std.detach()
+            self.std = log_std.exp()
             noise = th.randn(n_steps, n_envs, self.n_outputs)
-            self.noise = (noise * log_std.exp()).numpy()
+            self.noise = (noise * self.std).numpy()
             # log pi(a|s) of a = mean + std * noise does not depend on the mean
             self.log_probs[:] = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1).numpy()
         else:
@@ -280,8 +336,9 @@ class StackedPolicy:
                 latent += layer[1]
             else:
                 layer(latent, out=latent)
-        outputs = latent[:, : self.n_outputs]
         step, self.step = self.step, self.step + 1
+        outputs = self.outputs[step]
+        outputs[:] = latent[:, : self.n_outputs]
         self.values[step] = latent[:, self.n_outputs :]
         values, log_probs = self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
@@ -293,6 +350,11 @@ class StackedPolicy:
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
         self.log_probs[step] = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
         return actions, values, log_probs
+
+    def parameters(self) -> tuple[th.Tensor, ...]:
+        """Parameters of the distributions of all steps, as ``ModulePolicy.parameters``."""
+        outputs = th.from_numpy(self.outputs)
+        return (outputs, self.std.expand_as(outputs).contiguous()) if self.is_gaussian else (outputs,)
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:

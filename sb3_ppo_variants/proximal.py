@@ -49,7 +49,7 @@ PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 # takes some seconds. Not measured, so that the same seed always takes the same path.
 MIN_STEPS_TO_COMPILE = 12_000
 # Samples of images on which the compiled step saves as much as that
-IMAGES_PER_STEP = 3
+IMAGES_PER_STEP = 6
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
@@ -178,7 +178,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self._uses_compiled = False
         self._cannot_compile: str | None = None
         self._n_steps_made = 0.0
-        self._old_parameters = []
+        self._old_parameters = ()
 
         if _init_setup_model:
             self._setup_model()
@@ -336,7 +336,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 # theta_old <- theta
                 rollout = Rollout(self.rollout_buffer, self.policy, self._old_parameters)
                 # Those of this update only
-                self._old_parameters = []
+                self._old_parameters = ()
                 # Switch to train mode (this affects batch norm and dropout)
                 self.policy.set_training_mode(True)
                 epochs = self._optimize(rollout, coef)

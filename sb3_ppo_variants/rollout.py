@@ -6,7 +6,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -64,25 +64,22 @@ class Rollout:
 
     :param buffer: a full rollout buffer of any class
     :param policy: the policy, which is pi_old now
-    :param old_parameters: parameters of pi_old(.|s) at each step, each of shape ``(n_envs, ...)``, if known already
+    :param old_parameters: parameters of pi_old(.|s), each of shape ``(n_steps, n_envs, ...)``, if known already
     """
 
-    def __init__(
-        self, buffer: RolloutBuffer, policy: ActorCriticPolicy, old_parameters: Sequence[tuple[th.Tensor, ...]] = ()
-    ) -> None:
+    def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, old_parameters: tuple[th.Tensor, ...] = ()) -> None:
         self.buffer = buffer
         self.policy = policy
         self.data: RolloutData | None = None
         if type(buffer) in STANDARD_BUFFERS:
             samples = whole_rollout(buffer)
-            if len(old_parameters) == buffer.buffer_size:
-                # In the order of `samples`: that of the environments first
-                steps = [th.stack(parameters, dim=1) for parameters in zip(*old_parameters, strict=True)]
-                flat = tuple(parameters.flatten(end_dim=1) for parameters in steps)
+            if old_parameters:
+                # In the order of the samples: one environment after the other
+                old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
                 with _evaluation(policy):
-                    flat = _parameters(policy, samples.observations)
-            self.data = self._with_old_parameters(samples, flat)
+                    old_parameters = _parameters(policy, samples.observations)
+            self.data = self._with_old_parameters(samples, old_parameters)
         else:
             self.old_policy = frozen_copy(policy)
 

@@ -54,6 +54,8 @@ def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
 
 
 def _copy(info: dict[str, Any]) -> dict[str, Any]:
+    if IMMUTABLE.issuperset(map(type, info.values())):
+        return info.copy()
     return {key: value if type(value) in IMMUTABLE else deepcopy(value) for key, value in info.items()}
 
 

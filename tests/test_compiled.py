@@ -322,8 +322,8 @@ def test_auto_compiles_long_trainings_only():
 
 def test_auto_compiles_earlier_for_images():
     model = PPOClip("CnnPolicy", space_env("image", "box")(), n_steps=512, batch_size=64, n_epochs=4)
-    # 4 epochs of 8,900 samples
-    model._choose_path(8_900)
+    # 4 epochs of 17,900 samples
+    model._choose_path(17_900)
     assert not model._uses_compiled
     model._choose_path(200)
     assert model._uses_compiled

@@ -165,8 +165,10 @@ def test_gradient_norm_is_not_clipped_with_none():
 
 
 @pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete", "multibinary", "gSDE"])
-@pytest.mark.parametrize("observation", ["image", "dict"])
-def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observation, action):
+@pytest.mark.parametrize(("observation", "compile_"), [("image", False), ("dict", False), ("box", False), ("box", True)])
+def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observation, compile_, action, monkeypatch):
+    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+
     class CompareDistributions(BaseCallback):
         def _on_step(self):
             return True
@@ -184,14 +186,15 @@ def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observati
 
     callback = CompareDistributions()
     make_env = space_env(observation, "box" if action == "gSDE" else action, n_envs=3)
-    model = PPOClip(POLICIES[observation], make_env(), n_steps=26, batch_size=13, seed=0, use_sde=action == "gSDE")
+    kwargs = {"n_steps": 26, "batch_size": 13, "seed": 0, "use_sde": action == "gSDE", "compile": compile_}
+    model = PPOClip(POLICIES[observation], make_env(), **kwargs)
     with th.no_grad():
         for parameter in model.policy.action_net.parameters():
             parameter.mul_(100)
     model.learn(1, callback)
     assert callback.compared
     # Those of one update are not taken for those of another
-    assert model._old_parameters == []
+    assert model._old_parameters == ()
 
 
 def test_own_forward_keeps_no_distributions():
