@@ -354,7 +354,7 @@ class StackedPolicy:
     def parameters(self) -> tuple[th.Tensor, ...]:
         """Parameters of the distributions of all steps, as ``ModulePolicy.parameters``."""
         outputs = th.from_numpy(self.outputs)
-        return (outputs, self.std.expand_as(outputs).contiguous()) if self.is_gaussian else (outputs,)
+        return (outputs, self.std.expand_as(outputs).contiguous()) if self.is_gaussian else (outputs.log_softmax(dim=-1),)
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
