@@ -112,7 +112,7 @@ ABLATIONS = {
     "SB3's computation of the advantages": ["collect.compute_returns_and_advantage"],
     "the traced step interpreted, not compiled": ["compiled._compile"],
     "reference path, all techniques": ["reference"],
-    "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp"],
+    "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp", "proximal.is_of_sb3"],
 }
 
 
@@ -129,6 +129,7 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
         "inference.StackedPolicy.supports": (inference.StackedPolicy, "supports", staticmethod(lambda policy: False)),
         "collect.is_standard_mlp": (collect, "is_standard_mlp", lambda policy: False),
         "proximal.is_standard_mlp": (proximal, "is_standard_mlp", lambda policy: False),
+        "proximal.is_of_sb3": (proximal, "is_of_sb3", lambda policy: False),
         "collect.fast_step": (collect, "fast_step", lambda env: env.step),
         "collect._adder": (collect, "_adder", lambda buffer, has_values: buffer.add),
         "collect.compute_returns_and_advantage": (

@@ -13,8 +13,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
@@ -66,6 +66,26 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     return all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names)
 
 
+def is_of_sb3(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether the policy is of SB3's own classes alone, in which every parameter gets a gradient in every minibatch, and on a CPU.
+
+    :param policy: any policy
+    :return: whether it is
+    """
+    extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
+    return (
+        type(policy) in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
+        and all(type(extractor) in (FlattenExtractor, NatureCNN, CombinedExtractor) for extractor in extractors)
+        and type(policy.mlp_extractor) is MlpExtractor
+        and policy.device.type == "cpu"
+        and len({parameter.dtype for parameter in policy.parameters()}) == 1
+        # Neither hooks nor methods set on the instance
+        and not has_hooks(policy)
+        and not any(callable(getattr(ActorCriticPolicy, name, None)) for name in vars(policy))
+    )
+
+
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
     """
     Whether the policy is exactly SB3's MLP policy for vectors, with a Gaussian or categorical distribution, on a CPU.
@@ -75,19 +95,15 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
     """
     space = policy.observation_space
     return (
-        type(policy) is ActorCriticPolicy
+        is_of_sb3(policy)
+        and type(policy) is ActorCriticPolicy
         and type(policy.features_extractor) is FlattenExtractor
-        and type(policy.mlp_extractor) is MlpExtractor
         and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
         and isinstance(space, spaces.Box)
         and len(space.shape) == 1
         # Others are reshaped by the policy
         and not (isinstance(policy.action_space, spaces.Box) and len(policy.action_space.shape) != 1)
-        and policy.device.type == "cpu"
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
-        # Neither hooks nor methods set on the instance
-        and not has_hooks(policy)
-        and not any(callable(getattr(ActorCriticPolicy, name, None)) for name in vars(policy))
         and all(type(head) is nn.Linear for head in (policy.action_net, policy.value_net))
         and all(_is_linear_or_function(layer) for layer in _layers(policy))
     )

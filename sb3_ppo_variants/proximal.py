@@ -34,6 +34,7 @@ from sb3_ppo_variants.inference import (
     StackedPolicy,
     StraightPolicy,
     evaluate_policy,
+    is_of_sb3,
     is_standard_mlp,
 )
 from sb3_ppo_variants.kl import kl_from_parameters
@@ -401,10 +402,11 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
     ) -> Iterator[tuple[Callable[[PyTorchObs, th.Tensor], Evaluation], Callable[[th.Tensor], None]]]:
         """The functions that evaluate a minibatch and that make a step on its loss."""
         policy, max_grad_norm = self.policy, self.max_grad_norm
-        if is_standard_mlp(policy) and not_plain_adam(policy) is None:
+        evaluate = StraightPolicy(policy).evaluate if is_standard_mlp(policy) else partial(evaluate_policy, policy)
+        if is_of_sb3(policy) and not_plain_adam(policy) is None:
             # The same numbers, with less overhead
             adam = ForeachAdam(policy)
-            yield StraightPolicy(policy).evaluate, lambda loss: adam.step(loss, max_grad_norm)
+            yield evaluate, lambda loss: adam.step(loss, max_grad_norm)
             adam.store()
             return
 
@@ -415,7 +417,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 th.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
             policy.optimizer.step()
 
-        yield partial(evaluate_policy, policy), step
+        yield evaluate, step
 
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""
