@@ -68,7 +68,7 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
 
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:
     """
-    Whether the policy is of SB3's own classes alone, in which every parameter gets a gradient in every minibatch, and on a CPU.
+    Whether the policy is of SB3's own classes alone, in which every parameter gets a gradient in each minibatch, on a CPU.
 
     :param policy: any policy
     :return: whether it is
