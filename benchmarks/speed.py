@@ -361,9 +361,9 @@ class MemoryWatch(threading.Thread):
         """Look five times a second."""
         while not self.stopped.wait(0.2):
             total = 0
-            for process in [self.process, *self.process.children(recursive=True)]:
-                # It may have ended meanwhile
-                with suppress(psutil.Error):
+            # Any of them may have ended meanwhile
+            with suppress(psutil.Error):
+                for process in [self.process, *self.process.children(recursive=True)]:
                     # Pages that several processes share are divided among them
                     total += process.memory_full_info().pss
             self.peak_mb = max(self.peak_mb, total / 2**20)

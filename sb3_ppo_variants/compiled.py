@@ -9,6 +9,7 @@ This is the one place that uses the private interfaces of torch's compiler. ``un
 ``CompilationError`` afterwards, why they cannot be used; training then goes on without.
 """
 
+import math
 import os
 import platform
 import shutil
@@ -48,8 +49,6 @@ INDUCTOR_OPTIONS = {
     "pattern_matcher": False,
     # Dropout draws from torch's generator, as without compilation
     "fallback_random": True,
-    # Without a test compilation for each instruction set of the processor: if this one fails, there is the reference path
-    "cpp.vec_isa_ok": True,
     # They take more time and memory than the one compilation that they are for, and 150 MB of disk
     "cpp_cache_precompile_headers": False,
 }
@@ -96,14 +95,15 @@ def unsupported_policy(policy: ActorCriticPolicy) -> str | None:
     return None
 
 
-def has_nature_cnn(policy: ActorCriticPolicy) -> bool:
+def image_work(policy: ActorCriticPolicy) -> float:
     """
-    Whether SB3's network for images is part of a policy.
+    What SB3's network for images has to do for each observation.
 
     :param policy: any policy
-    :return: whether it is
+    :return: the work in images of 84x84x4; 0 without such a network
     """
-    return any(type(module) is NatureCNN for module in policy.modules())
+    shapes = [module._observation_space.shape for module in policy.modules() if type(module) is NatureCNN]
+    return sum(math.prod(shape) for shape in shapes if shape is not None) / (84 * 84 * 4)
 
 
 class CompiledUpdate:
@@ -131,7 +131,7 @@ class CompiledUpdate:
         self.options = (tuple(coef_names), standardize_minibatches, ends_early)
         self.standardize_minibatches = standardize_minibatches
         # Other networks may take a layout for granted
-        self.has_nature_cnn = has_nature_cnn(policy)
+        self.has_nature_cnn = image_work(policy) > 0
         self.ends_early = ends_early
         # One vector holds every number that changes between calls: what depends on Adam's step count is computed outside in
         # float64, as torch.optim.Adam does
@@ -436,12 +436,21 @@ def _compile(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[A
         warnings.simplefilter("ignore")
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.cpu_vec_isa import VecAMX, VecAVX512, VecAVX512VNNI, valid_vec_isa_list
 
         options: dict[str, Any] = dict(INDUCTOR_OPTIONS)
+        if config.cpp.vec_isa_ok is None:
+            # Without a test compilation for each set of instructions: if this one fails, there is the reference path
+            options["cpp.vec_isa_ok"] = True
         if config.cpp.march is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
             # The one place for flags of the compiler. GCC is to collect its garbage earlier: that takes 90 MB less
             options["cpp.march"] = "native --param ggc-min-expand=7"
-        with config.patch(options):
-            compiled = compile_fx_inner(graph, arguments, cpp_wrapper=True, is_inference=True)
+        try:
+            with config.patch(options):
+                compiled = compile_fx_inner(graph, arguments, cpp_wrapper=True, is_inference=True)
+        finally:
+            # What has not been tested is not to be remembered as tested
+            for known in (valid_vec_isa_list, VecAVX512.__bool__, VecAVX512VNNI.__bool__, VecAMX.__bool__):
+                known.cache_clear()
     # Without the profiler's hooks round it
     return compiled.current_callable  # type: ignore[attr-defined]

@@ -12,7 +12,14 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    SquashedDiagGaussianDistribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -21,6 +28,26 @@ from torch.nn import functional as F
 
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
+
+# The parts of SB3's policies
+SB3_MODULES = (
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+    nn.Conv2d,
+    nn.Linear,
+    nn.ModuleDict,
+    nn.Sequential,
+)
+SB3_DISTRIBUTIONS = (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    SquashedDiagGaussianDistribution,
+    StateDependentNoiseDistribution,
+)
 
 LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 
@@ -56,13 +83,14 @@ def evaluate_policy(policy: ActorCriticPolicy, observations: PyTorchObs, actions
 
 def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     """
-    Whether a method leaves its action distribution in ``policy.action_dist``, as SB3's own do: that saves a forward pass.
+    Whether a method leaves in ``policy.action_dist`` what ``policy.get_distribution`` would return, as SB3's own do: that
+    saves a forward pass.
 
     :param policy: any policy
     :param method: "forward" or "evaluate_actions"
     :return: whether it does
     """
-    names = (method, "_get_action_dist_from_latent")
+    names = (method, "get_distribution", "extract_features", "_get_action_dist_from_latent")
     return all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names)
 
 
@@ -73,16 +101,23 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
     :param policy: any policy
     :return: whether it is
     """
-    extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
     return (
         type(policy) in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
-        and all(type(extractor) in (FlattenExtractor, NatureCNN, CombinedExtractor) for extractor in extractors)
-        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_dist) in SB3_DISTRIBUTIONS
         and policy.device.type == "cpu"
         and len({parameter.dtype for parameter in policy.parameters()}) == 1
-        # Neither hooks nor methods set on the instance
+        # Neither hooks nor methods set on an instance
         and not has_hooks(policy)
         and not any(callable(getattr(ActorCriticPolicy, name, None)) for name in vars(policy))
+        and not any("forward" in vars(module) for module in policy.modules())
+        # Nothing put in place of a part, or beside it
+        and policy.features_extractor is policy.pi_features_extractor
+        and (policy.features_extractor is policy.vf_features_extractor) == policy.share_features_extractor
+        and all(
+            type(module) in SB3_MODULES or next(module.parameters(), None) is None
+            for module in policy.modules()
+            if module is not policy
+        )
     )
 
 
@@ -111,13 +146,16 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
 
 def has_hooks(policy: ActorCriticPolicy) -> bool:
     """
-    Whether somebody watches the calls of a policy's modules, which must then be made.
+    Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as SB3 makes them.
 
     :param policy: any policy
-    :return: whether a module has a hook
+    :return: whether a module or a parameter has a hook
     """
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for module in policy.modules() for name in names)
+    parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return any(getattr(module, name) for module in policy.modules() for name in names) or any(
+        getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names
+    )
 
 
 def _layers(policy: ActorCriticPolicy) -> list[nn.Module]:

@@ -49,7 +49,7 @@ PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 # Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
 # takes some seconds. Not measured, so that the same seed always takes the same path.
 MIN_STEPS_TO_COMPILE = 12_000
-# Samples of images on which the compiled step saves as much as that
+# Images of 84x84x4 on which the compiled step saves as much as that
 IMAGES_PER_STEP = 6
 
 
@@ -257,8 +257,8 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         """
         rollout_size = self.n_steps * self.n_envs
         n_steps = total_timesteps / rollout_size * self.n_epochs * math.ceil(rollout_size / self.batch_size)
-        if compiled.has_nature_cnn(self.policy):
-            n_steps = max(n_steps, total_timesteps * self.n_epochs / IMAGES_PER_STEP)
+        n_images = total_timesteps * self.n_epochs * compiled.image_work(self.policy)
+        n_steps = max(n_steps, n_images / IMAGES_PER_STEP)
         # A training in many short pieces is a long one
         self._n_steps_made += n_steps
         self._uses_compiled = False

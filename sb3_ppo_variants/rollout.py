@@ -23,10 +23,10 @@ from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
 
 STANDARD_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
 
-# Bytes of observations per forward pass when pi_old and pi are evaluated on a whole rollout: what fits into a cache is faster
-CHUNK_BYTES = 2**22
-# Samples per minibatch of a custom buffer in such a pass
+# Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
+# takes, and images that fit into a cache are faster
 CHUNK_SIZE = 1024
+CHUNK_BYTES = 2**22
 
 
 class RolloutData(NamedTuple):
@@ -64,7 +64,7 @@ class Rollout:
 
     :param buffer: a full rollout buffer of any class
     :param policy: the policy, which is pi_old now
-    :param old_parameters: parameters of pi_old(.|s), each of shape ``(n_steps, n_envs, ...)``, if known already
+    :param old_parameters: parameters of pi_old(.|s), each of shape ``(n_steps, n_envs, ...)``, if known from the rollout
     """
 
     def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, old_parameters: tuple[th.Tensor, ...] = ()) -> None:
@@ -73,7 +73,7 @@ class Rollout:
         self.data: RolloutData | None = None
         if type(buffer) in STANDARD_BUFFERS:
             samples = whole_rollout(buffer)
-            if old_parameters:
+            if old_parameters and old_parameters[0].shape[:2] == (buffer.buffer_size, buffer.n_envs):
                 # In the order of the samples: one environment after the other
                 old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
@@ -166,7 +166,8 @@ def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th
     chunks = []
     tensors = pytree.tree_leaves(observations)
     n_samples = len(tensors[0])
-    chunk_size = max(CHUNK_BYTES * n_samples // sum(tensor.nbytes for tensor in tensors), 1)
+    n_bytes = sum(tensor.nbytes for tensor in tensors)
+    chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
     for start in range(0, n_samples, chunk_size):
         chunk = pytree.tree_map(lambda tensor: tensor[start : start + chunk_size], observations)  # noqa: B023
         try:

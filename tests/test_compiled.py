@@ -321,7 +321,8 @@ def test_auto_compiles_long_trainings_only():
 
 
 def test_auto_compiles_earlier_for_images():
-    model = PPOClip("CnnPolicy", space_env("image", "box")(), n_steps=512, batch_size=64, n_epochs=4)
+    env = SpaceEnv(spaces.Box(0, 255, (4, 84, 84), np.uint8), ACTION_SPACES["box"])
+    model = PPOClip("CnnPolicy", env, n_steps=64, batch_size=64, n_epochs=4)
     # 4 epochs of 17,900 samples
     model._choose_path(17_900)
     assert not model._uses_compiled

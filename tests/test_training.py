@@ -10,7 +10,7 @@ from conftest import OBSERVATION_SPACES, SpaceEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
@@ -208,6 +208,61 @@ def test_own_forward_keeps_no_distributions():
     expected, expected_rows = train(PPOClip, "MlpPolicy", space_env("box", "box"), learning_rate=1e-2, n_updates=1)
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
     assert updates(rows)[0]["train/kl"] == pytest.approx(updates(expected_rows)[0]["train/kl"], rel=1e-5)
+
+
+def test_kl_of_a_policy_that_does_not_change_is_zero():
+    """Also where forward and get_distribution see other features, or give other distributions."""
+
+    class OwnFeatures(ActorCriticPolicy):
+        def extract_features(self, obs, features_extractor=None):
+            return super().extract_features(obs, features_extractor) / 8
+
+    class OwnDistribution(ActorCriticPolicy):
+        def get_distribution(self, obs):
+            return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(self.extract_features(obs)) / 2)
+
+    for policy in ("MlpPolicy", OwnFeatures, OwnDistribution):
+        model = PPOKLPen(policy, space_env("box", "box")(), n_steps=26, batch_size=13, learning_rate=0.0, seed=0)
+        with th.no_grad():
+            model.policy.action_net.weight.mul_(100)
+        model.learn(52)
+        assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-9)
+        assert model.kl_coef == 0.5
+
+
+class IgnoresLogStd(DiagGaussianDistribution):
+    def proba_distribution(self, mean_actions, log_std):
+        return super().proba_distribution(mean_actions, th.zeros_like(log_std))
+
+
+class HeadWithASpare(th.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.spare = th.nn.Linear(64, 1), th.nn.Linear(64, 1)
+
+    def forward(self, latent):
+        return self.head(latent)
+
+
+@pytest.mark.parametrize("part", ["action_dist", "value_net"])
+def test_parameters_without_gradients_stay(part):
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, learning_rate=0.01, compile=False)
+    policy = model.policy
+    setattr(policy, part, IgnoresLogStd(3) if part == "action_dist" else HeadWithASpare())
+    policy.optimizer = th.optim.Adam(policy.parameters(), lr=0.01)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    model.learn(52)
+    same = {name for name, value in policy.state_dict().items() if th.equal(value, before[name])}
+    assert same == ({"log_std"} if part == "action_dist" else {"value_net.spare.weight", "value_net.spare.bias"})
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_hooks_on_gradients_are_called(policy):
+    model = PPOClip(policy, space_env("box" if policy == "MlpPolicy" else "image", "box")(), n_steps=26, batch_size=13)
+    calls = []
+    model.policy.log_std.register_post_accumulate_grad_hook(calls.append)
+    model.learn(52)
+    assert len(calls) == 10 * 4
 
 
 def test_own_distribution_without_closed_form():
