@@ -3,6 +3,8 @@
 import copy
 import functools
 import shutil
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -309,6 +311,31 @@ def test_compiler_that_fails(monkeypatch, capsys):
     monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
     train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1)
     assert "Not compiled: OSError: the disk is full" in capsys.readouterr().out
+
+
+def test_compiler_settings_of_others_stay(monkeypatch):
+    """Those that the user has made are not overridden, and instruction sets that were not tested are not taken for tested."""
+    with warnings.catch_warnings():
+        # torch's own modules warn when they are imported
+        warnings.simplefilter("ignore")
+        from torch._inductor import compile_fx, config, cpu_vec_isa
+
+    seen = []
+
+    def fake(graph, arguments, **kwargs):
+        seen.append((config.cpp.vec_isa_ok, config.cpp.march))
+        cpu_vec_isa.valid_vec_isa_list()
+        return SimpleNamespace(current_callable=None)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", fake)
+    with config.patch({"cpp.vec_isa_ok": False, "cpp.march": ""}):
+        compiled._compile(None, [])
+    assert seen == [(False, "")]
+    with config.patch({"cpp.vec_isa_ok": None}):
+        compiled._compile(None, [])
+        assert config.cpp.vec_isa_ok is None
+    assert seen[1][0] is True
+    assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0
 
 
 def test_auto_compiles_long_trainings_only():
