@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.adam import not_plain_adam
-from sb3_ppo_variants.flat import FlatParameters
+from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
@@ -135,8 +135,8 @@ class CompiledUpdate:
         self.ends_early = ends_early
         # One vector holds every number that changes between calls: what depends on Adam's step count is computed outside in
         # float64, as torch.optim.Adam does
-        self.coef_names = ["step_size", "bias_correction2_sqrt", "max_grad_norm", "max_approx_kl", *coef_names]
-        self.layout = FlatParameters(policy)
+        self.coef_names = ["step_size", "inverse_bias_correction2_sqrt", "max_grad_norm", "max_approx_kl", *coef_names]
+        self.layout = FlatParameters(policy, transpose=True)
         self.parameters, self.exp_avg, self.exp_avg_sq = (self.layout.zeros() for _ in range(3))
         self.buffers: dict[str, th.Tensor] = {}
         self.n_steps = 0
@@ -167,8 +167,11 @@ class CompiledUpdate:
         coef_vector: th.Tensor,
         rollout: RolloutData,
         index: th.Tensor,
-    ) -> tuple[th.Tensor]:
-        """The minibatch step: updates the first four arguments in place and returns the values of ``METRICS``."""
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The minibatch step: updates the first four arguments in place and returns the values of ``METRICS`` and by how much the
+        gradient is clipped.
+        """
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         batch: RolloutData = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
         if self.has_nature_cnn:
@@ -200,7 +203,8 @@ class CompiledUpdate:
         gradients, (_, (metrics, new_buffers)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), buffers)
         gradient = self.layout.concatenate(gradients)
         # As torch.nn.utils.clip_grad_norm_
-        gradient = gradient * th.clamp(coef["max_grad_norm"] / (th.linalg.vector_norm(gradient) + 1e-6), max=1.0)
+        scale = th.clamp(coef["max_grad_norm"] / (th.linalg.vector_norm(gradient) + 1e-6), max=1.0)
+        gradient = gradient * scale
 
         # As torch.optim.Adam
         group = self.policy.optimizer.param_groups[0]
@@ -209,7 +213,7 @@ class CompiledUpdate:
             gradient = gradient + group["weight_decay"] * parameters
         new_exp_avg = exp_avg + (1 - beta1) * (gradient - exp_avg)
         new_exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient
-        denominator = new_exp_avg_sq.sqrt() / coef["bias_correction2_sqrt"] + group["eps"]
+        denominator = new_exp_avg_sq.sqrt() * coef["inverse_bias_correction2_sqrt"] + group["eps"]
         new_parameters = parameters - coef["step_size"] * (new_exp_avg / denominator)
 
         updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
@@ -220,7 +224,8 @@ class CompiledUpdate:
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
         for old, new in updates:
             old.copy_(new)
-        return (metrics,)
+        # What is returned is computed once, and the scale else again for each vector of parameters
+        return metrics, scale
 
     def run(
         self,
@@ -310,7 +315,7 @@ class CompiledUpdate:
         step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
         columns = {
             "step_size": group["lr"] / (1 - beta1**step),
-            "bias_correction2_sqrt": np.sqrt(1 - beta2**step),
+            "inverse_bias_correction2_sqrt": 1 / np.sqrt(1 - beta2**step),
             **coef,
         }
         matrix = np.stack([np.broadcast_to(columns[name], n_steps) for name in self.coef_names], axis=1)
@@ -337,7 +342,7 @@ class CompiledUpdate:
         return self.functions[key]
 
     def _trace(self, arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
-        def step(*arguments: Any) -> tuple[th.Tensor]:
+        def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
             parameters, exp_avg, exp_avg_sq, buffers, rollout = pytree.tree_unflatten(leaves, structure)
             return self._step(parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
@@ -353,7 +358,7 @@ class CompiledUpdate:
             if decompose:
                 aten = th.ops.aten
                 with config.patch(INDUCTOR_OPTIONS):
-                    decompositions = {**select_decomp_table(), aten.addmm.default: _addmm}
+                    decompositions = {**select_decomp_table(), aten.addmm.default: _addmm, aten.mm.default: _mm}
                 # Squashed actions need every digit of tanh next to 1
                 if not self.policy.squash_output:
                     decompositions[aten.tanh.default] = _tanh
@@ -399,6 +404,15 @@ def _addmm(bias: th.Tensor, x: th.Tensor, y: th.Tensor, *, beta: float = 1, alph
     # Apart, the sum can be fused with the activation that follows
     product = th.mm(x, y)
     return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
+
+
+def _mm(x: th.Tensor, y: th.Tensor) -> th.Tensor:
+    if x.shape[1] == 1:
+        # Not a call of BLAS, but fused with what follows
+        return x * y
+    if is_quicker_transposed(x.shape[0], y.shape[1]):
+        return th.mm(y.t(), x.t()).t()
+    return NotImplemented
 
 
 def _tanh(x: th.Tensor) -> th.Tensor:

@@ -111,6 +111,7 @@ SETTINGS = {
     "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "activation_fn": th.nn.ReLU}},
     "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
     "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
+    "batches that fill vectors": {"batch_size": 16},
     # Exceeded in the fourth step
     "early stop": {"target_kl": 7e-3},
 }
