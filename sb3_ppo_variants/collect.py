@@ -1,8 +1,6 @@
 """SB3's rollouts with less overhead."""
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -54,7 +51,6 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_start()
 
         policy = self._rollout_policy(rollout_buffer)
-        act: Callable[[Any, Any], Any] = self._act if isinstance(policy, ModulePolicy) else _act_on_arrays
         clip = self._clipper(env.num_envs)
         is_discrete = isinstance(self.action_space, spaces.Discrete)
         step = fast_step(env)
@@ -62,7 +58,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            obs_tensor, actions, values, log_probs = act(policy, self._last_obs)
+            obs_tensor, actions, values, log_probs = policy(self._last_obs)  # type: ignore[arg-type]
             clipped_actions = clip(actions)
 
             new_obs, rewards, dones, infos = step(clipped_actions)
@@ -116,22 +112,6 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         # Minimum and maximum of equal shapes are faster than np.clip
         low, high = (np.repeat(bound[None], n_envs, axis=0) for bound in (self.action_space.low, self.action_space.high))
         return lambda actions: np.minimum(np.maximum(actions, low), high)
-
-    def _act(self, policy: ModulePolicy, observations: Any) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
-        obs_tensor = obs_as_tensor(observations, self.device)
-        actions, values, log_probs = policy(obs_tensor)
-        if not math.isfinite(values.sum()):
-            checks.check_observation(observations)
-        return obs_tensor, actions, values, log_probs
-
-
-def _act_on_arrays(
-    policy: StackedPolicy | RolloutPolicy, observations: np.ndarray
-) -> tuple[PyTorchObs, np.ndarray, th.Tensor, th.Tensor]:
-    # The sum of the squares is quick to compute, and not finite if one of them is not
-    if not math.isfinite(np.vdot(observations, observations)):
-        checks.check_observation(observations)
-    return th.from_numpy(observations), *policy(observations)
 
 
 def _adder(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None]:

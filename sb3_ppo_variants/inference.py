@@ -23,9 +23,11 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
 
@@ -215,6 +217,18 @@ def _normal_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.
     return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
 
 
+class Action(NamedTuple):
+    """What a policy does in a step of a rollout, and the names that SB3 gives to it."""
+
+    # Of shape (n_envs, ...), or a dict of such
+    obs_tensor: PyTorchObs
+    actions: np.ndarray
+    # (n_envs, 1)
+    values: th.Tensor
+    # (n_envs,)
+    log_probs: th.Tensor
+
+
 class ModulePolicy:
     """
     ``ActorCriticPolicy.forward`` of any policy, for one rollout.
@@ -227,20 +241,24 @@ class ModulePolicy:
         self.keeps_parameters = leaves_distribution(policy, "forward")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
-    def __call__(self, observations: PyTorchObs) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+    def __call__(self, observations: np.ndarray | dict[str, np.ndarray]) -> Action:
         """
         The next step of the rollout.
 
         :param observations: shape ``(n_envs, ...)``, or a dict of such
-        :return: sampled actions, values and log probabilities, as by ``ActorCriticPolicy.forward``
+        :return: what ``ActorCriticPolicy.forward`` makes of them
+        :raises ValueError: if they are not finite
         """
+        obs_tensor = obs_as_tensor(observations, self.policy.device)
         with th.no_grad(), unvalidated_distributions():
-            actions, values, log_probs = self.policy(observations)
+            actions, values, log_probs = self.policy(obs_tensor)
             if self.keeps_parameters:
                 # Custom distributions may be of another kind
                 with suppress(NotImplementedError):
                     self.steps.append(distribution_parameters(self.policy.action_dist))
-        return actions.cpu().numpy(), values, log_probs
+        if not math.isfinite(values.sum()):
+            checks.check_observation(observations)
+        return Action(obs_tensor, actions.cpu().numpy(), values, log_probs)
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """
@@ -281,14 +299,17 @@ class RolloutPolicy:
         self.version = -1
         self.steps: list[tuple[th.Tensor, ...]] = []
 
-    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+    def __call__(self, observations: np.ndarray) -> Action:
         """
         The next step of the rollout.
 
         :param observations: shape ``(n_envs, observation_dim)``
-        :return: sampled actions, values and log probabilities, shaped as by ``ActorCriticPolicy.forward``
+        :return: as by ``ModulePolicy``
+        :raises ValueError: if the observations are not finite
         """
-        latent_pi = latent_vf = th.from_numpy(observations).float()
+        _check_vectors(observations)
+        obs_tensor = th.from_numpy(observations)
+        latent_pi = latent_vf = obs_tensor.float()
         for layer in self.pi:
             latent_pi = F.linear(latent_pi, *layer) if isinstance(layer, tuple) else layer(latent_pi)
         for layer in self.vf:
@@ -303,11 +324,11 @@ class RolloutPolicy:
             actions = latent_pi + th.empty_like(latent_pi).normal_().mul_(self.std)
             squares = (actions - latent_pi).square_().neg_()
             log_probs = squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
-            return actions.numpy(), latent_vf, log_probs
+            return Action(obs_tensor, actions.numpy(), latent_vf, log_probs)
         logits = latent_pi - latent_pi.logsumexp(dim=-1, keepdim=True)
         self.steps.append((logits,))
         actions = th.multinomial(F.softmax(logits, dim=-1), 1, True)
-        return actions.squeeze(1).numpy(), latent_vf, logits.gather(-1, actions).squeeze(-1)
+        return Action(obs_tensor, actions.squeeze(1).numpy(), latent_vf, logits.gather(-1, actions).squeeze(-1))
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """Parameters of the distributions so far, as ``ModulePolicy.parameters``."""
@@ -376,13 +397,15 @@ class StackedPolicy:
         else:
             self.uniform = th.rand(n_steps, n_envs, 1).numpy()
 
-    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+    def __call__(self, observations: np.ndarray) -> Action:
         """
         The next step of the rollout.
 
         :param observations: shape ``(n_envs, observation_dim)``
-        :return: sampled actions, values and log probabilities, shaped as by ``ActorCriticPolicy.forward``
+        :return: as by ``ModulePolicy``
+        :raises ValueError: if the observations are not finite
         """
+        _check_vectors(observations)
         latent = observations.astype(np.float32, copy=False)
         for layer in self.layers:
             if isinstance(layer, tuple):
@@ -394,21 +417,27 @@ class StackedPolicy:
         outputs = self.outputs[step]
         outputs[:] = latent[:, : self.n_outputs]
         self.values[step] = latent[:, self.n_outputs :]
-        values, log_probs = self.value_tensors[step], self.log_prob_tensors[step]
+        obs_tensor, values, log_probs = th.from_numpy(observations), self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
-            return outputs + self.noise[step], values, log_probs
+            return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
         # Inverse of the cumulative distribution
         logits = outputs - outputs.max(axis=1, keepdims=True)
         probs = np.exp(logits)
         cumulative = probs.cumsum(axis=1)
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
         self.log_probs[step] = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
-        return actions, values, log_probs
+        return Action(obs_tensor, actions, values, log_probs)
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """Parameters of the distributions of all steps, as ``ModulePolicy.parameters``."""
         outputs = th.from_numpy(self.outputs)
         return (outputs, self.std.expand_as(outputs).contiguous()) if self.is_gaussian else (outputs.log_softmax(dim=-1),)
+
+
+def _check_vectors(observations: np.ndarray) -> None:
+    # The sum of the squares is quick to compute, and not finite if one of them is not
+    if not math.isfinite(np.vdot(observations, observations)):
+        checks.check_observation(observations)
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch as th
 from conftest import OBSERVATION_SPACES, SpaceEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.logger import Logger
@@ -195,6 +196,31 @@ def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observati
     assert callback.compared
     # Those of one update are not taken for those of another
     assert model._old_parameters == ()
+
+
+def test_distributions_of_another_buffer_are_computed():
+    """A callback may shorten the rollout that is learned from."""
+
+    class FirstHalf(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            whole = self.model.rollout_buffer
+            half = RolloutBuffer(13, whole.observation_space, whole.action_space, n_envs=whole.n_envs)
+            for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+                setattr(half, name, getattr(whole, name)[:13].copy())
+            half.pos, half.full = 13, True
+            assert len(self.model._old_parameters[0]) == 26
+            data = Rollout(half, self.model.policy, self.model._old_parameters).data
+            expected = self.model.policy.get_distribution(data.observations).distribution
+            assert data.old_parameters[0].shape == (39, 3)
+            th.testing.assert_close(data.old_parameters, (expected.mean, expected.stddev))
+            self.compared = True
+
+    callback = FirstHalf()
+    PPOClip("MlpPolicy", space_env("box", "box", n_envs=3)(), n_steps=26, batch_size=13, compile=False).learn(1, callback)
+    assert callback.compared
 
 
 def test_own_forward_keeps_no_distributions():
