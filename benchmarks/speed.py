@@ -110,6 +110,7 @@ ABLATIONS = {
     "SB3's step of DummyVecEnv": ["collect.fast_step"],
     "SB3's RolloutBuffer.add": ["collect._adder"],
     "SB3's computation of the advantages": ["collect.compute_returns_and_advantage"],
+    "matrix products as they are written": ["compiled.is_quicker_transposed", "flat.is_quicker_transposed"],
     "the traced step interpreted, not compiled": ["compiled._compile"],
     "reference path, all techniques": ["reference"],
     "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp", "proximal.is_of_sb3"],
@@ -123,7 +124,7 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
     :param techniques: names of attributes of the package, or "reference"
     :return: arguments for ``PPOClip``
     """
-    from sb3_ppo_variants import collect, compiled, inference, proximal
+    from sb3_ppo_variants import collect, compiled, flat, inference, proximal
 
     replacements: dict[str, tuple[Any, str, Any]] = {
         "inference.StackedPolicy.supports": (inference.StackedPolicy, "supports", staticmethod(lambda policy: False)),
@@ -137,6 +138,8 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
             "compute_returns_and_advantage",
             lambda buffer, values, dones: buffer.compute_returns_and_advantage(values, dones),
         ),
+        "compiled.is_quicker_transposed": (compiled, "is_quicker_transposed", lambda n_rows, n_columns: False),
+        "flat.is_quicker_transposed": (flat, "is_quicker_transposed", lambda n_rows, n_columns: False),
         "compiled._compile": (compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments)),
     }
     for technique in techniques:
@@ -435,12 +438,20 @@ def ablate(repetitions: int) -> None:
     (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+PPO_CLIP_PARTS = [
+    ("environment", "stable_baselines3.common.monitor", "Monitor", "step"),
+    ("steps of DummyVecEnv", "sb3_ppo_variants.vec_env", "", "_step_dummy"),
+    ("advantages", "sb3_ppo_variants.collect", "", "compute_returns_and_advantage"),
+    ("rest of the rollout", "sb3_ppo_variants", "PPOClip", "collect_rollouts"),
+    ("KL after the update", "sb3_ppo_variants.rollout", "Rollout", "mean_kl"),
+    ("rest of the update", "sb3_ppo_variants", "PPOClip", "train"),
+]
 # Functions that are timed by --profile: label, module, class (or nothing) and name. One may call another: each is given the
 # time that it spends itself.
 PARTS = {
     "SB3 PPO": [
         ("environment", "stable_baselines3.common.monitor", "Monitor", "step"),
-        ("copies in DummyVecEnv", "stable_baselines3.common.vec_env", "DummyVecEnv", "step_wait"),
+        ("steps of DummyVecEnv", "stable_baselines3.common.vec_env", "DummyVecEnv", "step_wait"),
         ("policy in the rollout", "stable_baselines3.common.policies", "ActorCriticPolicy", "forward"),
         ("RolloutBuffer.add", "stable_baselines3.common.buffers", "RolloutBuffer", "add"),
         ("advantages", "stable_baselines3.common.buffers", "RolloutBuffer", "compute_returns_and_advantage"),
@@ -452,22 +463,36 @@ PARTS = {
         ("Adam", "torch.optim", "Adam", "step"),
         ("rest of the update", "stable_baselines3", "PPO", "train"),
     ],
+    "PPOClip, reference": [
+        *PPO_CLIP_PARTS,
+        ("policy in the rollout", "sb3_ppo_variants.inference", "RolloutPolicy", "__call__"),
+        ("evaluation of the policy", "sb3_ppo_variants.inference", "StraightPolicy", "evaluate"),
+        ("minibatches", "sb3_ppo_variants.rollout", "RolloutData", "select"),
+        ("loss", "sb3_ppo_variants.proximal", "", "ppo_loss"),
+        ("backward pass", "torch.autograd", "", "grad"),
+        ("clipping of the gradient, Adam", "sb3_ppo_variants.adam", "ForeachAdam", "step"),
+    ],
     "PPOClip": [
-        ("environment", "stable_baselines3.common.monitor", "Monitor", "step"),
+        *PPO_CLIP_PARTS,
         ("policy in the rollout", "sb3_ppo_variants.inference", "StackedPolicy", "__call__"),
-        ("advantages", "sb3_ppo_variants.collect", "", "compute_returns_and_advantage"),
-        ("rest of the rollout", "sb3_ppo_variants", "PPOClip", "collect_rollouts"),
         ("compiled minibatch steps", "sb3_ppo_variants.compiled", "CompiledUpdate", "run"),
-        ("KL after the update", "sb3_ppo_variants.rollout", "", "_parameters"),
-        ("rest of the update", "sb3_ppo_variants", "PPOClip", "train"),
     ],
 }
+# What --profile measures
+PROFILES = (
+    ("HalfCheetah-v4, 1 env", "SB3 PPO"),
+    ("HalfCheetah-v4, 1 env", "PPOClip"),
+    ("HalfCheetah-v4, 8 envs", "SB3 PPO"),
+    ("HalfCheetah-v4, 8 envs", "PPOClip, reference"),
+    ("HalfCheetah-v4, 8 envs", "PPOClip"),
+)
 
 
-def profile(contestant: str, updates: int = 10) -> dict[str, float]:
+def profile(case: str, contestant: str, updates: int = 10) -> dict[str, float]:
     """
-    Where the time of a contestant goes, on HalfCheetah-v4 with one environment.
+    Where the time of a contestant goes.
 
+    :param case: name of the case
     :param contestant: its name
     :param updates: number of updates, after the first
     :return: microseconds per timestep of each part
@@ -495,12 +520,14 @@ def profile(contestant: str, updates: int = 10) -> dict[str, float]:
         imported = importlib.import_module(module)
         timed(label, getattr(imported, owner) if owner else imported, name)
     module, cls, kwargs = CONTESTANTS[contestant]
-    model = getattr(importlib.import_module(module), cls)("MlpPolicy", make_env(CASES["HalfCheetah-v4, 1 env"]), **kwargs)
-    model.learn(2048)
+    make_model = getattr(importlib.import_module(module), cls)
+    model = make_model("MlpPolicy", make_env(CASES[case]), **CASES[case].kwargs, **kwargs)
+    timesteps = model.n_steps * model.n_envs
+    model.learn(timesteps)
     for label in times:
         times[label] = 0.0
-    model.learn(updates * 2048, reset_num_timesteps=False)
-    return {label: duration / updates / 2048 * 1e6 for label, duration in times.items()}
+    model.learn(updates * timesteps, reset_num_timesteps=False)
+    return {label: duration / updates / timesteps * 1e6 for label, duration in times.items()}
 
 
 def print_profile(repetitions: int) -> None:
@@ -509,18 +536,18 @@ def print_profile(repetitions: int) -> None:
 
     :param repetitions: number of turns, of which the medians are taken
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--profile"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", "--profiled"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in PARTS}
+    turns: dict[tuple[str, str], list[dict[str, float]]] = {names: [] for names in PROFILES}
     for _ in range(repetitions):
-        for name, measured in turns.items():
-            output = subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        for names, measured in turns.items():
+            output = subprocess.run([*command, *names], check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             measured.append(json.loads(output.splitlines()[-1]))
     lines = []
-    for name, measured in turns.items():
+    for (case, name), measured in turns.items():
         medians = {label: statistics.median(turn[label] for turn in measured) for label in measured[0]}
         total = sum(medians.values())
-        lines += [f"| {name} | a timestep | share |", "|---|---|---|"]
+        lines += [f"| {case}: {name} | a timestep | share |", "|---|---|---|"]
         lines += [f"| {label} | {duration:.0f} us | {duration / total:.0%} |" for label, duration in medians.items()]
         lines += [f"| all | {total:.0f} us | |", ""]
     text = "\n".join(lines)
@@ -622,19 +649,18 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9, help="number of turns")
     parser.add_argument("--whole-runs", action="store_true", help="also measure whole training scripts")
     parser.add_argument("--ablations", action="store_true", help="measure what each technique buys instead")
-    parser.add_argument(
-        "--profile", nargs="?", const="all", choices=["all", *PARTS], help="measure where the time goes instead"
-    )
+    parser.add_argument("--profile", action="store_true", help="measure where the time goes instead")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="only these")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--profiled", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(CASES[args.worker[0]], args.worker[1])
         return
-    if args.profile == "all":
-        print_profile(args.repetitions)
+    if args.profiled:
+        print(json.dumps(profile(*args.profiled)))
     elif args.profile:
-        print(json.dumps(profile(args.profile)))
+        print_profile(args.repetitions)
     elif args.ablations:
         ablate(args.repetitions)
     else:
