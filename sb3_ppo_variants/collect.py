@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.inference import ModulePolicy, RolloutPolicy, StackedPolicy, is_standard_mlp
-from sb3_ppo_variants.rollout import compute_returns_and_advantage
+from sb3_ppo_variants.rollout import checksum, compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
 
 
@@ -92,8 +92,12 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         compute_returns_and_advantage(rollout_buffer, values, dones)
         self._old_parameters = policy.parameters()
+        observations = checksum(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
+        # A callback may normalise the observations, say: pi_old has not seen those
+        if checksum(self.rollout_buffer) != observations:
+            self._old_parameters = ()
         return True
 
     def _rollout_policy(self, rollout_buffer: RolloutBuffer) -> StackedPolicy | RolloutPolicy | ModulePolicy:

@@ -6,6 +6,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 """
 
 import copy
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,7 +74,7 @@ class Rollout:
         self.data: RolloutData | None = None
         if type(buffer) in STANDARD_BUFFERS:
             samples = whole_rollout(buffer)
-            if old_parameters and old_parameters[0].shape[:2] == (buffer.buffer_size, buffer.n_envs):
+            if old_parameters:
                 # In the order of the samples: one environment after the other
                 old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
@@ -175,6 +176,20 @@ def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th
         except NotImplementedError:
             return ()
     return tuple(th.cat(parameters) for parameters in zip(*chunks, strict=True))
+
+
+def checksum(buffer: RolloutBuffer) -> tuple[int, ...]:
+    """
+    A checksum of the observations in one of SB3's own buffers.
+
+    :param buffer: the buffer
+    :return: one number for each array of observations; none for other buffers
+    """
+    if type(buffer) not in STANDARD_BUFFERS:
+        return ()
+    observations = buffer.observations
+    arrays = observations.values() if isinstance(observations, dict) else [observations]
+    return tuple(zlib.crc32(np.ascontiguousarray(array).data) for array in arrays)
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:

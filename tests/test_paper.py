@@ -161,6 +161,17 @@ def test_observation_filter_is_that_of_ppo1():
     assert model.env.obs_rms.var.min() == 1e-2
 
 
+def test_kl_is_that_of_the_filtered_observations():
+    """A policy that does not change has none, whatever becomes of its observations between rollout and update."""
+    run = Run("paper", "adaptive_kl_0.01", "Reacher-v4", 0)
+    model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=0), compile=False)
+    model.lr_schedule = lambda progress: 0.0
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100)
+    model.learn(2048, callback=[training.ObservationFilter(model.env)])
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-9)
+
+
 def test_initial_policy_is_that_of_ppo1():
     run = Run("paper", "none", "Hopper-v4", 3)
     model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=3))
