@@ -15,7 +15,7 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.paper import experiments, report, statistics, training
+from benchmarks.paper import experiments, figures, report, statistics, training
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.experiments import SETTINGS, STAGES, Run
 from benchmarks.paper.results import Results
@@ -250,7 +250,7 @@ def test_report_and_figures(directory, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["paper", *map(str, arguments)])
         return main()
 
-    constants, output, figures = tmp_path / "constants.csv", tmp_path / "paper.md", tmp_path / "figures"
+    constants, output, drawn = tmp_path / "constants.csv", tmp_path / "paper.md", tmp_path / "figures"
     assert run("freeze", "--constants", constants) == 0
     # Once and for all
     assert run("freeze", "--constants", constants) == 1
@@ -278,10 +278,17 @@ def test_report_and_figures(directory, tmp_path, capsys, monkeypatch):
     assert run("table1", "--constants", constants, "--output", output) == 0
     assert output.read_text(encoding="utf-8") == text
 
-    assert run("figures", "--constants", constants, "--output", figures) == 0
+    assert run("figures", "--constants", constants, "--output", drawn) == 0
     names = {"figure1", "figure2", "learning_curves", "performance_profile", "kl"}
     expected_files = {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
-    assert {path.name for path in figures.iterdir()} == expected_files
+    assert {path.name for path in drawn.iterdir()} == expected_files
+
+
+def test_running_geometric_mean():
+    curves = [np.array([1.0, 4.0, 2.0]), np.array([4.0])]
+    # 2, 4, 2 over the curves
+    np.testing.assert_allclose(figures.running_geometric_mean(curves, 2), [8**0.5, 8**0.5])
+    np.testing.assert_allclose(figures.running_geometric_mean(curves, 20), [16 ** (1 / 3)])
 
 
 def test_missing_runs_are_an_error(directory, tmp_path, capsys, monkeypatch):

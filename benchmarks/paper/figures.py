@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 LINES = ("-", "--", ":", "-.")
+MARKERS = "osd^vxP"
 # Families of settings, in colours and markers that can be told apart in black and white
 FAMILIES = {
     "none": ("black", "x"),
@@ -34,6 +35,8 @@ FAMILIES = {
     "policy_gradient": ("C3", "d"),
 }
 EPSILON = 0.2
+# Updates over which KL and beta are averaged: from one to the next, beta often goes up and down
+WINDOW = 20
 
 
 def style(setting: str) -> dict[str, Any]:
@@ -247,8 +250,8 @@ def performance_profile(scores: Scores, constants: Path) -> Any:
 
 def kl_and_beta(results: Results, scores: Scores) -> Any:
     """
-    KL of the updates and beta over training, of the settings with adaptive beta, in the first seed of each task; and the band
-    in which beta stays as it is.
+    KL of the updates and beta over training, of the settings with adaptive beta: geometric means over the seeds of each task
+    and over ``WINDOW`` updates; and the band in which beta stays as it is.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
@@ -257,14 +260,16 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
     settings = [setting for setting in scores.settings() if setting.startswith("adaptive")]
     if not settings:
         raise MissingRunsError("there is no run with an adaptive KL penalty")
-    figure, panels = plt.subplots(2, len(settings), figsize=(4 * len(settings), 6), squeeze=False)
+    figure, panels = plt.subplots(2, len(settings), figsize=(4 * len(settings), 6), squeeze=False, sharey="row")
     for column, setting in enumerate(settings):
         target = SETTINGS[setting].kwargs["target_kl"]
         for i, env in enumerate(scores.tasks):
-            run = next(run for run in scores.by_run if (run.setting, run.env) == (setting, env))
-            curves = results.load(run).curves
+            runs = [run for run in scores.by_run if (run.setting, run.env) == (setting, env)]
+            curves = [results.load(run).curves for run in runs]
             for axes, name in zip(panels[:, column], ("kl", "kl_coef"), strict=True):
-                axes.plot(curves[name], color=f"C{i}", linestyle=LINES[i % 4], linewidth=0.7, label=env)
+                means = running_geometric_mean([curve[name] for curve in curves], WINDOW)
+                look = {"color": f"C{i}", "linestyle": LINES[i % 4], "marker": MARKERS[i], "markevery": 0.15, "markersize": 4}
+                axes.plot(np.arange(len(means)) + WINDOW, means, linewidth=1.2, label=env, **look)
         panels[0, column].axhspan(target / 1.5, target * 1.5, color="gray", alpha=0.3)
         panels[0, column].set_title(SETTINGS[setting].label, fontsize=10)
         panels[1, column].set_xlabel("update")
@@ -274,3 +279,18 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
     panels[1, 0].set_ylabel("beta")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
+
+
+def running_geometric_mean(curves: Sequence[np.ndarray], window: int) -> np.ndarray:
+    """
+    The geometric mean over several curves and over the last values of each.
+
+    :param curves: positive numbers, of different lengths where a run has ended early
+    :param window: number of values
+    :return: the means, of which there are ``window - 1`` fewer than in the longest curve, but at least one
+    """
+    logs = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(logs, curves, strict=True):
+        row[: len(curve)] = np.log(curve)
+    window = min(window, logs.shape[1])
+    return np.exp(np.convolve(np.nanmean(logs, axis=0), np.full(window, 1 / window), mode="valid"))

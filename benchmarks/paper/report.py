@@ -398,7 +398,8 @@ def report(results: Results, runs: Sequence[Run], constants_path: Path, command:
         "![figure 1](figures/figure1.svg)",
         "Figure 2: the objectives along the line between the parameters before and after the first update.",
         "![figure 2](figures/figure2.svg)",
-        "KL of the updates and beta in the runs of seed 0.",
+        "KL of the updates and beta: geometric means over the seeds of each task and over 20 updates. Gray is the band in "
+        "which beta stays as it is.",
         "![KL and beta](figures/kl.svg)",
         PROTOCOL,
     ]
