@@ -165,6 +165,17 @@ def check_rollout(buffer: RolloutBuffer) -> None:
         )
 
 
+def is_plain(instance: Any, *classes: type) -> bool:
+    """
+    Whether an object does what SB3's class does, so that this package's own code can stand in for its methods.
+
+    :param instance: the object
+    :param classes: SB3's classes
+    :return: whether it is of one of them, not of a subclass, and has no methods of its own
+    """
+    return type(instance) in classes and not any(callable(getattr(type(instance), name, None)) for name in vars(instance))
+
+
 def check_type(name: str, value: Any, *types: type) -> None:
     """
     Check the type of an argument.

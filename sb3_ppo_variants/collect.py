@@ -1,6 +1,7 @@
 """SB3's rollouts with less overhead."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -26,6 +27,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
     _uses_compiled: bool
     # Those of pi_old(.|s) at each step of the last rollout, each of shape (n_steps, n_envs, ...); none if they are not known
     _old_parameters: tuple[th.Tensor, ...]
+    # Of the observations that they belong to
+    _checksum: tuple[Any, ...]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -45,7 +48,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         n_steps = 0
         rollout_buffer.reset()
-        self._old_parameters = ()
+        self._old_parameters, self._checksum = (), ()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -76,7 +79,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
 
             # An episode that was cut off goes on in the value of its last observation
             for idx, done in enumerate(dones):
-                if done and infos[idx].get("TimeLimit.truncated", False) and "terminal_observation" in infos[idx]:
+                truncated = done and infos[idx].get("TimeLimit.truncated", False)
+                if truncated and infos[idx].get("terminal_observation") is not None:
                     terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
                     with th.no_grad():
                         terminal_value = self.policy.predict_values(terminal_obs)[0]
@@ -92,12 +96,9 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         compute_returns_and_advantage(rollout_buffer, values, dones)
         self._old_parameters = policy.parameters()
-        observations = checksum(rollout_buffer)
+        self._checksum = checksum(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
-        # A callback may normalise the observations, say: pi_old has not seen those
-        if checksum(self.rollout_buffer) != observations:
-            self._old_parameters = ()
         return True
 
     def _rollout_policy(self, rollout_buffer: RolloutBuffer) -> StackedPolicy | RolloutPolicy | ModulePolicy:
@@ -123,7 +124,7 @@ def _adder(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None]:
     The function that does what ``buffer.add`` does, and does it itself for a plain buffer of vectors, which may have got its
     values and log probabilities from a ``StackedPolicy`` already.
     """
-    if type(buffer) is not RolloutBuffer or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
+    if not checks.is_plain(buffer, RolloutBuffer) or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
         return buffer.add
     observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
     episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs

@@ -305,8 +305,8 @@ class CompiledUpdate:
             for param, exp_avg, exp_avg_sq in moments:
                 if self.n_steps > 0:
                     state[param]["step"] = th.tensor(float(self.n_steps))
-                    state[param]["exp_avg"] = exp_avg.clone()
-                    state[param]["exp_avg_sq"] = exp_avg_sq.clone()
+                    state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
+                    state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
     def _coef_vectors(self, n_steps: int, coef: dict[str, float]) -> Iterator[th.Tensor]:
         """The vectors of coefficients of the coming steps."""
@@ -386,13 +386,16 @@ def _attributes(policy: ActorCriticPolicy) -> tuple[Any, ...]:
     The numbers and texts that the modules of a policy hold (a dropout rate, say), which a trace takes for constants. So it
     does tensors that are neither parameters nor buffers, whose change would go unnoticed.
     """
-    kinds = (bool, int, float, str)
     return tuple(
-        (prefix, name, value)
+        (prefix, type(module), *((name, value) for name, value in vars(module).items() if _is_constant(value)))
         for prefix, module in policy.named_modules()
-        for name, value in vars(module).items()
-        if type(value) in kinds
     )
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return type(value) in (bool, int, float, str) or isinstance(value, np.generic)
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:

@@ -6,7 +6,7 @@ passes without module calls and distribution objects. This is the one place that
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -42,6 +42,8 @@ SB3_MODULES = (
     nn.ModuleDict,
     nn.Sequential,
 )
+# What their modules are called by
+METHODS = {"forward", "forward_actor", "forward_critic"}
 SB3_DISTRIBUTIONS = (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -110,8 +112,8 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
         and len({parameter.dtype for parameter in policy.parameters()}) == 1
         # Neither hooks nor methods set on an instance
         and not has_hooks(policy)
-        and not any(callable(getattr(ActorCriticPolicy, name, None)) for name in vars(policy))
-        and not any("forward" in vars(module) for module in policy.modules())
+        and checks.is_plain(policy, type(policy))
+        and not any(METHODS & vars(module).keys() for module in policy.modules())
         # Nothing put in place of a part, or beside it
         and policy.features_extractor is policy.pi_features_extractor
         and (policy.features_extractor is policy.vf_features_extractor) == policy.share_features_extractor
@@ -135,6 +137,7 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
         is_of_sb3(policy)
         and type(policy) is ActorCriticPolicy
         and type(policy.features_extractor) is FlattenExtractor
+        and type(policy.features_extractor.flatten) is nn.Flatten
         and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
         and isinstance(space, spaces.Box)
         and len(space.shape) == 1
@@ -281,24 +284,29 @@ def stack(steps: list[tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
 class RolloutPolicy:
     """
     The operations of ``ActorCriticPolicy.forward`` in a straight line, for one rollout: bit for bit the same numbers and
-    random draws. What does not depend on the observation is computed once.
+    random draws. Parameters are read at each step, as a callback may change them; what depends on ``log_std`` alone is
+    computed when it changes.
 
     :param policy: a policy that ``is_standard_mlp``
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
+        # Dictionaries of parameters, or functions
+        self.pi: list[Any]
+        self.vf: list[Any]
         self.pi, self.vf = (
-            [(layer.weight.detach(), layer.bias.detach()) if type(layer) is nn.Linear else layer for layer in layers]
+            [layer._parameters if type(layer) is nn.Linear else layer for layer in layers]
             for layers in (
                 [*policy.mlp_extractor.policy_net, policy.action_net],
                 [*policy.mlp_extractor.value_net, policy.value_net],
             )
         )
-        self.log_std = policy.log_std.detach() if isinstance(policy.action_dist, DiagGaussianDistribution) else None
-        # Of log_std, when what depends on it was computed
-        self.version = -1
+        self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        self.own_parameters: dict[str, Any] = policy._parameters
+        self.log_std = th.empty(0)
         self.steps: list[tuple[th.Tensor, ...]] = []
 
+    @th.no_grad()
     def __call__(self, observations: np.ndarray) -> Action:
         """
         The next step of the rollout.
@@ -311,12 +319,13 @@ class RolloutPolicy:
         obs_tensor = th.from_numpy(observations)
         latent_pi = latent_vf = obs_tensor.float()
         for layer in self.pi:
-            latent_pi = F.linear(latent_pi, *layer) if isinstance(layer, tuple) else layer(latent_pi)
+            latent_pi = F.linear(latent_pi, layer["weight"], layer["bias"]) if isinstance(layer, dict) else layer(latent_pi)
         for layer in self.vf:
-            latent_vf = F.linear(latent_vf, *layer) if isinstance(layer, tuple) else layer(latent_vf)
-        if self.log_std is not None:
-            if self.version != self.log_std._version:
-                self.version = self.log_std._version
+            latent_vf = F.linear(latent_vf, layer["weight"], layer["bias"]) if isinstance(layer, dict) else layer(latent_vf)
+        if self.is_gaussian:
+            log_std = self.own_parameters["log_std"]
+            if not th.equal(self.log_std, log_std):
+                self.log_std = log_std.clone()
                 self.std = th.ones_like(latent_pi) * self.log_std.exp()
                 self.double_variance = 2 * self.std**2
                 self.log_stds = self.std.log()

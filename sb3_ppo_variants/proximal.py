@@ -40,7 +40,7 @@ from sb3_ppo_variants.inference import (
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.objectives import Coefficient
-from sb3_ppo_variants.rollout import STANDARD_BUFFERS, Rollout, RolloutData
+from sb3_ppo_variants.rollout import Rollout, RolloutData, checksum, is_standard
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
@@ -179,7 +179,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self._uses_compiled = False
         self._cannot_compile: str | None = None
         self._n_steps_made = 0.0
-        self._old_parameters = ()
+        self._old_parameters, self._checksum = (), ()
 
         if _init_setup_model:
             self._setup_model()
@@ -241,7 +241,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made", "_old_parameters"]
+        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made", "_old_parameters", "_checksum"]
         return [*super()._excluded_save_params(), *own]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -265,7 +265,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         if self.compile is False or (self.compile == "auto" and self._n_steps_made < MIN_STEPS_TO_COMPILE):
             return
         reason = self._cannot_compile or compiled.unsupported_reason(self.policy)
-        if type(self.rollout_buffer) not in STANDARD_BUFFERS:
+        if not is_standard(self.rollout_buffer):
             reason = f"the rollout buffer is a {type(self.rollout_buffer).__name__}, not one of SB3's own"
         if reason is None:
             self._uses_compiled = True
@@ -335,7 +335,9 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         try:
             with unvalidated_distributions():
                 # theta_old <- theta
-                rollout = Rollout(self.rollout_buffer, self.policy, self._old_parameters)
+                # Observations may have changed since, by a callback that normalises them, say: pi_old has not seen those
+                is_unchanged = self._old_parameters and checksum(self.rollout_buffer) == self._checksum
+                rollout = Rollout(self.rollout_buffer, self.policy, self._old_parameters if is_unchanged else ())
                 # Those of this update only
                 self._old_parameters = ()
                 # Switch to train mode (this affects batch norm and dropout)
@@ -425,7 +427,8 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         reason = compiled.unsupported_policy(self.policy)
         if reason is not None:
             raise compiled.CompilationError(reason)
-        assert rollout.data is not None
+        if rollout.data is None:
+            raise compiled.CompilationError(f"the rollout buffer is a {type(rollout.buffer).__name__}, not one of SB3's own")
         data = rollout.data
         if self.normalize_advantage == "batch":
             data = data._replace(advantages=self._advantage_normalizer()(data.advantages))
@@ -462,7 +465,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             f"policy.{name}"
             for name, tensor in self.policy.state_dict().items()
             # Buffers such as masks may be infinite by intent
-            if not th.isfinite(tensor).all() and th.isfinite(before.policy[name]).all()
+            if isinstance(tensor, th.Tensor) and not th.isfinite(tensor).all() and th.isfinite(before.policy[name]).all()
         ]
         if not th.isfinite(th.cat(epochs)).all():
             names.append("loss")
@@ -601,7 +604,8 @@ class _Snapshot:
     """What an update changes, as it is before."""
 
     def __init__(self, algorithm: ProximalPolicyOptimization) -> None:
-        self.policy = {name: value.clone() for name, value in algorithm.policy.state_dict().items()}
+        # Modules may add states of their own to the tensors
+        self.policy = {name: _copy(value) for name, value in algorithm.policy.state_dict().items()}
         # Faster than a deep copy
         self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates

@@ -6,6 +6,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 """
 
 import copy
+import random
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
-
-STANDARD_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -64,15 +64,16 @@ class Rollout:
     The rollout that an update learns from, and pi_old.
 
     :param buffer: a full rollout buffer of any class
-    :param policy: the policy, which is pi_old now
+    :param policy: the policy. It is pi_old now, unless ``old_parameters`` say what has acted
     :param old_parameters: parameters of pi_old(.|s), each of shape ``(n_steps, n_envs, ...)``, if known from the rollout
+    :raises ValueError: if the buffer is not full
     """
 
     def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, old_parameters: tuple[th.Tensor, ...] = ()) -> None:
         self.buffer = buffer
         self.policy = policy
         self.data: RolloutData | None = None
-        if type(buffer) in STANDARD_BUFFERS:
+        if is_standard(buffer):
             samples = whole_rollout(buffer)
             if old_parameters:
                 # In the order of the samples: one environment after the other
@@ -112,8 +113,8 @@ class Rollout:
         """
         kl = []
         with _evaluation(self.policy):
-            # A custom buffer may hold more or other samples in each pass, so its pass is another one, but not its randomness
-            passes = [self.data] if self.data is not None else self.buffer.get(CHUNK_SIZE)
+            # A custom buffer may hold more or other samples in each pass, so its pass is another one
+            passes = [self.data] if self.data is not None else _copy_of_state(self.buffer).get(CHUNK_SIZE)
             for samples in passes:
                 old = samples.old_parameters if isinstance(samples, RolloutData) else self._old_parameters(samples)
                 if not old:
@@ -150,15 +151,23 @@ def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 
 @contextmanager
 def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
-    """The policy in evaluation mode, without gradients, and without a trace in modes and random generators afterwards."""
+    """The policy in evaluation mode, without gradients; modes, buffers and random generators are as before afterwards."""
     training = policy.training
-    numpy_state = np.random.get_state()
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in policy.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
         policy.set_training_mode(False)
         try:
             yield
         finally:
             policy.set_training_mode(training)
+            for module, name, buffer, before in buffers:
+                setattr(module, name, buffer.copy_(before))
+            random.setstate(python_state)
             np.random.set_state(numpy_state)
 
 
@@ -170,7 +179,8 @@ def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th
     n_bytes = sum(tensor.nbytes for tensor in tensors)
     chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
     for start in range(0, n_samples, chunk_size):
-        chunk = pytree.tree_map(lambda tensor: tensor[start : start + chunk_size], observations)  # noqa: B023
+        # A policy may change its input in place
+        chunk = pytree.tree_map(lambda tensor: tensor[start : start + chunk_size].clone(), observations)  # noqa: B023
         try:
             chunks.append(distribution_parameters(policy.get_distribution(chunk)))
         except NotImplementedError:
@@ -178,18 +188,37 @@ def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th
     return tuple(th.cat(parameters) for parameters in zip(*chunks, strict=True))
 
 
-def checksum(buffer: RolloutBuffer) -> tuple[int, ...]:
+def is_standard(buffer: RolloutBuffer) -> bool:
+    """
+    Whether a rollout buffer is one of SB3's own, so that its data may be read without its methods.
+
+    :param buffer: any rollout buffer
+    :return: whether it is
+    """
+    return is_plain(buffer, RolloutBuffer, DictRolloutBuffer)
+
+
+def checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
     """
     A checksum of the observations in one of SB3's own buffers.
 
     :param buffer: the buffer
-    :return: one number for each array of observations; none for other buffers
+    :return: shape and checksum of each array of observations; none for other buffers
     """
-    if type(buffer) not in STANDARD_BUFFERS:
+    if not is_standard(buffer):
         return ()
     observations = buffer.observations
     arrays = observations.values() if isinstance(observations, dict) else [observations]
-    return tuple(zlib.crc32(np.ascontiguousarray(array).data) for array in arrays)
+    return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
+
+
+def _copy_of_state(buffer: RolloutBuffer) -> RolloutBuffer:
+    """A copy with the same data, whose passes leave numbers and random generators of the original as they are."""
+    duplicate = copy.copy(buffer)
+    for name, value in vars(buffer).items():
+        if isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
+            setattr(duplicate, name, copy.deepcopy(value))
+    return duplicate
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
@@ -198,7 +227,12 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
 
     :param buffer: a full buffer, which is left as its ``get`` leaves it
     :return: the samples, in the order that the indices of ``get`` refer to
+    :raises ValueError: if the buffer is not full
     """
+    if not buffer.full:
+        raise ValueError(
+            f"The rollout buffer must be full to learn from it, but holds {buffer.pos} of {buffer.buffer_size} steps"
+        )
     if not buffer.generator_ready:
         for name in ("actions", "values", "log_probs", "advantages", "returns"):
             setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
@@ -228,7 +262,9 @@ def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: th.Tensor,
     :param last_values: value of the last observation of each environment
     :param dones: whether the last step ended the episode of each environment
     """
-    if type(buffer) not in STANDARD_BUFFERS:
+    # Others are added up in a wider type
+    is_float32 = {type(buffer.gamma), type(buffer.gae_lambda)} <= {int, float} and last_values.dtype == th.float32
+    if not is_standard(buffer) or not is_float32:
         buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         return
     # SB3's expressions over all steps at once, in its order of operations; only the recursion is left for the loop

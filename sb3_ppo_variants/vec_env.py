@@ -14,6 +14,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_ppo_variants.checks import is_plain
+
 # Immutable, so that a deep copy is the object itself
 IMMUTABLE = frozenset((bool, int, float, str, type(None), np.bool_, np.int32, np.int64, np.float32, np.float64))
 
@@ -26,16 +28,16 @@ def fast_step(env: VecEnv) -> Callable[[np.ndarray], VecEnvStepReturn]:
         observation, it is stepped by its own method
     :return: the function
     """
-    if isinstance(env, DummyVecEnv) and _is_plain(env, DummyVecEnv) and env.keys == [None]:
+    if isinstance(env, DummyVecEnv) and is_plain(env, DummyVecEnv) and env.keys == [None]:
         return partial(_step_dummy, env)
-    if isinstance(env, VecNormalize) and _is_plain(env, VecNormalize) and isinstance(env.observation_space, spaces.Box):
+    if (
+        isinstance(env, VecNormalize)
+        and is_plain(env, VecNormalize)
+        and isinstance(env.observation_space, spaces.Box)
+        and all(is_plain(vars(env)[name], RunningMeanStd) for name in ("obs_rms", "ret_rms") if name in vars(env))
+    ):
         return partial(_step_normalize, env, fast_step(env.venv))
     return env.step
-
-
-def _is_plain(env: VecEnv, cls: type) -> bool:
-    # Neither a subclass nor an instance with methods of its own
-    return type(env) is cls and not any(callable(getattr(cls, name, None)) for name in vars(env))
 
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:

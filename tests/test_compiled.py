@@ -35,7 +35,9 @@ def interpreted(monkeypatch):
 
 def updated(model, data, path):
     """Parameters, buffers, optimizer state and metrics after an update from the same state, rollout and random numbers."""
-    model = copy.copy(model)
+    original, model = model, copy.copy(model)
+    # Copies do not take along what has been compiled
+    model._compiled_update = original._compiled_update
     optimizer = model.policy.optimizer
     state = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict()))
     rollout = Rollout(model.rollout_buffer, model.policy)
@@ -45,6 +47,7 @@ def updated(model, data, path):
     model.policy.set_training_mode(True)
     model.compile = model._uses_compiled = path == "compiled"
     metrics = model._optimize(rollout, model.coefficients())
+    original._compiled_update = model._compiled_update
     result = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict(), metrics))
     model.policy.load_state_dict(state[0])
     optimizer.load_state_dict(state[1])
@@ -403,7 +406,7 @@ def test_layers_frozen_in_between(monkeypatch, capsys):
 class ScaledExtractor(DropoutExtractor):
     """Its output depends on an attribute."""
 
-    scale = 1.0
+    scale, scales = 1.0, (1.0,)
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
@@ -411,7 +414,15 @@ class ScaledExtractor(DropoutExtractor):
         self.layers = self.layers[:1]
 
     def forward(self, observations):
-        return self.scale * self.layers[0](observations)
+        return self.scale * self.scales[0] * self.layers[0](observations)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_moments_lie_in_memory_as_torch_leaves_them():
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=13, compile=True)
+    for state in model.policy.optimizer.state.values():
+        assert state["exp_avg"].is_contiguous()
+        assert state["exp_avg_sq"].is_contiguous()
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -423,10 +434,13 @@ def test_changed_attributes_of_the_policy_count():
         batch_size=26,
         policy_kwargs={"features_extractor_class": ScaledExtractor},
     )
-    for scale in (1.0, 0.5):
-        model.policy.features_extractor.scale = scale
+    extractor, net = model.policy.features_extractor, model.policy.mlp_extractor.policy_net
+    changes = [(extractor, "scale", scale) for scale in (1.0, 0.5, np.float64(0.25), np.float64(1.0))]
+    changes += [(extractor, "scales", (0.5,)), (net, "1", th.nn.Sigmoid())]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
         reference, other = (stops(model, path) for path in ("reference", "compiled"))
-        assert (reference[2][0] - other[2][0]).abs().max() < 1e-4
+        assert (reference[2][0] - other[2][0]).abs().max() < 1e-4, (name, value)
 
 
 @pytest.mark.usefixtures("interpreted")

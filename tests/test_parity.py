@@ -134,6 +134,31 @@ class NoisyExtractor(DropoutExtractor):
         return self.layers(observations) + 0.1 * th.randn(len(observations), 8)
 
 
+class RunningMeanExtractor(DropoutExtractor):
+    """Keeps a running mean of all observations that it sees."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("mean", th.zeros(8))
+
+    def forward(self, observations):
+        features = self.layers[0](observations)
+        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        return features - self.mean
+
+
+class InPlaceExtractor(DropoutExtractor):
+    """Overwrites its input."""
+
+    def forward(self, observations):
+        return self.layers[0](observations.sub_(0.5).mul_(2.0))
+
+
+class ClonesInForward(ActorCriticPolicy):
+    def forward(self, obs, deterministic=False):
+        return super().forward(obs.clone(), deterministic)
+
+
 class OwnPolicy(ActorCriticPolicy):
     """A custom policy with its own evaluate_actions."""
 
@@ -148,6 +173,19 @@ class HalvedAdvantages(RolloutBuffer):
     def compute_returns_and_advantage(self, last_values, dones):
         super().compute_returns_and_advantage(last_values, dones)
         self.advantages *= 0.5
+
+
+class OwnOrder(RolloutBuffer):
+    """A custom rollout buffer with a random generator of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rng = np.random.default_rng(0)
+
+    def get(self, batch_size=None):
+        *_, everything = super().get()
+        for index in np.split(self.rng.permutation(self.buffer_size * self.n_envs), 4):
+            yield type(everything)(*(tensor[index] for tensor in everything))
 
 
 SETTINGS = {
@@ -174,7 +212,11 @@ SETTINGS = {
     "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
     "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
     "noise in evaluation": {"policy_kwargs": {"features_extractor_class": NoisyExtractor}},
+    "running mean": {"policy_kwargs": {"features_extractor_class": RunningMeanExtractor}},
+    "overwritten input": {"policy_kwargs": {"features_extractor_class": InPlaceExtractor}},
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
+    "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
+    "numbers of NumPy": {"gamma": np.float64(0.97), "gae_lambda": np.float64(0.9)},
     "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
     "other activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "net_arch": {"pi": [8], "vf": [16, 8]}}},
     "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
@@ -245,6 +287,113 @@ def test_callback_that_looks_into_the_policy_and_the_optimizer():
     # 3 updates of 2 epochs of 4 minibatches; the gradients of the last one before each rollout
     assert results[0][2] == 24
     assert [len(gradients) > 0 for gradients in results[0][1]] == [False, True, True]
+
+
+class InEachStep(BaseCallback):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def _on_step(self):
+        self.change(self.model)
+        return True
+
+
+def assign(model):
+    weight = model.policy.action_net.weight
+    weight.data = 1.01 * weight.data
+
+
+CHANGES_IN_A_ROLLOUT = {
+    "data of log_std": lambda model: model.policy.log_std.data.sub_(0.01),
+    "vector of parameters": lambda model: model.policy.load_from_vector(0.99 * model.policy.parameters_to_vector()),
+    "data of a weight": assign,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_IN_A_ROLLOUT)
+def test_parameters_may_change_in_a_rollout(change):
+    states = []
+    for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=2, seed=0, **kwargs)
+        model.learn(104, InEachStep(CHANGES_IN_A_ROLLOUT[change]))
+        states.append((model.policy.state_dict(), buffer_arrays(model)))
+    assert equal(*states)
+
+
+def patch(owner, name, change):
+    method = getattr(owner, name)
+
+    def patched(*args, **kwargs):
+        return change(method(*args, **kwargs))
+
+    setattr(owner, name, patched)
+
+
+def halve_advantages(model):
+    def halve(_):
+        model.rollout_buffer.advantages[::2] *= 0.5
+
+    patch(model.rollout_buffer, "compute_returns_and_advantage", halve)
+
+
+def halve_rewards(model):
+    add = model.rollout_buffer.add
+    model.rollout_buffer.add = lambda obs, action, reward, *args: add(obs, action, 0.5 * reward, *args)
+
+
+class Double(th.nn.Flatten):
+    def forward(self, observations):
+        return 2 * super().forward(observations)
+
+
+CHANGED_METHODS = {
+    "advantages": halve_advantages,
+    "add": halve_rewards,
+    "get": lambda model: patch(model.rollout_buffer, "get", lambda batches: reversed(list(batches))),
+    "forward_actor": lambda model: patch(model.policy.mlp_extractor, "forward_actor", lambda latent: 2 * latent),
+    "flatten": lambda model: setattr(model.policy.features_extractor, "flatten", Double()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_METHODS)
+def test_changed_methods_are_called(change):
+    states = []
+    for cls, kwargs in ((PPO, {}), (PPO, {}), (PPOClip, {"compile": False})):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=2, seed=0, **kwargs)
+        if states:
+            CHANGED_METHODS[change](model)
+        model.learn(104)
+        states.append(model.policy.state_dict())
+    unchanged, expected, actual = states
+    assert not equal(unchanged, expected)
+    assert equal(expected, actual)
+
+
+def test_policy_that_overwrites_its_input_only_in_the_update():
+    make_env = space_env("box", "box")
+    kwargs = {"policy_kwargs": {"features_extractor_class": InPlaceExtractor}}
+    expected, actual = train(PPO, ClonesInForward, make_env, **kwargs), train(PPOClip, ClonesInForward, make_env, **kwargs)
+    assert_same_training(expected, actual)
+
+
+def test_rollout_that_is_not_full():
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13)
+    model.n_steps = 13
+    with pytest.raises(ValueError, match="holds 13 of 26 steps"):
+        model.learn(26)
+
+
+def test_modules_with_a_state_of_their_own():
+    class Extractor(DropoutExtractor):
+        def get_extra_state(self):
+            return {"version": 2}
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), policy_kwargs={"features_extractor_class": Extractor})
+    assert model._n_updates == 9
 
 
 def test_gradients_are_left_as_sb3_leaves_them():

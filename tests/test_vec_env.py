@@ -90,6 +90,20 @@ def test_infos_belong_to_the_caller():
     assert env.buf_infos[0]["nested"] == {"list": [1]}
 
 
+@pytest.mark.parametrize("name", ["obs_rms", "ret_rms"])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_statistics_that_stand_still(n_envs, name):
+    expected, actual = (make("float32", n_envs, VecNormalize) for _ in range(2))
+    count = getattr(actual, name).count
+    for env in (expected, actual):
+        getattr(env, name).update = lambda batch: None
+    step = fast_step(actual)
+    for _ in range(3):
+        actions = np.ones(n_envs, dtype=int)
+        assert equal(expected.step(actions)[:2], step(actions)[:2])
+    assert getattr(actual, name).count == count
+
+
 def test_changed_methods_are_called():
     class Own(DummyVecEnv):
         pass
