@@ -101,8 +101,9 @@ CONTESTANTS = {
 # Takes part where the network is what takes the time
 FLOOR = "floor: the network alone"
 
-# What "PPOClip" is without one of its techniques, for HalfCheetah-v4 with 1 environment: attributes of the package that are
-# replaced. The last two concern the reference path.
+PRODUCTS = "matrix products as they are written"
+# What "PPOClip" is without one of its techniques: attributes of the package that are replaced. The last two concern the
+# reference path.
 ABLATIONS = {
     "all techniques": [],
     "rollouts without the stacked NumPy policy": ["inference.StackedPolicy.supports"],
@@ -110,7 +111,7 @@ ABLATIONS = {
     "SB3's step of DummyVecEnv": ["collect.fast_step"],
     "SB3's RolloutBuffer.add": ["collect._adder"],
     "SB3's computation of the advantages": ["collect.compute_returns_and_advantage"],
-    "matrix products as they are written": ["compiled.is_quicker_transposed", "flat.is_quicker_transposed"],
+    PRODUCTS: ["compiled.is_quicker_transposed", "flat.is_quicker_transposed"],
     "the traced step interpreted, not compiled": ["compiled._compile"],
     "reference path, all techniques": ["reference"],
     "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp", "proximal.is_of_sb3"],
@@ -427,12 +428,14 @@ def ablate(repetitions: int) -> None:
 
     :param repetitions: number of turns
     """
-    case = "HalfCheetah-v4, 1 env"
-    turns = take_turns(case, ["SB3 PPO", *ABLATIONS], repetitions)
-    lines = ["| | rollout | update | times as fast as SB3 |", "|---|---|---|---|"]
-    for name in turns[0]:
-        row = summary(case, name, turns)
-        lines.append(f"| {name} | {row['rollout_us']:.0f} us | {row['update_us']:.0f} us | {row['ratio']:.2f} |")
+    lines = ["| | rollout | update | times as fast as SB3 (min to max) |", "|---|---|---|---|"]
+    # Networks with few inputs and outputs
+    for case, names in (("HalfCheetah-v4, 1 env", list(ABLATIONS)), ("CartPole-v1", ["all techniques", PRODUCTS])):
+        turns = take_turns(case, ["SB3 PPO", *names], repetitions)
+        for name in turns[0]:
+            row = summary(case, name, turns)
+            ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+            lines.append(f"| {case}: {name} | {row['rollout_us']:.0f} us | {row['update_us']:.0f} us | {ratio} |")
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
