@@ -264,9 +264,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self._uses_compiled = False
         if self.compile is False or (self.compile == "auto" and self._n_steps_made < MIN_STEPS_TO_COMPILE):
             return
-        reason = self._cannot_compile or compiled.unsupported_reason(self.policy)
-        if not is_standard(self.rollout_buffer):
-            reason = f"the rollout buffer is a {type(self.rollout_buffer).__name__}, not one of SB3's own"
+        reason = _unsupported_buffer(self.rollout_buffer) or self._cannot_compile or compiled.unsupported_reason(self.policy)
         if reason is None:
             self._uses_compiled = True
         elif self.compile is True:
@@ -424,11 +422,10 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""
         # A callback may have frozen layers, say
-        reason = compiled.unsupported_policy(self.policy)
+        reason = _unsupported_buffer(rollout.buffer) or compiled.unsupported_policy(self.policy)
         if reason is not None:
             raise compiled.CompilationError(reason)
-        if rollout.data is None:
-            raise compiled.CompilationError(f"the rollout buffer is a {type(rollout.buffer).__name__}, not one of SB3's own")
+        assert rollout.data is not None
         data = rollout.data
         if self.normalize_advantage == "batch":
             data = data._replace(advantages=self._advantage_normalizer()(data.advantages))
@@ -594,6 +591,11 @@ def _saved_names(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
             file.seek(0)
         else:
             file.close()
+
+
+def _unsupported_buffer(buffer: RolloutBuffer) -> str | None:
+    """Why updates from a rollout buffer cannot be compiled, or ``None``."""
+    return None if is_standard(buffer) else f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
 
 
 def _copy(value: Any) -> Any:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
-from test_parity import POLICIES, DropoutExtractor, OwnPolicy, equal, space_env, train
+from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy, equal, space_env, train
 from torch.utils._pytree import tree_map
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, proximal
@@ -401,6 +401,23 @@ def test_layers_frozen_in_between(monkeypatch, capsys):
     model.learn(156, callback)
     assert th.equal(callback.frozen, model.policy.mlp_extractor.policy_net[0].weight)
     assert "Not compiled: some parameters of the policy are frozen" in capsys.readouterr().out
+
+
+class ChangeBuffer(BaseCallback):
+    """Makes another buffer of the one that has been filled."""
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.model.rollout_buffer.__class__ = HalvedAdvantages
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_buffer_that_changes_after_the_rollout():
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, compile=True)
+    with pytest.raises(compiled.CompilationError, match="HalvedAdvantages, not one of SB3's own"):
+        model.learn(52, ChangeBuffer())
 
 
 class ScaledExtractor(DropoutExtractor):
