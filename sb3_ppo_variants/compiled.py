@@ -202,8 +202,10 @@ class CompiledUpdate:
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_buffers)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), buffers)
         gradient = self.layout.concatenate(gradients)
-        # As torch.nn.utils.clip_grad_norm_
-        scale = th.clamp(coef["max_grad_norm"] / (th.linalg.vector_norm(gradient) + 1e-6), max=1.0)
+        # As torch.nn.utils.clip_grad_norm_, or not at all if the limit is infinite: also where the norm overflows
+        limit = coef["max_grad_norm"]
+        scale = th.clamp(limit / (th.linalg.vector_norm(gradient) + 1e-6), max=1.0)
+        scale = th.where(th.isinf(limit), th.ones_like(scale), scale)
         gradient = gradient * scale
 
         # As torch.optim.Adam

@@ -38,7 +38,7 @@ from sb3_ppo_variants.inference import (
     is_standard_mlp,
 )
 from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.loss import METRICS, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
+from sb3_ppo_variants.loss import METRICS, N_LOSSES, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.objectives import Coefficient
 from sb3_ppo_variants.rollout import Rollout, RolloutData, checksum, is_standard
 
@@ -464,7 +464,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             # Buffers such as masks may be infinite by intent
             if isinstance(tensor, th.Tensor) and not th.isfinite(tensor).all() and th.isfinite(before.policy[name]).all()
         ]
-        if not th.isfinite(th.cat(epochs)).all():
+        if not th.isfinite(th.cat(epochs)[:, :N_LOSSES]).all():
             names.append("loss")
         if kl is not None and not math.isfinite(kl):
             names.append("KL[pi_old, pi]")

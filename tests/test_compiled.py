@@ -129,6 +129,17 @@ def test_settings_agree_in_float64(setting):
 
 
 @pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("compiles", [True, False])
+def test_gradient_whose_norm_overflows_is_left_alone_without_clipping(compiles):
+    # Squares of 1e26 do not fit into a float32: Adam stands still where the gradient is so large, and goes on elsewhere
+    kwargs = {"max_grad_norm": None, "vf_coef": 1e26, "compile": compiles}
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, **kwargs)
+    before = PPOClip("MlpPolicy", model.get_env(), seed=model.seed).policy
+    assert th.equal(model.policy.value_net.weight, before.value_net.weight)
+    assert not th.equal(model.policy.action_net.weight, before.action_net.weight)
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_custom_policy_agrees_in_float64():
     assert_steps_agree_in_float64(trained(PPOFixedKL, OwnPolicy, space_env("box", "box"), batch_size=13))
 

@@ -19,6 +19,7 @@ from test_parity import POLICIES, Record, equal, space_env, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
 from sb3_ppo_variants.kl import kl_normal
+from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.rollout import Rollout
 
 ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
@@ -381,6 +382,34 @@ def test_callbacks_see_the_locals_of_sb3(cls, action, compile_, monkeypatch):
     assert actual.keys() == expected.keys()
     for event in expected:
         assert expected[event].items() <= actual[event].items()
+
+
+class PolicyGradient(PPOFixedKL):
+    def surrogate(self, terms, coef):
+        return policy_gradient(terms.log_prob, terms.advantages)
+
+
+class ForgetLogProb(BaseCallback):
+    """Makes all ratios exp(100) and more, which a float32 cannot hold."""
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.locals["rollout_buffer"].log_probs -= 100
+
+
+def test_ratio_that_overflows_is_an_error_only_where_the_loss_knows_it():
+    def learn(cls):
+        model = cls("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, kl_coef=0.0)
+        return model.learn(64, ForgetLogProb())
+
+    # As in SB3, approximate KL is but a number in the log
+    logged = learn(PolicyGradient).logger.name_to_value
+    assert logged["train/approx_kl"] == math.inf
+    assert math.isfinite(logged["train/loss"])
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        learn(PPOFixedKL)
 
 
 def test_callback_ends_the_training():
