@@ -66,6 +66,8 @@ setup(
         "tests": [
             *MUJOCO,
             "build",
+            "filelock",
+            "jinja2",
             "joblib>=1.4",
             "mypy",
             "psutil",
@@ -80,7 +82,7 @@ setup(
             "types-tqdm",
         ],
         "docs": ["myst-parser", "sphinx", "sphinx-copybutton", "sphinx-rtd-theme"],
-        "benchmarks": [*MUJOCO, "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
+        "benchmarks": [*MUJOCO, "filelock", "jinja2", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
         # To spread the runs of benchmarks/paper over a cluster
         "ray": ["ray>=2.9"],
     },

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sb3_ppo_variants.checks import NonFiniteEnvironmentError
 from sb3_ppo_variants.loss import SurrogateTerms
 from sb3_ppo_variants.ppo_clip import PPOClip
 from sb3_ppo_variants.ppo_fixedkl import PPOFixedKL
@@ -11,6 +12,7 @@ from sb3_ppo_variants.proximal import NonFiniteUpdateError, ProximalPolicyOptimi
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 
 __all__ = [
+    "NonFiniteEnvironmentError",
     "NonFiniteUpdateError",
     "PPOClip",
     "PPOFixedKL",

@@ -9,6 +9,10 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 
 
+class NonFiniteEnvironmentError(ValueError):
+    """The environment returned NaN or infinity."""
+
+
 def check_number(
     name: str,
     value: Any,
@@ -138,12 +142,12 @@ def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np
     Check that what the environment returned is finite.
 
     :param observation: the observations of all environments, possibly a dict of them
-    :raises ValueError: if there is NaN or infinity in it
+    :raises NonFiniteEnvironmentError: if there is NaN or infinity in it
     """
     for name, part in observation.items() if isinstance(observation, dict) else [("observation", observation)]:
         if isinstance(part, np.ndarray) and np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
             index = tuple(np.argwhere(~np.isfinite(part))[0].tolist())
-            raise ValueError(
+            raise NonFiniteEnvironmentError(
                 f"The environment returned an observation that is not finite: {name}{list(index)} = {part[index]}"
             )
 
@@ -153,13 +157,13 @@ def check_rollout(buffer: RolloutBuffer) -> None:
     Check that the observations and rewards of a rollout are finite.
 
     :param buffer: the rollout; what a custom buffer does not have is not checked
-    :raises ValueError: if the environment returned NaN or infinity
+    :raises NonFiniteEnvironmentError: if the environment returned NaN or infinity
     """
     check_observation(getattr(buffer, "observations", None))
     rewards = getattr(buffer, "rewards", None)
     if rewards is not None and not np.isfinite(rewards).all():
         step, env = np.argwhere(~np.isfinite(rewards))[0]
-        raise ValueError(
+        raise NonFiniteEnvironmentError(
             f"The environment returned a reward that is not finite: {rewards[step, env]} "
             f"at step {step} of the rollout in environment {env}"
         )

@@ -41,7 +41,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         :param rollout_buffer: buffer to fill
         :param n_rollout_steps: T, the number of steps per environment
         :return: False if the callback ended the rollout early
-        :raises ValueError: if the environment returned NaN or infinity
+        :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
         """
         assert self._last_obs is not None, "No previous observation was provided"
         # Switch to eval mode (this affects batch norm and dropout)

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_parity import equal
 
-from sb3_ppo_variants import NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen
 
 ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
 
@@ -175,7 +175,7 @@ class BrokenEnv(SpaceEnv):
 def test_environment_with_bad_numbers(cls, value, tmp_path):
     def check(env, match, policy="MlpPolicy"):
         model = cls(policy, env, n_steps=32, batch_size=16, n_epochs=1, seed=0)
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(NonFiniteEnvironmentError, match=match):
             model.learn(64)
         # The first rollout has trained the model, which is still good
         assert model._n_updates == 1

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.paper import experiments, figures, report, statistics, training
-from benchmarks.paper.__main__ import main
-from benchmarks.paper.experiments import SETTINGS, STAGES, Run
-from benchmarks.paper.results import Results
-from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen
+from benchmarks.paper import experiments, figures, report, runner, statistics, training
+from benchmarks.paper.__main__ import FIGURES, main
+from benchmarks.paper.experiments import REFERENCES, SETTINGS, STAGES, TASKS, Run
+from benchmarks.paper.results import DEFAULT, Results
+from benchmarks.paper.scores import CONSTANTS, MissingRunsError, freeze, paper_scores, read_constants
+from benchmarks.paper.training import Result
+from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen, compiled
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,16 +75,62 @@ def test_bootstrap_is_stratified_and_reproducible():
     assert (low, high) != statistics.bootstrap(statistics.mean, [scores], np.random.default_rng(1), 2000)
 
 
+def test_bootstrap_draws_seeds_of_each_task_by_themselves():
+    # With the same seeds in both tasks, every mean would be 0.5
+    scores = np.array([[0.0, 1.0], [1.0, 0.0]])
+    low, high = statistics.bootstrap(statistics.mean, [scores], np.random.default_rng(0), 1000)
+    assert (low, high) == (0, 1)
+
+
+def test_bootstrap_of_a_curve():
+    scores = np.repeat([[0.0], [1.0]], 3, axis=1)
+    low, high = statistics.bootstrap(
+        lambda scores: statistics.performance_profile(scores, np.array([-1.0, 0.5])), [scores], np.random.default_rng(0), 10
+    )
+    assert low.tolist() == high.tolist() == [1, 0.5]
+
+
+def test_permutation_test():
+    def p_value(scores, others):
+        return statistics.permutation_test(np.array(scores), np.array(others), np.random.default_rng(0))
+
+    # Of the 6 ways to part the four, 2 have a difference of 2
+    assert p_value([[1.0, 2.0]], [[3.0, 4.0]]) == pytest.approx(1 / 3, abs=0.02)
+    # Within each of the tasks there are 2 ways; in half of the 4, the differences have the same sign
+    assert p_value([[0.0], [10.0]], [[1.0], [11.0]]) == pytest.approx(1 / 2, abs=0.02)
+    assert p_value([[1.0, 2.0]], [[1.0, 2.0]]) == 1
+
+
+def test_holm():
+    # Smallest first: 3 * 0.01, 2 * 0.03, 1 * 0.04, and none below one before it
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]).tolist() == [1, 1]
+
+
+def test_power():
+    # Deviation 1 and 4 runs on either side: the standard error is sqrt(1/4 + 1/4) = 0.7071
+    scores = np.array([[-1.0, 1.0, -1.0, 1.0]]) * np.sqrt(3 / 4)
+    assert statistics.power(0, scores, scores) == pytest.approx(0.05)
+    assert statistics.power(1.96 * 0.7071, scores, scores) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_rank_correlation():
+    # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
+    x = np.array([[10.0, 20.0, 30.0, 40.0], [40.0, 30.0, 20.0, 10.0]])
+    np.testing.assert_allclose(statistics.rank_correlation(x, np.array([1.0, 3.0, 2.0, 4.0])), [0.8, -0.8])
+
+
 def test_the_plan_is_the_papers():
     table1 = STAGES["table1"]
     assert len(SETTINGS) == 12
-    assert list(report.paper_scores()) == list(SETTINGS)[:-1]
+    assert list(paper_scores()) == list(SETTINGS)[:-1]
     # 231 runs, and the twelfth setting and the two references
     trained = [run for run in table1 if run.setting in SETTINGS]
     assert len([run for run in trained if run.setting != "policy_gradient"]) == 231
     assert len(trained) == 12 * 7 * 3
     runs = [run.name for stage in STAGES.values() for run in stage]
     assert len(set(runs)) == len(runs)
+    assert len(STAGES["details_sb3"]) == 2 * 7 * 3
     assert all(len(STAGES[f"seeds_{setting}"]) == 7 * 7 for setting in experiments.MORE_SEEDS_SETTINGS)
 
 
@@ -161,15 +210,28 @@ def test_observation_filter_is_that_of_ppo1():
     assert model.env.obs_rms.var.min() == 1e-2
 
 
-def test_kl_is_that_of_the_filtered_observations():
+@pytest.mark.parametrize("compiles", [False, True])
+def test_kl_is_that_of_the_filtered_observations(compiles, monkeypatch):
     """A policy that does not change has none, whatever becomes of its observations between rollout and update."""
+    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
     run = Run("paper", "adaptive_kl_0.01", "Reacher-v4", 0)
-    model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=0), compile=False)
+    model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=0), compile=compiles)
     model.lr_schedule = lambda progress: 0.0
     with th.no_grad():
         model.policy.action_net.weight.mul_(100)
     model.learn(2048, callback=[training.ObservationFilter(model.env)])
     assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-9)
+
+
+def test_normalized_rewards():
+    run = Run("normalized_rewards", "none", "Reacher-v4", 0)
+    model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=0), compile=False)
+    model.learn(2048, callback=[training.ObservationFilter(model.env)])
+    # Of returns, as in baselines: the first rewards of about -1 are more than a deviation of few returns, and are clipped
+    assert model.rollout_buffer.rewards.min() == -10
+    assert np.abs(model.rollout_buffer.rewards[1000:]).max() < 1
+    # The score is of the returns as they are
+    assert np.mean([episode["r"] for episode in model.ep_info_buffer]) < -50
 
 
 def test_initial_policy_is_that_of_ppo1():
@@ -223,6 +285,7 @@ def test_each_run_has_one_row(directory):
     assert len({(row["setting"], row["env"], row["seed"]) for row in rows}) == N_RUNS
     for row in rows:
         result = Results(directory).load(Run(row["variant"], row["setting"], row["env"], int(row["seed"])))
+        assert {name: str(value) for name, value in result.row.items()} == row
         assert len(result.curves["returns"]) == int(row["episodes"])
         assert float(row["score"]) == pytest.approx(result.curves["returns"][-100:].mean(), abs=1e-3)
         if row["setting"] in SETTINGS:
@@ -233,9 +296,14 @@ def test_each_run_has_one_row(directory):
     assert adaptive["kl_coef"][0] == 1
 
 
-def test_a_run_can_be_made_again(directory, tmp_path):
-    selection = ["--settings", "clip_0.2", "--envs", "Reacher-v4", "--seeds", "1", "--variants", "paper"]
-    again = call("run", *selection, "--results", tmp_path, "--timesteps", "4096")
+def test_commands_make_runs_again(directory, tmp_path, capsys, monkeypatch):
+    selection = ["--settings", "clip_0.2", "--envs", "Reacher-v4", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["paper", "commands", "--results", str(directory), *selection])
+    assert main() == 0
+    checkout, printed = capsys.readouterr().out.strip().split(" && ")
+    assert checkout.startswith("git checkout ")
+    assert printed.startswith("python -m benchmarks.paper run ")
+    again = call(*printed.split()[3:-1], tmp_path, "--timesteps", "4096")
     output, _ = again.communicate()
     assert again.returncode == 0, output
     run = Run("paper", "clip_0.2", "Reacher-v4", 1)
@@ -244,44 +312,207 @@ def test_a_run_can_be_made_again(directory, tmp_path):
     assert actual.row["score"] == expected.row["score"]
 
 
-def test_report_and_figures(directory, tmp_path, capsys, monkeypatch):
-    def run(command, *arguments):
-        arguments = (command, *SELECTION, "--stages", "table1", "--results", directory, *arguments)
-        monkeypatch.setattr(sys, "argv", ["paper", *map(str, arguments)])
-        return main()
+def test_compiled_runs_are_reproducible(monkeypatch):
+    original = training.make_model
+    monkeypatch.setattr(training, "make_model", lambda run, env: original(run, env, compile=True))
+    first, second = (training.train(Run("paper", "adaptive_kl_0.01", "Reacher-v4", 0), 4096, "") for _ in range(2))
+    for name, curve in first.curves.items():
+        np.testing.assert_array_equal(second.curves[name], curve)
 
-    constants, output, drawn = tmp_path / "constants.csv", tmp_path / "paper.md", tmp_path / "figures"
-    assert run("freeze", "--constants", constants) == 0
+
+TINY = {"table1": [run for run in STAGES["table1"] if run.setting in SETTINGS_USED + list(REFERENCES)]}
+TINY["table1"] = [run for run in TINY["table1"] if run.env in ENVS_USED and run.seed < 2]
+
+
+def test_report_and_figures_of_real_runs(directory, tmp_path):
+    results, constants = Results(directory), tmp_path / "constants.csv"
+    freeze(results, constants, TINY["table1"])
     # Once and for all
-    assert run("freeze", "--constants", constants) == 1
-    assert "constants.csv" in capsys.readouterr().err
-    frozen = report.read_constants(constants, ENVS_USED)
-    rows = Results(directory).read_table()
-
-    def scores_of(setting):
-        return np.array([[float(rows[Run("paper", setting, env, seed)]["score"]) for seed in (0, 1)] for env in ENVS_USED])
-
-    best = np.maximum(scores_of("clip_0.2"), scores_of("adaptive_kl_0.01")).max(axis=1)
-    np.testing.assert_allclose(frozen["best_run"], best, atol=1e-4)
-    np.testing.assert_allclose(frozen["untrained"], scores_of("untrained").mean(axis=1), atol=1e-4)
+    with pytest.raises(FileExistsError):
+        freeze(results, constants, TINY["table1"])
+    frozen, rows = read_constants(constants), results.rows()
+    for env in ENVS_USED:
+        of_env = {run: row["score"] for run, row in rows.items() if run.env == env}
+        best = max((run for run in of_env if run.setting in SETTINGS), key=of_env.get)
+        assert frozen[env]["best_run_of"] == best.setting
+        assert frozen[env]["best_run"] == pytest.approx(of_env[best], abs=1e-4)
+        untrained = [score for run, score in of_env.items() if run.setting == "untrained"]
+        assert frozen[env]["untrained"] == pytest.approx(sum(untrained) / 2, abs=1e-4)
 
     # Runs so short are not better than a random policy
     constants.write_text(
-        "env,uniform,untrained,best_run,best_setting\nInvertedPendulum-v4,1,2,50,40\nReacher-v4,-200,-190,-4,-5\n"
+        "env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of\n"
+        "InvertedPendulum-v4,1,2,50,clip_0.2,40,clip_0.2\nReacher-v4,-200,-190,-4,clip_0.2,-5,clip_0.2\n"
     )
-    assert run("table1", "--constants", constants, "--output", output) == 0
-    text = output.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("| Clipping, epsilon = 0.2 | 0.82 |")]
-    expected = (scores_of("clip_0.2") - [[1], [-200]]) / [[49], [196]]
-    assert f"**{expected.mean():.2f}**" in lines[0]
+    text = report.report(results, constants, TINY)
+    assert "| Clipping, epsilon = 0.2 | 0.82 | " in text
     # The same report from the same results
-    assert run("table1", "--constants", constants, "--output", output) == 0
-    assert output.read_text(encoding="utf-8") == text
+    assert report.report(Results(directory), constants, TINY) == text
 
-    assert run("figures", "--constants", constants, "--output", drawn) == 0
+    figures.draw(results, tmp_path / "figures", constants, TINY["table1"])
     names = {"figure1", "figure2", "learning_curves", "performance_profile", "kl"}
     expected_files = {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
-    assert {path.name for path in drawn.iterdir()} == expected_files
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == expected_files
+
+
+# Scores of the made-up study, the same in each task; seeds 0, 1 and 2 are 1 below, at, and 1 above
+MADE_UP = {
+    "uniform": 0,
+    "none": 10,
+    "clip_0.1": 70,
+    "clip_0.2": 80,
+    "clip_0.3": 85,
+    "adaptive_kl_0.003": 60,
+    "adaptive_kl_0.01": 79.9,
+    "adaptive_kl_0.03": 50,
+    "fixed_kl_0.3": 40,
+    "fixed_kl_1": 45,
+    "fixed_kl_3": 60,
+    "fixed_kl_10": 30,
+    "policy_gradient": 75,
+}
+
+
+def made_up_score(run):
+    if run.env == "HalfCheetah-v4":
+        if run.setting == "untrained":
+            return -200
+        if run.setting == "none":
+            return -300 if run.variant in ("paper", "clipped_gradient") else 20
+    return MADE_UP.get(run.setting, 0)
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    """Results with scores of which the report can be worked out by hand: but for ten seeds, and one of the details."""
+    results = Results(tmp_path)
+    results.curves.mkdir()
+    for stage, runs in STAGES.items():
+        if stage.startswith("seeds_"):
+            continue
+        for run in runs[: -1 if stage == "details_each" else None]:
+            diverged = run == Run("paper", "none", "Swimmer-v4", 2)
+            row = asdict(run) | {
+                "timesteps": 1_000_000,
+                "steps": 4096 if diverged else 1_001_472,
+                "diverged": diverged,
+                "episodes": 3,
+                "score": made_up_score(run) + run.seed - 1,
+                "seconds": 100.0,
+                "versions": "torch 1",
+                "commit": "abc",
+            }
+            kl = (
+                np.array([0.1, 0.5, 1.0, 2.0]) * SETTINGS[run.setting].kwargs.get("target_kl", 1)
+                if run.setting in SETTINGS
+                else []
+            )
+            curves = {"lengths": [10, 10, 20], "returns": [1.0, 3.0, 8.0], "kl": kl, "kl_coef": kl}
+            results.save(run, Result(row, {name: np.array(values) for name, values in curves.items()}))
+    constants = tmp_path / "constants.csv"
+    constants.write_text("env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of\n")
+    with constants.open("a") as file:
+        for env in TASKS:
+            untrained = -200 if env == "HalfCheetah-v4" else 0
+            file.write(f"{env},0,{untrained},100,clip_0.3,90,clip_0.3\n")
+    return results, constants
+
+
+def test_report_says_what_the_results_show(made_up):
+    text = report.report(*made_up)
+
+    def line(start):
+        return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+
+    # Mean 80 of 100 in each task
+    assert line("Clipping, epsilon = 0.2 | 0.82").startswith("| Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.80 ")
+    # (-3 + 6 * 0.1) / 7
+    assert "| No clipping or penalty | -0.39 | -0.34 (" in text
+    # 85 is more than 80
+    highest = line("Clipping at 0.2 has")
+    assert "in place 2 of 11" in highest
+    assert highest.endswith("**the opposite** |")
+    assert line("Clipping, epsilon = 0.2 is better than Fixed KL, beta = 3, by 0.10 | +0.20").endswith("| reproduced |")
+    assert line("Clipping, epsilon = 0.2 is better than Adaptive").endswith("| cannot be told apart |")
+    # If 0 is the policy before training: HalfCheetah has (-300 + 200) / 300, and the mean is (-1/3 + 0.6) / 7
+    negative = line("No clipping or penalty has a negative score, -0.39")
+    assert "; 0.04 (0.03 to 0.04) if 0 is the policy before training" in negative
+    assert negative.endswith("| depends on what is 0 |")
+    assert line("On HalfCheetah it leads").endswith("| in 3 of 3 runs (-301, -300, -299) | reproduced |")
+    assert line("L^PG is similar or worse").endswith("| **the opposite** |")
+    # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
+    assert "column with the paper's is 0.68 (" in text
+    assert (
+        line("Clipping, epsilon = 0.2 against: Clipping, epsilon = 0.3 | +0.12 | -0.05 ").split(" | ")[5] == "no, it is worse"
+    )
+    assert line("HalfCheetah-v4 | -301, -300, -299") == "| HalfCheetah-v4 | -301, -300, -299 | -3.00 | -0.33 | 3 |"
+    # A quarter of the KL above, half below
+    cell = "50% / 25% / 25%; 2.0"
+    assert line("Adaptive KL, d_targ = 0.03 | 50%") == f"| Adaptive KL, d_targ = 0.03 | {' | '.join([cell] * 7)} |"
+    assert "count: No clipping or penalty on Swimmer-v4, seed 2, after 4096 timesteps." in text
+    # 80 of 90
+    assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89").split(" | ")[3].startswith("0.89")
+    # All of the first part of the details are there, one of the second is not
+    sb3 = line("No clipping or penalty; all three of SB3's conventions below | 0.11")
+    assert sb3.endswith("| 19.0, 20.0, 21.0 | 0 of 3 |")
+    assert "clipped at 0.5" not in text
+    assert "- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
+    assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
+
+
+def test_report_needs_all_runs_of_table_1(made_up, capsys, monkeypatch, tmp_path):
+    results, constants = made_up
+    (results.curves / "paper-clip_0.2-Reacher-v4-2.npz").unlink()
+    with pytest.raises(MissingRunsError, match=r"1 of 294 runs are missing: paper-clip_0\.2-Reacher-v4-2"):
+        report.report(results, constants)
+    output = tmp_path / "paper.md"
+    options = ["--results", str(results.directory), "--constants", str(constants)]
+    monkeypatch.setattr(sys, "argv", ["paper", "table1", *options, "--output", str(output)])
+    assert main() == 2
+    assert "1 of 294 runs are missing: paper-clip_0.2-Reacher-v4-2" in capsys.readouterr().err
+    assert not output.exists()
+    monkeypatch.setattr(sys, "argv", ["paper", "status", "--results", str(results.directory), "--settings", "clip_0.2"])
+    assert main() == 1
+    assert "missing: Reacher-v4 seed 2, HalfCheetah-v4 seed 3, " in capsys.readouterr().out
+
+
+def test_report_needs_the_constants(made_up, tmp_path, capsys, monkeypatch):
+    options = ["--results", str(made_up[0].directory), "--constants", str(tmp_path / "none.csv")]
+    monkeypatch.setattr(sys, "argv", ["paper", "table1", *options])
+    assert main() == 2
+    assert "none.csv does not exist: once all runs of Table 1 are there, `freeze` writes it" in capsys.readouterr().err
+
+
+def test_damaged_and_renamed_files_are_named(made_up):
+    results, _ = made_up
+    path = results.curves / "paper-clip_0.2-Reacher-v4-2.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"paper-clip_0\.2-Reacher-v4-2\.npz is damaged"):
+        results.rows()
+    path.write_bytes(whole)
+    path.rename(path.with_stem("paper-clip_0.2-Reacher-v4-3"))
+    with pytest.raises(ValueError, match=r"v4-3.npz has the run paper-clip_0.2-Reacher-v4-2: its name"):
+        results.rows()
+
+
+def test_running_score():
+    curves = {"lengths": np.array([10, 10, 20]), "returns": np.array([1.0, 3.0, 8.0])}
+    scores = figures.running_score(curves, np.array([5, 10, 25, 40, 100]))
+    np.testing.assert_allclose(scores, [np.nan, 1, 2, 4, 4])
+
+
+def test_figure_2_is_that_of_the_paper():
+    # theta_old, halfway, theta
+    positions, values = figures.interpolate(points=9)
+    assert positions[[1, 3, 5]].tolist() == [0, 0.5, 1]
+    kl, cpi, _, clip = values.values()
+    np.testing.assert_allclose([kl[1], cpi[1], clip[1]], 0, atol=1e-6)
+    # Equation (7) is a lower bound of equation (6), and turns down beyond theta
+    assert (clip <= cpi + 1e-6).all()
+    assert 0 < clip[3] < clip[5]
+    assert clip[-1] < clip[5] < cpi[5] < cpi[-1]
+    assert 0.001 < kl[5] < 0.1
 
 
 def test_running_geometric_mean():
@@ -289,29 +520,6 @@ def test_running_geometric_mean():
     # 2, 4, 2 over the curves
     np.testing.assert_allclose(figures.running_geometric_mean(curves, 2), [8**0.5, 8**0.5])
     np.testing.assert_allclose(figures.running_geometric_mean(curves, 20), [16 ** (1 / 3)])
-
-
-def test_missing_runs_are_an_error(directory, tmp_path, capsys, monkeypatch):
-    arguments = [
-        "--results",
-        str(directory),
-        "--settings",
-        "clip_0.2",
-        "--envs",
-        "Reacher-v4",
-        "--seeds",
-        "0",
-        "2",
-        "--stages",
-        "table1",
-    ]
-    monkeypatch.setattr(sys, "argv", ["paper", "table1", *arguments, "--output", str(tmp_path / "paper.md")])
-    assert main() == 1
-    assert "1 of 2 runs are missing: paper-clip_0.2-Reacher-v4-2" in capsys.readouterr().err
-    assert not (tmp_path / "paper.md").exists()
-    monkeypatch.setattr(sys, "argv", ["paper", "status", *arguments])
-    assert main() == 1
-    assert "Reacher-v4 seed 2" in capsys.readouterr().out
 
 
 def test_a_failed_run_is_tried_again_and_named(tmp_path):
@@ -340,7 +548,7 @@ print(runner.run_all(runs, 1, Results(directory), 1, "sequential"))
     assert "ArithmeticError: it broke" in result.stderr
     attempts = {path.stem[-1]: path.read_text() for path in tmp_path.glob("*.attempts")}
     assert attempts == {"0": "x", "1": "xx", "2": "xx"}
-    assert len(Results(tmp_path).done()) == 2
+    assert len(Results(tmp_path).rows()) == 2
 
 
 def test_ray(tmp_path):
@@ -349,7 +557,7 @@ def test_ray(tmp_path):
     process = call("run", *selection, "--results", tmp_path, "--timesteps", "2048", "--backend", "ray", "--jobs", "2")
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert Results(tmp_path).done() == {"paper-uniform-Reacher-v4-0", "paper-clip_0.2-Reacher-v4-0"}
+    assert {run.name for run in Results(tmp_path).rows()} == {"paper-uniform-Reacher-v4-0", "paper-clip_0.2-Reacher-v4-0"}
     # By Ray's workers, not here
     assert "PoolActor" in output
 
@@ -359,6 +567,37 @@ def test_runs_of_another_length_are_refused(directory, tmp_path, capsys, monkeyp
     monkeypatch.setattr(sys, "argv", ["paper", *arguments])
     assert main() == 2
     assert "timesteps is 2048, but" in capsys.readouterr().err
+
+
+def test_one_program_at_a_time(tmp_path):
+    with Results(tmp_path).lock(), pytest.raises(ValueError, match=f"Another program is making runs in {tmp_path}"):
+        runner.run_all([Run("paper", "uniform", "Reacher-v4", 0)], 1, Results(tmp_path), 1, "sequential")
+
+
+@pytest.mark.parametrize("arguments", [("--jobs", "0"), ("--timesteps", "0"), ("--seeds", "99"), ("--settings", "clip")])
+def test_bad_arguments_are_named(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["paper", "run", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err
+    assert all(argument in error for argument in arguments)
+
+
+def test_table_is_written_although_it_could_not_be_for_a_while(tmp_path, monkeypatch, capsys):
+    original, calls = Results.write_table, []
+
+    def write_table(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        original(self)
+
+    monkeypatch.setattr(Results, "write_table", write_table)
+    monkeypatch.setattr(runner, "INTERVAL", 0.01)
+    runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(2)]
+    assert runner.run_all(runs, 1, Results(tmp_path), 1, "sequential") == []
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 3
+    assert "runs.csv is not up to date: No space left" in capsys.readouterr().err
 
 
 def test_a_killed_worker_does_not_end_the_others(tmp_path):
@@ -384,7 +623,7 @@ print(runner.run_all(runs, 1, Killer(Path(sys.argv[1])), 2, "loky"))
     failed = result.stdout.strip()
     assert "paper-uniform-InvertedPendulum-v4-1" in failed, result.stderr
     # At most the one beside it has failed with it, twice
-    assert len(Results(tmp_path).done()) >= 3
+    assert len(Results(tmp_path).rows()) >= 3
 
 
 def test_a_run_that_diverges_is_a_result(monkeypatch):
@@ -401,16 +640,23 @@ def test_a_run_that_diverges_is_a_result(monkeypatch):
         training.train(Run("paper", "none", "Reacher-v4", 0), 2048, "")
 
 
-def test_committed_report_is_that_of_the_committed_results():
+def test_committed_table_is_that_of_the_committed_runs():
+    results = Results(DEFAULT)
+    with results.table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{name: str(value) for name, value in row.items()} for _, row in sorted(results.rows().items())]
+    assert {row["timesteps"] for row in rows} == {"1000000"}
+
+
+def test_committed_report_is_that_of_the_committed_runs(tmp_path):
     if not report.REPORT.is_file():
         pytest.skip("the runs are not complete yet")
-    text = report.report(
-        Results(report.REPORT.parents[1] / "benchmarks" / "results" / "table1"),
-        STAGES["table1"],
-        report.CONSTANTS,
-        "python -m benchmarks.paper table1",
-    )
-    assert report.REPORT.read_text(encoding="utf-8") == text
+    freeze(Results(DEFAULT), tmp_path / "constants.csv", STAGES["table1"])
+    assert (tmp_path / "constants.csv").read_text() == CONSTANTS.read_text()
+    assert report.REPORT.read_text(encoding="utf-8") == report.report(Results(DEFAULT), CONSTANTS)
+    for name in ("figure1", "figure2", "learning_curves", "performance_profile", "kl"):
+        assert (FIGURES / f"{name}.svg").is_file()
+        assert (FIGURES / f"{name}.png").is_file()
 
 
 def test_table_3_trains_in_the_zoo(tmp_path):

@@ -78,23 +78,31 @@ class Variant:
 
     :param label: its name in tables
     :param bounded_actions: whether actions are clipped to the bounds of the action space
+    :param normalized_rewards: whether the algorithm sees rewards by the running deviation of the return, clipped to +-10
     :param kwargs: hyperparameters in place of those in ``TABLE_3``
     """
 
     label: str
     bounded_actions: bool = False
+    normalized_rewards: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 VARIANTS = {
     # As in the authors' code: the main study
-    "paper": Variant("as in the authors' code"),
+    "paper": Variant("as in ppo1"),
     # With conventions of Stable-Baselines3: three together, and each alone
-    "sb3": Variant("all three of these", True, {"normalize_advantage": True, "max_grad_norm": 0.5, "vf_coef": 0.5}),
-    "bounded_actions": Variant("actions clipped to their bounds", True),
-    "minibatch_advantages": Variant("advantages standardised in each minibatch", False, {"normalize_advantage": True}),
+    "sb3": Variant(
+        "all three of SB3's conventions below",
+        bounded_actions=True,
+        kwargs={"normalize_advantage": True, "max_grad_norm": 0.5, "vf_coef": 0.5},
+    ),
+    "bounded_actions": Variant("actions clipped to their bounds", bounded_actions=True),
+    "minibatch_advantages": Variant("advantages standardised in each minibatch", kwargs={"normalize_advantage": True}),
     # The norm is that of all gradients, so the weight of the value function's loss counts here
-    "clipped_gradient": Variant("gradient clipped at 0.5", False, {"max_grad_norm": 0.5, "vf_coef": 0.5}),
+    "clipped_gradient": Variant("gradient clipped at 0.5", kwargs={"max_grad_norm": 0.5, "vf_coef": 0.5}),
+    # As in the authors' next code, openai/baselines ppo2, which the paper's may have been nearer to
+    "normalized_rewards": Variant("rewards normalised, as in ppo2", normalized_rewards=True),
 }
 
 
@@ -129,12 +137,12 @@ MORE_SEEDS_SETTINGS = ("clip_0.2", "adaptive_kl_0.01", "fixed_kl_3", "none")
 STAGES: dict[str, list[Run]] = {
     # Table 1
     "table1": [Run("paper", setting, env, seed) for seed in SEEDS for setting in (*REFERENCES, *SETTINGS) for env in TASKS],
-    # Which detail makes "no clipping or penalty" collapse
-    "details": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS]
-    + [
+    # Which detail makes "no clipping or penalty" collapse: Stable-Baselines3's together, then each alone
+    "details_sb3": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS],
+    "details_each": [
         Run(variant, "none", env, seed)
         for seed in SEEDS
-        for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
+        for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient", "normalized_rewards")
         for env in TASKS
     ],
     # Ten seeds for the settings that are compared most
@@ -158,3 +166,16 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     for name in ("n_timesteps", "policy", "n_envs", "normalize", "env_wrapper"):
         del table[name]
     return {**table, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}
+
+
+def command(run: Run, commit: str) -> str:
+    """
+    The command that makes a run again.
+
+    :param run: the run
+    :param commit: the commit that it was made with; "unknown" for any
+    :return: for a shell, in a checkout of the repository
+    """
+    checkout = "" if commit == "unknown" else f"git checkout {commit.removesuffix('+')} && "
+    selection = f"--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
+    return f"{checkout}python -m benchmarks.paper run {selection} --results again"

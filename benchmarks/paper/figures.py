@@ -1,5 +1,6 @@
 """The figures of docs/paper.md: Figures 1 and 2 of the paper, and what the runs show."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,17 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch as th
+from matplotlib.ticker import NullLocator
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import SETTINGS, Run
-from benchmarks.paper.report import MissingRunsError, Scores, read_constants
+from benchmarks.paper.experiments import SETTINGS, STAGES, Run
+from benchmarks.paper.report import WINDOW
 from benchmarks.paper.results import Results
-from benchmarks.paper.training import ObservationFilter, make_env, make_model
+from benchmarks.paper.scores import Scores, read_constants, rows_of
+from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
 from sb3_ppo_variants.kl import kl_old_new
 from sb3_ppo_variants.loss import standardize
 from sb3_ppo_variants.objectives import clipped_surrogate, conservative_policy_iteration
@@ -23,60 +26,70 @@ from sb3_ppo_variants.objectives import clipped_surrogate, conservative_policy_i
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osd^vxP"
-# Families of settings, in colours and markers that can be told apart in black and white
+# Kinds of settings, in colours and markers that can be told apart in black and white
 FAMILIES = {
-    "none": ("black", "x"),
     "clip": ("C0", "o"),
     "adaptive_kl": ("C1", "s"),
     "fixed_kl": ("C2", "^"),
+    "none": ("black", "x"),
     "policy_gradient": ("C3", "d"),
 }
+# The rows of the learning curves: kinds that are drawn together
+ROWS = (("clip",), ("adaptive_kl",), ("fixed_kl",), ("none", "policy_gradient"))
 EPSILON = 0.2
-# Updates over which KL and beta are averaged: from one to the next, beta often goes up and down
-WINDOW = 20
+
+
+def family(setting: str) -> str:
+    """
+    The kind of a setting.
+
+    :param setting: its name
+    :return: name in ``FAMILIES``
+    """
+    return next(name for name in FAMILIES if setting.startswith(name))
 
 
 def style(setting: str) -> dict[str, Any]:
     """
-    How the line of a setting is drawn: colour and marker tell the family, the line the number.
+    How the line of a setting is drawn: colour and marker tell the kind, the line the number.
 
     :param setting: its name
     :return: arguments of matplotlib's plot
     """
-    family = next(name for name in FAMILIES if setting.startswith(name))
-    color, marker = FAMILIES[family]
-    line = LINES[[name for name in SETTINGS if name.startswith(family)].index(setting)]
+    color, marker = FAMILIES[family(setting)]
+    line = LINES[[name for name in SETTINGS if name.startswith(family(setting))].index(setting)]
     label = SETTINGS[setting].label
-    return {"color": color, "marker": marker, "markersize": 4, "markevery": 0.1, "linestyle": line, "label": label}
+    return {"color": color, "marker": marker, "markersize": 4, "markevery": 0.2, "linestyle": line, "label": label}
 
 
-def draw(results: Results, runs: Sequence[Run], directory: Path, constants: Path) -> None:
+def draw(results: Results, directory: Path, constants: Path, runs: Sequence[Run] = STAGES["table1"]) -> None:
     """
     Draw all figures.
 
     :param results: the results
-    :param runs: the runs of Table 1
     :param directory: where the figures go, as SVG and PNG
-    :param constants: file of the normalisation
+    :param constants: file of the constants of the normalisation
+    :param runs: the runs of Table 1
     :raises MissingRunsError: if a run has not been made
     """
+    scores = Scores(rows_of(results, runs), read_constants(constants))
     directory.mkdir(parents=True, exist_ok=True)
     # The same file for the same figure
-    mpl.rcParams.update({"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True})
-    scores = Scores(results, runs)
+    mpl.rcParams.update(
+        {"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True, "legend.handlelength": 5.0}
+    )
     figures: dict[str, Callable[[], Any]] = {
         "figure1": surrogate_of_ratio,
         "figure2": lambda: surrogates_along_the_update(*interpolate()),
-        "learning_curves": lambda: learning_curves(results, scores, constants),
-        "performance_profile": lambda: performance_profile(scores, constants),
+        "learning_curves": lambda: learning_curves(results, scores),
+        "performance_profile": lambda: performance_profile(scores),
         "kl": lambda: kl_and_beta(results, scores),
     }
     for name, function in figures.items():
         figure = function()
-        figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(directory / f"{name}.svg", metadata={"Date": None}, dpi=150)
         figure.savefig(directory / f"{name}.png", dpi=120)
         plt.close(figure)
 
@@ -119,7 +132,12 @@ def interpolate(env: str = "Hopper-v4", points: int = 61) -> tuple[np.ndarray, d
     samples = next(model.rollout_buffer.get(None))
     advantages = standardize(samples.advantages)
     positions = np.linspace(-0.25, 1.75, points)
-    names = ("KL[pi_old, pi]", "L^CPI, equation (6)", "E[clip(r, 1 - eps, 1 + eps) A]", "L^CLIP, equation (7)")
+    names = (
+        r"KL[$\pi_{old}$, $\pi$]",
+        "$L^{CPI}$, equation (6)",
+        r"E[clip(r, 1 - $\epsilon$, 1 + $\epsilon$) A]",
+        "$L^{CLIP}$, equation (7)",
+    )
     values: dict[str, list[float]] = {name: [] for name in names}
     with th.no_grad():
         for position in positions:
@@ -174,40 +192,50 @@ def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndar
     return figure
 
 
-def learning_curves(results: Results, scores: Scores, constants: Path, points: int = 50) -> Any:
+def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     """
-    Returns over training: for each task, the mean over seeds of the running score (last 100 episodes), and its 95% bootstrap
-    interval.
+    Returns over training: a row for each kind of setting, a column for each task; the mean over seeds of the running score
+    (last 100 episodes), and its 95% bootstrap interval. Clipping at 0.2 is gray in all rows.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
-    :param constants: file of the normalisation
     :param points: points of a curve
     :return: the figure
     """
-    n_columns = min(4, len(scores.tasks))
-    n_rows = -(-len(scores.tasks) // n_columns)
-    figure, panels = plt.subplots(n_rows, n_columns, figsize=(4 * n_columns, 3 * n_rows + 1), squeeze=False)
-    for axes in panels.flat[len(scores.tasks) :]:
-        axes.set_visible(False)
-    frozen = read_constants(constants, scores.tasks)
-    for axes, env, random, best in zip(panels.flat, scores.tasks, frozen["uniform"], frozen["best_run"], strict=False):
-        for setting in scores.settings():
-            runs = [run for run in scores.by_run if (run.setting, run.env) == (setting, env)]
-            curves = [results.load(run) for run in runs]
-            grid = np.linspace(0, min(curve.row["steps"] for curve in curves), points + 1)[1:]
-            values = np.array([running_score(curve.curves, grid) for curve in curves])
-            axes.plot(grid, values.mean(axis=0), **style(setting))
-            means = np.random.default_rng(0).choice(values, (1000, len(values))).mean(axis=1)
-            low, high = np.quantile(means, [0.025, 0.975], axis=0)
-            axes.fill_between(grid, low, high, color=style(setting)["color"], alpha=0.1, linewidth=0)
-        axes.set_title(env, fontsize=10)
-        axes.set_xlabel("timesteps")
+    settings = scores.settings()
+    rows = [row for row in ([name for name in settings if family(name) in kinds] for kinds in ROWS) if row]
+    size = (2.4 * len(scores.tasks) + 2.5, 2.2 * len(rows) + 0.8)
+    figure, panels = plt.subplots(len(rows), len(scores.tasks), figsize=size, squeeze=False, sharex=True)
+    for column, env in enumerate(scores.tasks):
+        random, best = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
+        curves = {
+            setting: [results.load(run) for run in scores.rows if (run.setting, run.env) == (setting, env)]
+            for setting in settings
+        }
+        # A run that has ended early keeps its last score
+        grid = np.linspace(0, max(curve.row["steps"] for some in curves.values() for curve in some), points + 1)[1:]
+        values = {name: np.array([running_score(curve.curves, grid) for curve in some]) for name, some in curves.items()}
+        for axes, row in zip(panels[:, column], rows, strict=True):
+            if "clip_0.2" in values and "clip_0.2" not in row:
+                axes.plot(grid, values["clip_0.2"].mean(axis=0), color="0.6", linewidth=3, label=SETTINGS["clip_0.2"].label)
+            for setting in row:
+                axes.plot(grid, values[setting].mean(axis=0), **style(setting))
+                seeds = np.random.default_rng(0).integers(len(values[setting]), size=(1000, len(values[setting])))
+                low, high = np.quantile(values[setting][seeds].mean(axis=1), [0.025, 0.975], axis=0)
+                axes.fill_between(grid, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
+            lowest = min(values[setting].min() for setting in row)
+            if lowest < random - 2 * (best - random):
+                # A collapse would hide all else
+                axes.set_yscale("symlog", linthresh=best - random, linscale=2)
+                decades = range(math.ceil(math.log10(best - random)), math.ceil(math.log10(-lowest)) + 1)
+                axes.set_yticks([round(best), 0, *(-(10**decade) for decade in decades)])
+                axes.yaxis.set_minor_locator(NullLocator())
+        panels[0, column].set_title(env.removesuffix("-v4"), fontsize=10)
+        panels[-1, column].set_xlabel("timesteps")
+    for axes in panels[:, 0]:
         axes.set_ylabel("return")
-        # A collapse would hide all else
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], random - 0.3 * (best - random)))
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    for axes in panels[:, -1]:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -222,51 +250,61 @@ def running_score(curves: dict[str, np.ndarray], grid: np.ndarray) -> np.ndarray
     ends = np.cumsum(curves["lengths"], dtype=np.int64)
     total = np.concatenate([[0.0], np.cumsum(curves["returns"], dtype=np.float64)])
     last = np.searchsorted(ends, grid, side="right")
-    first = np.maximum(last - 100, 0)
+    first = np.maximum(last - LAST_EPISODES, 0)
     with np.errstate(invalid="ignore"):
         return (total[last] - total[first]) / (last - first)
 
 
-def performance_profile(scores: Scores, constants: Path) -> Any:
+def performance_profile(scores: Scores) -> Any:
     """
-    The fraction of runs above each normalised score.
+    The fraction of runs above each normalised score, with 95% bootstrap intervals: a panel for each kind of setting. Clipping
+    at 0.2 is gray in all of them.
 
     :param scores: the scores of Table 1's runs
-    :param constants: file of the normalisation
     :return: the figure
     """
-    frozen = read_constants(constants, scores.tasks)
     thresholds = np.linspace(-0.5, 1.05, 156)
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for setting in scores.settings():
-        normalized = statistics.normalize(scores.of(setting), frozen["uniform"], frozen["best_run"])
-        profile = statistics.performance_profile(normalized, thresholds)
-        axes.plot(thresholds, profile, **style(setting))
-    axes.set_xlabel("normalised score")
-    axes.set_ylabel("fraction of runs above it")
-    axes.legend(fontsize=8, loc="lower left")
+
+    def profile(normalized: np.ndarray) -> np.ndarray:
+        return statistics.performance_profile(normalized, thresholds)
+
+    rows = [row for row in ([name for name in scores.settings() if family(name) in kinds] for kinds in ROWS) if row]
+    figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 3.6), squeeze=False, sharey=True)
+    for axes, row in zip(panels[0], rows, strict=True):
+        if "clip_0.2" in scores.settings() and "clip_0.2" not in row:
+            gray = {"color": "0.6", "linewidth": 3, "label": SETTINGS["clip_0.2"].label}
+            axes.plot(thresholds, profile(scores.normalized("clip_0.2")), **gray)
+        for setting in row:
+            normalized = scores.normalized(setting)
+            axes.plot(thresholds, profile(normalized), **style(setting))
+            low, high = statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000)
+            axes.fill_between(thresholds, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
+        axes.set_xlabel("normalised score")
+        axes.legend(fontsize=7, loc="lower left")
+    panels[0, 0].set_ylabel("fraction of runs above it")
     return figure
 
 
 def kl_and_beta(results: Results, scores: Scores) -> Any:
     """
     KL of the updates and beta over training, of the settings with adaptive beta: geometric means over the seeds of each task
-    and over ``WINDOW`` updates; and the band in which beta stays as it is.
+    and over ``WINDOW`` updates, single updates as dots, and the band in which beta stays as it is.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
     :return: the figure
     """
-    settings = [setting for setting in scores.settings() if setting.startswith("adaptive")]
-    if not settings:
-        raise MissingRunsError("there is no run with an adaptive KL penalty")
+    settings = [setting for setting in scores.settings() if family(setting) == "adaptive_kl"]
     figure, panels = plt.subplots(2, len(settings), figsize=(4 * len(settings), 6), squeeze=False, sharey="row")
     for column, setting in enumerate(settings):
         target = SETTINGS[setting].kwargs["target_kl"]
         for i, env in enumerate(scores.tasks):
-            runs = [run for run in scores.by_run if (run.setting, run.env) == (setting, env)]
+            runs = [run for run in scores.rows if (run.setting, run.env) == (setting, env)]
             curves = [results.load(run).curves for run in runs]
             for axes, name in zip(panels[:, column], ("kl", "kl_coef"), strict=True):
+                for curve in curves:
+                    dots = np.arange(len(curve[name])) + 1
+                    axes.plot(dots, curve[name], ".", color="0.8", markersize=1, rasterized=True, zorder=0)
                 means = running_geometric_mean([curve[name] for curve in curves], WINDOW)
                 look = {"color": f"C{i}", "linestyle": LINES[i % 4], "marker": MARKERS[i], "markevery": 0.15, "markersize": 4}
                 axes.plot(np.arange(len(means)) + WINDOW, means, linewidth=1.2, label=env, **look)

@@ -1,130 +1,36 @@
 """The report docs/paper.md, made from the results."""
 
-import copy
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import MORE_SEEDS_SETTINGS, REFERENCES, SETTINGS, STAGES, TASKS, VARIANTS, Run
+from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
 from benchmarks.paper.results import Results
+from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
+from benchmarks.paper.training import LAST_EPISODES
 
-DATA = Path(__file__).parent / "data"
 REPORT = Path(__file__).parents[2] / "docs" / "paper.md"
-# Score of a random policy and best score of each task, once and for all, so that a score does not drift as runs are added
-CONSTANTS = DATA / "normalization.csv"
-RANDOM_CHOICES = {"uniform": "uniform actions", "untrained": "the policy before training"}
-BEST_CHOICES = {"best_run": "the best run", "best_setting": "the best setting"}
-# The interval of every number is drawn by a generator of its own, from this seed
+# Its text
+TEMPLATE = Path(__file__).parent / "report.md.j2"
+# Updates over which the figure averages KL and beta: from one to the next, beta often goes up and down
+WINDOW = 20
+# Every interval and p-value is drawn by a generator of its own, from this seed
 SEED = 0
-
-
-class MissingRunsError(Exception):
-    """Runs that the report needs have not been made."""
-
-
-class Scores:
-    """
-    The scores of a part of the results.
-
-    :param results: the results
-    :param runs: the runs of the part
-    :raises MissingRunsError: if one has not been made
-    """
-
-    def __init__(self, results: Results, runs: Sequence[Run]) -> None:
-        rows = results.read_table()
-        missing = [run.name for run in runs if run not in rows]
-        if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise MissingRunsError(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing[:5])}{more}")
-        self.rows = {run: rows[run] for run in runs}
-        self._count()
-
-    def _count(self) -> None:
-        self.tasks = [env for env in TASKS if any(run.env == env for run in self.rows)]
-        self.by_run = {run: float(row["score"]) for run, row in self.rows.items()}
-
-    def part(self, runs: Sequence[Run]) -> "Scores":
-        """
-        Some of the scores.
-
-        :param runs: which
-        :return: those
-        """
-        part = copy.copy(self)
-        part.rows = {run: self.rows[run] for run in runs}
-        part._count()
-        return part
-
-    def of(self, setting: str, variant: str = "paper") -> np.ndarray:
-        """
-        The scores of a setting.
-
-        :param setting: its name
-        :param variant: name of the variant
-        :return: shape ``(n_tasks, n_seeds)``
-        """
-        return np.array(
-            [
-                [score for run, score in self.by_run.items() if (run.variant, run.setting, run.env) == (variant, setting, env)]
-                for env in self.tasks
-            ]
-        )
-
-    def settings(self, variant: str = "paper") -> list[str]:
-        """
-        The settings that there are.
-
-        :param variant: name of the variant
-        :return: names, in the order of Table 1
-        """
-        present = {run.setting for run in self.by_run if run.variant == variant}
-        return [setting for setting in SETTINGS if setting in present]
-
-
-def freeze(results: Results, runs: Sequence[Run], path: Path) -> None:
-    """
-    Write the constants of the normalisation.
-
-    :param results: the results
-    :param runs: the runs of Table 1
-    :param path: the file
-    :raises FileExistsError: if it exists: scores would change that have been reported
-    """
-    scores = Scores(results, runs)
-    in_table = [scores.of(setting) for setting in scores.settings() if setting in paper_scores()]
-    columns = {
-        "env": scores.tasks,
-        **{name: scores.of(name).mean(axis=1) for name in REFERENCES},
-        "best_run": np.max([runs.max(axis=1) for runs in in_table], axis=0),
-        "best_setting": np.max([runs.mean(axis=1) for runs in in_table], axis=0),
-    }
-    with path.open("x", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([env, *(f"{value:.4f}" for value in values)] for env, *values in zip(*columns.values(), strict=True))
-
-
-def read_constants(path: Path, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """
-    The constants of the normalisation.
-
-    :param path: the file that ``freeze`` wrote
-    :param tasks: the tasks
-    :return: for each column, a number for each task
-    """
-    with path.open(newline="") as file:
-        rows = {row["env"]: row for row in csv.DictReader(file)}
-    return {name: np.array([float(rows[env][name]) for env in tasks]) for name in (*RANDOM_CHOICES, *BEST_CHOICES)}
-
-
-def paper_scores() -> dict[str, float]:
-    """Table 1 of the paper: the score of each setting."""
-    with (DATA / "table1.csv").open(newline="") as file:
-        return {row["setting"]: float(row["score"]) for row in csv.DictReader(file)}
+LEVEL = 0.05
+# The best setting of each kind in the paper, and pairs of them that it compares
+PAIRS = (
+    ("clip_0.2", "none"),
+    ("clip_0.2", "adaptive_kl_0.01"),
+    ("clip_0.2", "fixed_kl_3"),
+    ("adaptive_kl_0.01", "fixed_kl_3"),
+)
+CHEETAH = "HalfCheetah-v4"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -139,15 +45,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def interval(low: float, high: float) -> str:
+def decimals(number: float, sign: str = "") -> str:
     """
-    An interval in words.
+    A normalised score in words.
 
-    :param low: lower end
-    :param high: upper end
-    :return: the words
+    :param number: the score
+    :param sign: "+" to write the sign of positive numbers
+    :return: with two decimals
     """
-    return f"{low:.2f} to {high:.2f}"
+    # No minus before a zero
+    return f"{round(number, 2) + 0.0:{sign}.2f}"
+
+
+def p_value(p: float) -> str:
+    """
+    A p-value in words.
+
+    :param p: the p-value
+    :return: with three decimals
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def digits(number: float) -> str:
@@ -160,119 +77,447 @@ def digits(number: float) -> str:
     return f"{number:.1f}" if abs(number) < 100 else f"{number:.0f}"
 
 
-def table_1(scores: Scores, constants: dict[str, np.ndarray], random: str = "uniform", best: str = "best_run") -> str:
+def estimate(statistic: Callable[..., np.ndarray], *samples: np.ndarray, sign: str = "", n_resamples: int = 10_000) -> str:
+    """
+    A statistic and its 95% interval in words.
+
+    :param statistic: as that of ``statistics.bootstrap``
+    :param samples: its arguments
+    :param sign: "+" to write the sign of positive numbers
+    :param n_resamples: of the bootstrap
+    :return: the words
+    """
+    low, high = statistics.bootstrap(statistic, samples, np.random.default_rng(SEED), n_resamples)
+    return f"{decimals(float(statistic(*samples)), sign)} ({decimals(float(low))} to {decimals(float(high))})"
+
+
+def p_values(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """
+    Whether the settings of each pair differ.
+
+    :param pairs: scores of both
+    :return: p-values by permutation, adjusted for the number of pairs
+    """
+    return statistics.holm([statistics.permutation_test(*pair, np.random.default_rng(SEED)) for pair in pairs])
+
+
+def words(run: Run) -> str:
+    """
+    A run in words.
+
+    :param run: the run
+    :return: the words
+    """
+    return f"{SETTINGS[run.setting].label} on {run.env}, seed {run.seed}"
+
+
+def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]] = STAGES) -> str:
+    """
+    The report: on Table 1, whose runs must all be there, and on each further part of the study that is complete.
+
+    :param results: the results
+    :param constants: file of the constants of the normalisation
+    :param stages: the parts of the study
+    :return: Markdown
+    :raises MissingRunsError: if a run of Table 1 has not been made
+    """
+    there = results.rows()
+    n_done = {stage: sum(run in there for run in runs) for stage, runs in stages.items()}
+    unfinished = {stage: f"{n_done[stage]} of {len(runs)}" for stage, runs in stages.items() if n_done[stage] < len(runs)}
+    complete = [stage for stage in stages if stage not in unfinished]
+    rows = rows_of(results, stages["table1"])
+    for stage in complete:
+        rows |= rows_of(results, stages[stage])
+    everything = Scores(rows, read_constants(constants))
+    scores = everything.only(stages["table1"])
+    trained = {run: row for run, row in everything.rows.items() if run.setting in SETTINGS}
+    example = next(iter(trained))
+    environment = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        tasks=scores.tasks,
+        seeds=SEEDS,
+        last_episodes=LAST_EPISODES,
+        level=LEVEL,
+        window=WINDOW,
+        table_1=table_1(scores),
+        constants=constants_table(scores),
+        diverged=[f"{words(run)}, after {row['steps']} timesteps" for run, row in everything.rows.items() if row["diverged"]],
+        claims=claims(scores),
+        rank_correlation=rank_correlation(scores),
+        comparisons=comparisons(scores, [("clip_0.2", other) for other in scores.settings() if other != "clip_0.2"]),
+        collapse=collapse(scores),
+        by_task=by_task(scores),
+        adaptation=adaptation(results, scores),
+        sensitivity=sensitivity(scores),
+        other_libraries=other_libraries(scores),
+        **details(everything, [run for stage in complete if stage.startswith("details") for run in stages[stage]]),
+        more_seeds=more_seeds(everything, [run for stage in complete if stage.startswith("seeds") for run in stages[stage]]),
+        n_trained=len(trained),
+        seconds=round(sum(row["seconds"] for row in trained.values()) / len(trained)),
+        unfinished=unfinished,
+        command=command(example, trained[example]["commit"]),
+        commits=counts("commit", everything),
+        versions=counts("versions", everything),
+    )
+
+
+def counts(column: str, scores: Scores) -> str:
+    """
+    How often each value of a column of the rows occurs.
+
+    :param column: its name
+    :param scores: the scores
+    :return: Markdown
+    """
+    values = Counter(row[column] for row in scores.rows.values())
+    return table([column, "runs"], [[value, str(count)] for value, count in values.most_common()])
+
+
+def table_1(scores: Scores) -> str:
     """
     Table 1 beside the paper's.
 
     :param scores: the scores
-    :param constants: of the normalisation
-    :param random: which column of the constants is 0
-    :param best: which column of the constants is 1
     :return: Markdown
     """
     paper = paper_scores()
     rows = []
     for setting in scores.settings():
-        normalized = statistics.normalize(scores.of(setting), constants[random], constants[best])
-        low, high = statistics.bootstrap(statistics.mean, [normalized], np.random.default_rng(SEED))
-        iqm = statistics.bootstrap(statistics.interquartile_mean, [normalized], np.random.default_rng(SEED))
+        normalized = scores.normalized(setting)
         rows.append(
             [
                 SETTINGS[setting].label,
                 f"{paper[setting]:.2f}" if setting in paper else "not given",
-                f"**{statistics.mean(normalized):.2f}** ({interval(low, high)})",
-                f"{statistics.interquartile_mean(normalized):.2f} ({interval(*iqm)})",
-                f"{statistics.optimality_gap(normalized):.2f}",
+                estimate(statistics.mean, normalized),
+                estimate(statistics.interquartile_mean, normalized),
+                estimate(statistics.optimality_gap, normalized),
                 str(normalized.size),
             ]
         )
-    header = ["setting", "paper", "here: mean (95% interval)", "interquartile mean (95% interval)", "optimality gap", "runs"]
-    return table(header, rows)
+    return table(["setting", "paper", "here: mean", "interquartile mean", "optimality gap", "runs"], rows)
 
 
-def comparisons(scores: Scores, constants: dict[str, np.ndarray], to: str) -> str:
+def constants_table(scores: Scores) -> str:
     """
-    All settings against one.
+    The constants of the normalisation.
 
     :param scores: the scores
-    :param constants: of the normalisation
-    :param to: the one
     :return: Markdown
     """
-
-    def normalized(setting: str) -> np.ndarray:
-        return statistics.normalize(scores.of(setting), constants["uniform"], constants["best_run"])
-
-    paper = paper_scores()
     rows = []
-    for setting in scores.settings():
-        if setting == to:
-            continue
-        pair = [normalized(to), normalized(setting)]
-
-        def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-            return statistics.mean(ours) - statistics.mean(theirs)
-
-        low, high = statistics.bootstrap(difference, pair, np.random.default_rng(SEED))
-        ends = statistics.bootstrap(statistics.probability_of_improvement, pair, np.random.default_rng(SEED), 2000)
-        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
-        rows.append(
-            [
-                SETTINGS[setting].label,
-                f"{paper[to] - paper[setting]:+.2f}" if setting in paper else "not given",
-                f"{difference(*pair):+.2f} ({interval(low, high)})",
-                f"{statistics.probability_of_improvement(*pair):.2f} ({interval(*ends)})",
-                verdict,
-            ]
-        )
+    for env in scores.tasks:
+        constants = scores.constants[env]
+        best = [f"{digits(constants[name])} ({SETTINGS[constants[f'{name}_of']].label})" for name in BEST_CHOICES]
+        rows.append([env, *(digits(constants[name]) for name in RANDOM_CHOICES), *best])
     header = [
-        f"{SETTINGS[to].label}, against",
-        "paper: difference",
-        "here: difference (95% interval)",
-        "probability of improvement",
-        "verdict",
+        "task",
+        *(f"0: {label}" for label in RANDOM_CHOICES.values()),
+        *(f"1: {label}" for label in BEST_CHOICES.values()),
     ]
     return table(header, rows)
 
 
-def by_task(scores: Scores, keys: Sequence[tuple[str, str]], labels: Sequence[str]) -> str:
+def claims(scores: Scores) -> str:
+    """
+    What the paper says of Table 1, and what is found here.
+
+    :param scores: the scores
+    :return: Markdown
+    """
+    paper, settings = paper_scores(), scores.settings()
+    in_table = [setting for setting in settings if setting in paper]
+    rows = [highest(scores, in_table)] if "clip_0.2" in settings else []
+    pairs = [pair for pair in PAIRS if set(pair) <= set(settings)]
+    samples = [(scores.normalized(one), scores.normalized(other)) for one, other in pairs]
+    for (one, other), pair, p in zip(pairs, samples, p_values(samples), strict=True):
+        verdict = "cannot be told apart"
+        if p < LEVEL:
+            verdict = "reproduced" if statistics.difference(*pair) > 0 else "**the opposite**"
+        found = f"{estimate(statistics.difference, *pair, sign='+')}; p: {p_value(p)}"
+        label = f"{SETTINGS[one].label} is better than {SETTINGS[other].label}, by {paper[one] - paper[other]:.2f}"
+        rows.append([label, found, verdict])
+    if "none" in settings:
+        rows += [negative(scores), worse_than_random(scores)]
+    if {"none", "policy_gradient"} <= set(settings):
+        ours = scores.normalized("policy_gradient"), scores.normalized("none")
+        p = p_values([ours])[0]
+        better = p < LEVEL and statistics.difference(*ours) > 0
+        found = f"{estimate(statistics.difference, *ours, sign='+')}; p: {p_value(p)}"
+        rows.append(
+            ["L^PG is similar or worse than no clipping or penalty", found, "**the opposite**" if better else "reproduced"]
+        )
+    return table(["the paper", "here", "verdict"], rows)
+
+
+def rank_correlation(scores: Scores) -> str:
+    """
+    The rank correlation of the paper's Table 1 and this one.
+
+    :param scores: the scores
+    :return: the correlation with its interval, empty if there are too few settings
+    """
+    printed = paper_scores()
+    settings = [setting for setting in scores.settings() if setting in printed]
+    if len(settings) < 3:
+        return ""
+
+    def with_the_paper(*samples: np.ndarray) -> np.ndarray:
+        means = np.stack([statistics.mean(sample) for sample in samples], axis=-1)
+        return statistics.rank_correlation(means, np.array([printed[setting] for setting in settings]))
+
+    return estimate(with_the_paper, *map(scores.normalized, settings), n_resamples=2000)
+
+
+def highest(scores: Scores, settings: Sequence[str]) -> list[str]:
+    """
+    Whether clipping at 0.2 is the best setting.
+
+    :param scores: the scores
+    :param settings: those of Table 1
+    :return: a row of the table of claims
+    """
+    means = {setting: statistics.mean(scores.normalized(setting)) for setting in settings}
+    ranking = sorted(means, key=lambda setting: -means[setting])
+    place = ranking.index("clip_0.2") + 1
+    better = [setting for setting in ranking if means[setting] > means["clip_0.2"]]
+    significant = p_values([(scores.normalized(setting), scores.normalized("clip_0.2")) for setting in better]) < LEVEL
+    verdict = "reproduced" if not better else "**the opposite**" if significant.any() else "cannot be told"
+    found = f"it is in place {place} of {len(settings)}" + (f", the best is: {SETTINGS[ranking[0]].label}" if better else "")
+    return ["Clipping at 0.2 has the highest score", found, verdict]
+
+
+def negative(scores: Scores) -> list[str]:
+    """
+    Whether "no clipping or penalty" has a negative score.
+
+    :param scores: the scores
+    :return: a row of the table of claims
+    """
+    found, verdicts = [], set()
+    for random, label in RANDOM_CHOICES.items():
+        normalized = scores.normalized("none", random=random)
+        low, high = statistics.bootstrap(statistics.mean, [normalized], np.random.default_rng(SEED))
+        verdicts.add("reproduced" if high < 0 else "**the opposite**" if low > 0 else "cannot be told")
+        found.append(f"{estimate(statistics.mean, normalized)} if 0 is {label}")
+    verdict = verdicts.pop() if len(verdicts) == 1 else "depends on what is 0"
+    return [f"No clipping or penalty has a negative score, {paper_scores()['none']:.2f}", "; ".join(found), verdict]
+
+
+def worse_than_random(scores: Scores) -> list[str]:
+    """
+    Whether HalfCheetah makes that score negative.
+
+    :param scores: the scores
+    :return: a row of the table of claims
+    """
+    claim = "On HalfCheetah it leads to a very negative score, worse than the policy before training"
+    if CHEETAH not in scores.tasks:
+        return [claim, "not run", "cannot be told"]
+    n_collapsed, n_runs = collapsed(scores, "none", CHEETAH)
+    verdict = "reproduced" if n_collapsed == n_runs else "not reproduced" if n_collapsed == 0 else "in some runs"
+    return [claim, f"in {n_collapsed} of {n_runs} runs ({returns_by_seed(scores, 'none', CHEETAH)})", verdict]
+
+
+def collapsed(scores: Scores, setting: str, env: str, variant: str = "paper") -> tuple[int, int]:
+    """
+    How many runs end with a score below that of the policy before training.
+
+    :param scores: the scores
+    :param setting: name of the setting
+    :param env: the task
+    :param variant: name of the variant
+    :return: that number, and the number of runs
+    """
+    task = scores.tasks.index(env)
+    returns = scores.returns(setting, variant)[task]
+    return int((returns < scores.constant("untrained")[task]).sum()), len(returns)
+
+
+def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "paper") -> str:
+    """
+    The scores of the runs of a setting in a task, in words.
+
+    :param scores: the scores
+    :param setting: name of the setting
+    :param env: the task
+    :param variant: name of the variant
+    :return: the words
+    """
+    return ", ".join(digits(score) for score in scores.returns(setting, variant)[scores.tasks.index(env)])
+
+
+def comparisons(scores: Scores, pairs: Sequence[tuple[str, str]]) -> str:
+    """
+    Pairs of settings.
+
+    :param scores: the scores
+    :param pairs: names of both
+    :return: Markdown
+    """
+    paper = paper_scores()
+    samples = [(scores.normalized(one), scores.normalized(other)) for one, other in pairs]
+    rows = []
+    for (one, other), pair, p in zip(pairs, samples, p_values(samples), strict=True):
+        verdict = "cannot tell" if p >= LEVEL else "yes" if statistics.difference(*pair) > 0 else "no, it is worse"
+        known = one in paper and other in paper
+        rows.append(
+            [
+                f"{SETTINGS[one].label} against: {SETTINGS[other].label}",
+                f"{paper[one] - paper[other]:+.2f}" if known else "not given",
+                estimate(statistics.difference, *pair, sign="+"),
+                estimate(statistics.probability_of_improvement, *pair, n_resamples=2000),
+                p_value(p),
+                verdict,
+                f"{statistics.power(paper[one] - paper[other], *pair):.2f}" if known else "",
+            ]
+        )
+    header = ["", "paper: difference", "here: difference", "probability of improvement", "p", "better?", "power"]
+    return table(header, rows)
+
+
+def collapse(scores: Scores) -> str:
+    """
+    In which tasks "no clipping or penalty" fails.
+
+    :param scores: the scores
+    :return: Markdown
+    """
+    if "none" not in scores.settings():
+        return ""
+    rows = []
+    for task, env in enumerate(scores.tasks):
+        means = [scores.normalized("none", random=random)[task].mean() for random in RANDOM_CHOICES]
+        returns = returns_by_seed(scores, "none", env)
+        rows.append([env, returns, *(decimals(mean) for mean in means), f"{collapsed(scores, 'none', env)[0]}"])
+    header = ["task", "returns by seed", *(f"score if 0 is {label}" for label in RANDOM_CHOICES.values())]
+    return table([*header, "runs below the policy before training"], rows)
+
+
+def details(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
+    """
+    Which detail makes "no clipping or penalty" collapse.
+
+    :param everything: the scores
+    :param runs: the runs with other details
+    :return: Markdown of two tables, empty if there are no such runs
+    """
+    if not runs:
+        return {"details": "", "details_by_task": ""}
+    seeds = {run.seed for run in runs}
+    scores = everything.only([run for run in everything.rows if run.seed in seeds])
+    others = sorted(
+        {(run.setting, run.variant) for run in runs}, key=lambda key: (key[0] != "none", list(VARIANTS).index(key[1]))
+    )
+    samples = [(scores.normalized(setting, variant), scores.normalized(setting)) for setting, variant in others]
+    adjusted = dict(zip(others, p_values(samples), strict=True))
+    rows, by_task = [], []
+    for setting in dict.fromkeys(setting for setting, _ in others):
+        for variant in ("paper", *(variant for name, variant in others if name == setting)):
+            own, papers = scores.normalized(setting, variant), scores.normalized(setting)
+            cells = ["", ""]
+            if variant != "paper":
+                cells = [estimate(statistics.difference, own, papers, sign="+"), p_value(adjusted[setting, variant])]
+            label = f"{SETTINGS[setting].label}; {VARIANTS[variant].label}"
+            rows.append([label, estimate(statistics.mean, own), *cells, *cheetah_cells(scores, setting, variant)])
+            by_task.append([label, *means_by_task(scores, setting, variant)])
+    header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "of them below the policy before training"]
+    return {
+        "details": table(header, rows),
+        "details_by_task": table(["", *short(scores.tasks)], by_task),
+    }
+
+
+def cheetah_cells(scores: Scores, setting: str, variant: str) -> list[str]:
+    """
+    What became of HalfCheetah.
+
+    :param scores: the scores
+    :param setting: name of the setting
+    :param variant: name of the variant
+    :return: cells of a table
+    """
+    if CHEETAH not in scores.tasks:
+        return ["", ""]
+    n_collapsed, n_runs = collapsed(scores, setting, CHEETAH, variant)
+    return [returns_by_seed(scores, setting, CHEETAH, variant), f"{n_collapsed} of {n_runs}"]
+
+
+def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:
+    """
+    The mean return and the deviation over seeds in each task.
+
+    :param scores: the scores
+    :param setting: name of the setting
+    :param variant: name of the variant
+    :return: cells of a table
+    """
+    return [f"{digits(runs.mean())} ± {digits(runs.std(ddof=1))}" for runs in scores.returns(setting, variant)]
+
+
+def by_task(scores: Scores) -> str:
     """
     Scores by task.
 
     :param scores: the scores
-    :param keys: pairs of setting and variant
-    :param labels: their names
     :return: Markdown
     """
+    rows = [[SETTINGS[setting].label, *means_by_task(scores, setting)] for setting in scores.settings()]
+    rows += [[reference.label, *means_by_task(scores, name)] for name, reference in REFERENCES.items()]
+    return table(["", *short(scores.tasks)], rows)
+
+
+def short(tasks: Sequence[str]) -> list[str]:
+    """
+    Ids of tasks without the version, which is that of all.
+
+    :param tasks: the ids
+    :return: the names
+    """
+    return [env.removesuffix("-v4") for env in tasks]
+
+
+def adaptation(results: Results, scores: Scores) -> str:
+    """
+    How well the adaptive penalty meets its target.
+
+    :param results: the results, with the KL of each update
+    :param scores: the scores
+    :return: Markdown, empty if there are no such settings
+    """
     rows = []
-    for (setting, variant), label in zip(keys, labels, strict=True):
-        runs = scores.of(setting, variant)
-        deviations = runs.std(axis=1, ddof=1) if runs.shape[1] > 1 else np.full(len(runs), np.nan)
-        cells = (f"{digits(mean)} ± {digits(std)}" for mean, std in zip(runs.mean(axis=1), deviations, strict=True))
-        rows.append([label, *cells])
-    return table(["", *(env.removesuffix("-v4") for env in scores.tasks)], rows)
+    for setting in scores.settings():
+        if not setting.startswith("adaptive"):
+            continue
+        target = SETTINGS[setting].kwargs["target_kl"]
+        cells = []
+        for env in scores.tasks:
+            runs = [run for run in scores.rows if (run.variant, run.setting, run.env) == ("paper", setting, env)]
+            kl = np.concatenate([results.load(run).curves["kl"] for run in runs]) / target
+            below, above = np.mean(kl < 1 / 1.5), np.mean(kl > 1.5)
+            cells.append(f"{below:.0%} / {1 - below - above:.0%} / {above:.0%}; {kl.max():.1f}")
+        rows.append([SETTINGS[setting].label, *cells])
+    return table(["", *short(scores.tasks)], rows) if rows else ""
 
 
-def sensitivity(scores: Scores, constants: dict[str, np.ndarray]) -> str:
+def sensitivity(scores: Scores) -> str:
     """
     Table 1 under each reading of what the paper leaves open.
 
     :param scores: the scores
-    :param constants: of the normalisation
     :return: Markdown
     """
     choices = [(random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
+    paper = paper_scores()
     rows = [
         [
             SETTINGS[setting].label,
-            *(
-                f"{statistics.mean(statistics.normalize(scores.of(setting), constants[random], constants[best])):.2f}"
-                for random, best in choices
-            ),
+            f"{paper[setting]:.2f}" if setting in paper else "not given",
+            *(estimate(statistics.mean, scores.normalized(setting, random=random, best=best)) for random, best in choices),
         ]
         for setting in scores.settings()
     ]
-    return table(["setting", *(f"0: {RANDOM_CHOICES[r]}; 1: {BEST_CHOICES[b]}" for r, b in choices)], rows)
+    header = ["setting", "paper", *(f"0: {RANDOM_CHOICES[random]}; 1: {BEST_CHOICES[best]}" for random, best in choices)]
+    return table(header, rows)
 
 
 def other_libraries(scores: Scores) -> str:
@@ -280,188 +525,35 @@ def other_libraries(scores: Scores) -> str:
     What others report for clipping at 0.2, beside ours.
 
     :param scores: the scores
-    :return: Markdown
+    :return: Markdown, empty if the setting has not been run
     """
+    if "clip_0.2" not in scores.settings():
+        return ""
     with (DATA / "other_libraries.csv").open(newline="") as file:
-        others = {row.pop("env"): row for row in csv.DictReader(file)}
-    ours = scores.of("clip_0.2")
-    rows = [
-        [env.removesuffix("-v4"), f"**{digits(runs.mean())}**"] + [value or "-" for value in others[env].values()]
-        for env, runs in zip(scores.tasks, ours, strict=True)
-    ]
-    return table(["task", f"here, -v4, {ours.shape[1]} seeds", *next(iter(others.values()))], rows)
+        others = list(csv.DictReader(file))
+    returns = scores.returns("clip_0.2")
+    rows = [[f"**here** (-v4, {returns.shape[1]} seeds)", *(digits(mean) for mean in returns.mean(axis=1))]]
+    for other in others:
+        numbers = [digits(float(other[env])) if other[env] else "" for env in scores.tasks]
+        rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
+    return table(["", *short(scores.tasks)], rows)
 
 
-def summary(scores: Scores, constants: dict[str, np.ndarray]) -> str:
+def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
     """
-    Which numbers of the paper lie in the intervals found here.
+    Table 1 with more seeds, for the settings that have them.
 
-    :param scores: the scores
-    :param constants: of the normalisation
-    :return: Markdown
+    :param everything: the scores
+    :param runs: the runs with other seeds
+    :return: the seeds, and Markdown of two tables; empty if there are no such runs
     """
-    inside: list[str] = []
-    outside: list[str] = []
-    for setting, score in paper_scores().items():
-        if setting not in scores.settings():
-            continue
-        normalized = statistics.normalize(scores.of(setting), constants["uniform"], constants["best_run"])
-        low, high = statistics.bootstrap(statistics.mean, [normalized], np.random.default_rng(SEED))
-        (inside if low <= score <= high else outside).append(SETTINGS[setting].label)
-    return "\n".join(
-        [
-            f"- The paper's number lies in the 95% interval of ours: {'; '.join(inside) or 'none'}.",
-            f"- It lies outside: {'; '.join(outside) or 'none'}.",
-        ]
-    )
-
-
-PROTOCOL = """\
-## Protocol
-
-| choice | source |
-|---|---|
-| 7 tasks, 1M timesteps, seeds 0, 1, 2; score: mean return of the last 100 training episodes | section 6.1 |
-| two hidden layers of 64 tanh units, value function not shared, no entropy bonus | section 6.1 |
-| T = 2048, Adam 3e-4, 10 epochs, minibatches of 64, gamma 0.99, lambda 0.95 | Table 3 |
-| the step size is constant | nothing else is stated; ppo1's script for MuJoCo lets it fall linearly |
-| beta starts at 1 and is halved or doubled after an update whose mean KL leaves [d_targ / 1.5, 1.5 d_targ] | section 4 |
-| one actor | not stated; ppo1's default |
-| observations by running mean and deviation (at least 0.1), clipped to ±5 | ppo1 |
-| their statistics are updated between rollout and optimisation | ppo1 |
-| rewards as they are | ppo1 |
-| actions not clipped before the environment; the simulation clamps the forces | ppo1 in 2017 |
-| advantages standardised once a rollout | ppo1 |
-| gradients not clipped, value function not clipped | ppo1 |
-| log std a free parameter from 0; weights normal, scaled to norm 1 per unit, 0.01 in the last policy layer; no bias | ppo1 |
-| Adam's epsilon 1e-5 | ppo1; 1e-8 at its release |
-| the end at a time limit counts as an end | ppo1, which knew no other |
-
-Differences that remain: Gymnasium's -v4 tasks on today's MuJoCo instead of Gym's -v1 on MuJoCo 1.31; PyTorch and its random
-numbers. The weight of the value function's loss, which the paper does not state, is 1 as in ppo1. beta stays within 1e-6 and
-1e6. The first action of a rollout is chosen by the new policy, not by the one before the update.
-"""
-
-
-def report(results: Results, runs: Sequence[Run], constants_path: Path, command: str) -> str:
-    """
-    The report.
-
-    :param results: the results
-    :param runs: the runs that it is about: those of Table 1, and of other parts of the study
-    :param constants_path: file of the constants of the normalisation
-    :param command: what made it
-    :return: Markdown
-    :raises MissingRunsError: if one of the runs has not been made
-    """
-    everything = Scores(results, runs)
-    scores = everything.part([run for run in STAGES["table1"] if run in everything.by_run])
-    constants = read_constants(constants_path, scores.tasks)
-    settings = scores.settings()
-    parts = [
-        "# Table 1 of the PPO paper, reproduced",
-        f"Made by `{command}` from the rows of [runs.csv](../benchmarks/results/table1/runs.csv); do not edit. "
-        "Any row can be made again:\n"
-        "`python -m benchmarks.paper run --variants VARIANT --settings SETTING --envs ENV --seeds SEED --results /tmp/again`.",
-        "## Table 1",
-        "Scores are shifted and scaled in each task so that uniformly random actions have 0 and the best run 1 "
-        "([normalization.csv](../benchmarks/paper/data/normalization.csv)), and averaged over all runs, as in section 6.1. "
-        "Intervals are 95%, by a bootstrap over the seeds of each task. With three seeds, such intervals are too narrow; the "
-        "paper gives none for its own numbers, which are of three seeds, too.",
-        table_1(scores, constants),
-        summary(scores, constants),
-        diverged(everything),
-        "![performance profile](figures/performance_profile.svg)",
-        "### Which of them differ",
-        "The paper's best setting, clipping at 0.2, against each other one: its score minus the other's, and the probability "
-        "that a run of it has the better score. One verdict in twenty is wrong by chance.",
-        comparisons(scores, constants, to="clip_0.2"),
-        "## Scores by task",
-        "Mean return of the last 100 episodes, ± the deviation over seeds.",
-        by_task(
-            scores,
-            [(name, "paper") for name in (*settings, *REFERENCES)],
-            [SETTINGS[name].label for name in settings] + [setting.label for setting in REFERENCES.values()],
-        ),
-        "![learning curves](figures/learning_curves.svg)",
-        "## What the paper leaves open",
-        "What is 0 (a random policy may act uniformly, or be the policy before training) and what is 1 (the best run, or the "
-        "best setting's mean):",
-        sensitivity(scores, constants),
-        "## Clipping at 0.2 elsewhere",
-        "As those projects report it, in raw returns after 1M timesteps; protocols differ.",
-        other_libraries(scores),
-        details(everything, constants),
-        more_seeds(everything, constants),
-        "## Figures 1 and 2 of the paper, and the adaptive penalty",
-        "Figure 1: a term of the clipped surrogate, equation (7), as a function of the ratio.",
-        "![figure 1](figures/figure1.svg)",
-        "Figure 2: the objectives along the line between the parameters before and after the first update.",
-        "![figure 2](figures/figure2.svg)",
-        "KL of the updates and beta: geometric means over the seeds of each task and over 20 updates. Gray is the band in "
-        "which beta stays as it is.",
-        "![KL and beta](figures/kl.svg)",
-        PROTOCOL,
-    ]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-def diverged(scores: Scores) -> str:
-    """
-    The runs that ended early.
-
-    :param scores: the scores
-    :return: Markdown
-    """
-    names = [f"{run.name} after {row['steps']} timesteps" for run, row in scores.rows.items() if row["diverged"] == "True"]
-    if not names:
-        return ""
-    return f"These runs ended with numbers that are not finite; their episodes until then count: {'; '.join(names)}."
-
-
-def details(scores: Scores, constants: dict[str, np.ndarray]) -> str:
-    """
-    Which detail makes "no clipping or penalty" collapse.
-
-    :param scores: the scores
-    :param constants: of the normalisation
-    :return: Markdown, empty if those runs are not part of the report
-    """
-    if not any(run.variant != "paper" for run in scores.by_run):
-        return ""
-    seeds = {run.seed for run in scores.by_run if run.variant != "paper"}
-    scores = scores.part([run for run in scores.by_run if run.seed in seeds])
-    keys = [("none", variant) for variant in VARIANTS] + [("clip_0.2", variant) for variant in ("paper", "sb3")]
-    labels = [f"{SETTINGS[setting].label}; {VARIANTS[variant].label}" for setting, variant in keys]
-    rows = []
-    for (setting, variant), label in zip(keys, labels, strict=True):
-        normalized = statistics.normalize(scores.of(setting, variant), constants["uniform"], constants["best_run"])
-        low, high = statistics.bootstrap(statistics.mean, [normalized], np.random.default_rng(SEED))
-        rows.append([label, f"**{statistics.mean(normalized):.2f}** ({interval(low, high)})"])
-    return "\n\n".join(
-        [
-            "## Which detail makes the difference",
-            "The study above follows the authors' code. Here, conventions of Stable-Baselines3 take its place, three together "
-            "and each alone.",
-            table(["setting and convention", "normalised score (95% interval)"], rows),
-            by_task(scores, keys, labels),
-        ]
-    )
-
-
-def more_seeds(scores: Scores, constants: dict[str, np.ndarray]) -> str:
-    """
-    Table 1 with ten seeds, for the settings that have them.
-
-    :param scores: the scores
-    :param constants: of the normalisation
-    :return: Markdown, empty if those runs are not part of the report
-    """
-    settings = {setting for setting in MORE_SEEDS_SETTINGS if set(STAGES[f"seeds_{setting}"]) & scores.by_run.keys()}
-    if not settings:
-        return ""
-    part = scores.part([run for run in scores.by_run if run.setting in settings and run.variant == "paper"])
-    text = ["## Ten seeds", table_1(part, constants)]
-    if len(settings) > 1:
-        text.append(comparisons(part, constants, to="clip_0.2"))
-    return "\n\n".join(text)
+    if not runs:
+        return {}
+    settings = {run.setting for run in runs}
+    scores = everything.only([run for run in everything.rows if run.variant == "paper" and run.setting in settings])
+    pairs = [pair for pair in PAIRS if set(pair) <= settings]
+    return {
+        "seeds": sorted({run.seed for run in scores.rows}),
+        "table_1": table_1(scores),
+        "comparisons": comparisons(scores, pairs) if pairs else "",
+    }

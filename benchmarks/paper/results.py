@@ -6,9 +6,15 @@ rows of all files, so that nothing is lost or counted twice whenever the program
 import csv
 import json
 import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from benchmarks.paper.experiments import Run
 from benchmarks.paper.training import Result
@@ -24,12 +30,46 @@ class Results:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.curves = directory / "curves"
-        self.table = directory / "runs.csv"
+        # Processes on other machines may have another working directory
+        self.directory = directory.resolve()
+        self.curves = self.directory / "curves"
+        self.table = self.directory / "runs.csv"
+        # The row of each file, and the time of its last change
+        self._rows: dict[Path, tuple[int, dict[str, Any]]] = {}
 
-    def done(self) -> set[str]:
-        """The names of the finished runs."""
-        return {path.stem for path in self.curves.glob("*.npz")}
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """
+        Keep other programs from making runs in the same directory. The lock goes with the process that holds it.
+
+        :raises ValueError: if another one does
+        """
+        self.curves.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.directory / "lock", timeout=0):
+                yield
+        except Timeout:
+            raise ValueError(f"Another program is making runs in {self.directory}") from None
+
+    def rows(self) -> dict[Run, dict[str, Any]]:
+        """
+        The rows of the finished runs.
+
+        :return: rows by run
+        :raises ValueError: if a file cannot be read, or is not named after its run
+        """
+        rows = {}
+        for path in sorted(self.curves.glob("*.npz")):
+            changed = path.stat().st_mtime_ns
+            if path not in self._rows or self._rows[path][0] != changed:
+                with _open(path) as file:
+                    self._rows[path] = changed, json.loads(str(file["row"]))
+            row = self._rows[path][1]
+            run = Run(row["variant"], row["setting"], row["env"], row["seed"])
+            if run.name != path.stem:
+                raise ValueError(f"{path} has the run {run.name}: its name has been changed")
+            rows[run] = row
+        return rows
 
     def save(self, run: Run, result: Result) -> None:
         """
@@ -38,12 +78,9 @@ class Results:
         :param run: the run
         :param result: its result
         """
-        self.curves.mkdir(parents=True, exist_ok=True)
-        unfinished = self.curves / f"{run.name}.unfinished"
-        with unfinished.open("wb") as file:
-            arrays = {"row": np.array(json.dumps(result.row)), **result.curves}
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(unfinished, self.curves / f"{run.name}.npz")
+        with _in_one_piece(self.curves / f"{run.name}.npz", "wb") as file:
+            arrays: dict[str, Any] = {"row": np.array(json.dumps(result.row)), **result.curves}
+            np.savez_compressed(file, **arrays)
 
     def load(self, run: Run) -> Result:
         """
@@ -52,25 +89,19 @@ class Results:
         :param run: the run
         :return: its result
         """
-        with np.load(self.curves / f"{run.name}.npz") as file:
+        with _open(self.curves / f"{run.name}.npz") as file:
             arrays = {name: file[name] for name in file.files}
         return Result(json.loads(str(arrays.pop("row"))), arrays)
 
     def write_table(self) -> None:
         """Write the rows of all finished runs."""
-        rows = []
-        for path in self.curves.glob("*.npz"):
-            with np.load(path) as file:
-                rows.append(json.loads(str(file["row"])))
+        rows = sorted(self.rows().items())
         if not rows:
             return
-        rows.sort(key=lambda row: (row["variant"], row["setting"], row["env"], row["seed"]))
-        unfinished = self.table.with_suffix(".unfinished")
-        with unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        with _in_one_piece(self.table, "w") as file:
+            writer = csv.DictWriter(file, rows[0][1].keys(), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
-        os.replace(unfinished, self.table)
+            writer.writerows(row for _, row in rows)
 
     def check_timesteps(self, timesteps: int) -> None:
         """
@@ -79,16 +110,33 @@ class Results:
         :param timesteps: length of a run
         :raises ValueError: if there are runs of another length
         """
-        for row in self.read_table().values():
-            if int(row["timesteps"]) != timesteps:
+        for row in self.rows().values():
+            if row["timesteps"] != timesteps:
                 raise ValueError(
-                    f"timesteps is {timesteps}, but {self.table} has runs of {row['timesteps']}: give another --results"
+                    f"timesteps is {timesteps}, but {self.directory} has runs of {row['timesteps']}: give another --results"
                 )
 
-    def read_table(self) -> dict[Run, dict[str, str]]:
-        """The rows of ``runs.csv`` by run."""
-        if not self.table.is_file():
-            return {}
-        with self.table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {Run(row["variant"], row["setting"], row["env"], int(row["seed"])): row for row in rows}
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with path.open("rb") as raw, np.load(raw) as file:
+            yield file
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and `run` makes it again") from error
+
+
+@contextmanager
+def _in_one_piece(path: Path, mode: str) -> Iterator[Any]:
+    """A file to write, which takes its place when it is complete and on the disk."""
+    file = NamedTemporaryFile(mode, dir=path.parent, prefix=path.stem, suffix=".unfinished", delete=False)  # noqa: SIM115
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except BaseException:
+        os.unlink(file.name)
+        raise

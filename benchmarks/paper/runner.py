@@ -50,35 +50,46 @@ def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, ba
     :param jobs: number of processes; -1 for all that there are
     :param backend: joblib's: "loky" for local processes, "ray" for a cluster
     :return: names of the runs that have failed twice
-    :raises ValueError: if the results have runs of another length
+    :raises ValueError: if the results have runs of another length or damaged ones, or if another program adds to them
     """
-    # Rows of runs that were finished when the program was killed
-    results.write_table()
-    results.check_timesteps(timesteps)
-    if backend == "ray":
-        start_ray(jobs)
-    commit = current_commit()
-    attempts: Counter[str] = Counter()
-    with parallel_config(backend=backend, n_jobs=jobs), progress_of(runs, results):
-        while True:
-            done = results.done()
-            missing = [run for run in runs if run.name not in done and attempts[run.name] < ATTEMPTS]
-            if not missing:
-                break
-            # One run at a time for each process, none in advance
-            parallel = Parallel(batch_size=1, pre_dispatch="n_jobs")
-            try:
-                attempts.update(
-                    name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in missing) if name
-                )
-            # A process that is killed takes the pool with it: it is one of those that were at work
-            except Exception:
-                traceback.print_exc()
-                done = results.done()
-                unfinished = [run.name for run in missing if run.name not in done]
-                attempts.update(unfinished[: effective_n_jobs(jobs)])
-    done = results.done()
-    return [run.name for run in runs if run.name not in done]
+    with results.lock():
+        results.check_timesteps(timesteps)
+        # Rows of runs that were finished when the program was killed
+        results.write_table()
+        if backend == "ray":
+            start_ray(jobs)
+        commit = current_commit()
+        attempts: Counter[str] = Counter()
+        with parallel_config(backend=backend, n_jobs=jobs), progress_of(runs, results):
+            while True:
+                missing = [run for run in missing_runs(runs, results) if attempts[run.name] < ATTEMPTS]
+                if not missing:
+                    break
+                # One run at a time for each process, none in advance
+                parallel = Parallel(batch_size=1, pre_dispatch="n_jobs")
+                try:
+                    attempts.update(
+                        name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in missing) if name
+                    )
+                # A process that is killed takes the pool with it: it is one of those that were at work
+                except Exception:
+                    traceback.print_exc()
+                    unfinished = [run.name for run in missing_runs(missing, results)]
+                    attempts.update(unfinished[: effective_n_jobs(jobs)])
+        results.write_table()
+    return [run.name for run in missing_runs(runs, results)]
+
+
+def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
+    """
+    The runs that are not among the results.
+
+    :param runs: the runs
+    :param results: the results
+    :return: those
+    """
+    done = results.rows()
+    return [run for run in runs if run not in done]
 
 
 @contextmanager
@@ -90,18 +101,24 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
     :param results: where finished ones appear
     """
     ended = threading.Event()
-    names = {run.name for run in runs}
 
     def watch() -> None:
-        with tqdm(total=len(names), initial=len(names & results.done()), unit="run", smoothing=0) as progress:
+        n_done = len(runs) - len(missing_runs(runs, results))
+        # The first runs are those of policies that are not trained, which take seconds
+        with tqdm(total=len(runs), initial=n_done, unit="run", smoothing=0.1) as progress:
             over = False
             while not over:
                 over = ended.wait(INTERVAL)
-                news = len(names & results.done()) - progress.n
-                if news:
-                    progress.update(news)
-                    results.write_table()
-                progress.refresh()
+                try:
+                    news = len(runs) - len(missing_runs(runs, results)) - progress.n
+                    if news:
+                        progress.update(news)
+                        results.write_table()
+                # Such as a full disk: the runs go on, and the table is written once more at the end
+                except (OSError, ValueError) as error:
+                    progress.write(f"runs.csv is not up to date: {error}", file=sys.stderr)
+                if sys.stderr.isatty():
+                    progress.refresh()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

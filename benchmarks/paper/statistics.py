@@ -83,20 +83,91 @@ def probability_of_improvement(scores: np.ndarray, others: np.ndarray) -> np.nda
 
 def bootstrap(
     statistic: Callable[..., np.ndarray], samples: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int = 10_000
-) -> tuple[float, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    A 95% interval by the stratified bootstrap: runs are drawn with replacement within each task, and the interval lies between
+    95% intervals by the stratified bootstrap: runs are drawn with replacement within each task, and the interval lies between
     the percentiles of the statistic.
 
-    :param statistic: a function of scores, which may have leading dimensions
+    :param statistic: a function of scores with leading dimensions, which may have trailing ones
     :param samples: its arguments, each of shape ``(n_tasks, n_runs)``
     :param rng: random generator
     :param n_resamples: number of resamples
-    :return: lower and upper end
+    :return: lower and upper ends, of the shape of the statistic
     """
     resamples = []
     for scores in samples:
         index = rng.integers(scores.shape[1], size=(n_resamples, *scores.shape))
         resamples.append(np.take_along_axis(scores[None], index, axis=2))
-    low, high = np.quantile(statistic(*resamples), [0.025, 0.975])
-    return float(low), float(high)
+    low, high = np.quantile(statistic(*resamples), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def difference(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """
+    The mean of some runs minus that of others.
+
+    :param scores: shape ``(..., n_tasks, n_runs)``
+    :param others: shape ``(..., n_tasks, n_other_runs)``
+    :return: the differences, shape ``(...)``
+    """
+    return mean(scores) - mean(others)
+
+
+def permutation_test(scores: np.ndarray, others: np.ndarray, rng: np.random.Generator, n_permutations: int = 9999) -> float:
+    """
+    Whether two settings differ in the mean of their scores: if they do not, their runs of a task may as well change places.
+
+    :param scores: shape ``(n_tasks, n_runs)``
+    :param others: shape ``(n_tasks, n_other_runs)``
+    :param rng: random generator
+    :param n_permutations: number of random permutations within the tasks
+    :return: two-sided p-value
+    """
+    both = np.concatenate([scores, others], axis=1)
+    permuted = rng.permuted(np.broadcast_to(both, (n_permutations, *both.shape)), axis=2)
+    differences = np.abs(difference(permuted[..., : scores.shape[1]], permuted[..., scores.shape[1] :]))
+    # The same runs may be added up in another order
+    observed = abs(difference(scores, others)) * (1 - 1e-12)
+    return float((1 + (differences >= observed).sum()) / (1 + n_permutations))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """
+    Adjust p-values of several tests, so that the probability of a single wrong rejection among them is at most the level
+    (Holm 1979).
+
+    :param p_values: one for each test
+    :return: adjusted p-values, in the same order
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1)
+    return adjusted
+
+
+def power(true_difference: float, scores: np.ndarray, others: np.ndarray) -> float:
+    """
+    The probability that runs like these show a difference of means at the 5% level, in the normal approximation.
+
+    :param true_difference: the difference that there is
+    :param scores: shape ``(n_tasks, n_runs)``
+    :param others: shape ``(n_tasks, n_other_runs)``
+    :return: the probability
+    """
+    variance = sum(runs.var(axis=1, ddof=1).sum() / runs.shape[1] for runs in (scores, others)) / len(scores) ** 2
+    z = abs(true_difference) / np.sqrt(variance)
+    quantile = stats.norm.ppf(0.975)
+    return float(stats.norm.cdf(z - quantile) + stats.norm.cdf(-z - quantile))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """
+    Spearman's rank correlation.
+
+    :param x: shape ``(..., n)``
+    :param y: shape ``(n,)``
+    :return: the correlations, shape ``(...)``
+    """
+    x, y = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (stats.rankdata(x, axis=-1), stats.rankdata(y)))
+    return (x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum())

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run, hyperparameters
+from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError
 from sb3_ppo_variants.wrappers import TimeLimitIsTerminal, UnboundedActions
 
 # Episodes that the score of a run is the mean of (section 6.1)
@@ -165,10 +166,8 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
         assert isinstance(model.env, VecNormalize)
         try:
             model.learn(timesteps, callback=[ObservationFilter(model.env), recorder])
-        except ValueError as error:
+        except (NonFiniteUpdateError, NonFiniteEnvironmentError):
             # A result, too: the score is that of the episodes until then
-            if not isinstance(error, FloatingPointError) and "not finite" not in str(error):
-                raise
             diverged = True
         steps = model.num_timesteps
     if not recorder.returns:
@@ -206,10 +205,13 @@ def make_model(run: Run, env: Any, compile: Any = "auto") -> BaseAlgorithm:  # n
     :param compile: as the algorithm's
     :return: the model
     """
+    arguments = hyperparameters(run)
+    if VARIANTS[run.variant].normalized_rewards:
+        env = VecNormalize(env, norm_obs=False, clip_reward=10.0, gamma=arguments["gamma"])
     filtered = VecNormalize(env, training=False, norm_reward=False, clip_obs=5.0, epsilon=0.0)
     algorithm = SETTINGS[run.setting].algorithm
     assert algorithm is not None
-    model = algorithm("MlpPolicy", filtered, seed=run.seed, device="cpu", compile=compile, **hyperparameters(run))
+    model = algorithm("MlpPolicy", filtered, seed=run.seed, device="cpu", compile=compile, **arguments)
     initialize_as_baselines(model.policy)
     return model
 
