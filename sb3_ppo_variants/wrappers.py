@@ -39,7 +39,7 @@ class UnboundedActions(gym.ActionWrapper[Any, Any, Any]):
 class TimeLimitIsTerminal(gym.Wrapper[Any, Any, Any, Any]):
     """
     An environment whose episodes end for good at the time limit: the value of the last observation does not go on, as in the
-    paper's authors' code of 2017, which knew no other end.
+    paper's authors' code of 2017 (openai/baselines, ppo1), which knew no other end.
 
     :param env: any environment
     """

@@ -453,9 +453,9 @@ def test_report_says_what_the_results_show(made_up):
     # 80 of 90
     assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89").split(" | ")[3].startswith("0.89")
     # All of the first part of the details are there, one of the second is not
-    sb3 = line("No clipping or penalty; all three of SB3's conventions below | 0.11")
+    sb3 = line("No clipping or penalty; SB3's: bounded actions, ")
     assert sb3.endswith("| 19.0, 20.0, 21.0 | 0 of 3 |")
-    assert "clipped at 0.5" not in text
+    assert "No clipping or penalty; gradient clipped at 0.5" not in text
     assert "- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
     assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
 

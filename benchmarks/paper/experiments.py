@@ -93,7 +93,7 @@ VARIANTS = {
     "paper": Variant("as in ppo1"),
     # With conventions of Stable-Baselines3: three together, and each alone
     "sb3": Variant(
-        "all three of SB3's conventions below",
+        "SB3's: bounded actions, advantages standardised in each minibatch, gradient clipped at 0.5",
         bounded_actions=True,
         kwargs={"normalize_advantage": True, "max_grad_norm": 0.5, "vf_coef": 0.5},
     ),

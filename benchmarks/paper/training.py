@@ -1,4 +1,4 @@
-"""One run, as the paper's authors' code of 2017 (openai/baselines, ppo1) did it."""
+"""One run: where the paper is silent, as its authors' code of 2017 (openai/baselines, ppo1) did it."""
 
 import time
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def make_env(run: Run) -> gym.Env[Any, Any]:
 def initialize_as_baselines(policy: ActorCriticPolicy) -> None:
     """
     Initialise the layers as ppo1: normal weights, those of a unit scaled to norm 1 (0.01 in the last layer of the policy), and
-    no bias.
+    biases of 0.
 
     :param policy: an MLP policy, changed in place
     """
