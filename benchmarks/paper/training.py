@@ -93,9 +93,9 @@ class ObservationFilter(BaseCallback):
         return True
 
     def _original(self) -> np.ndarray:
-        observations = self.env.get_original_obs()
-        assert isinstance(observations, np.ndarray)
-        return observations
+        # A new array at each step, which `get_original_obs` would copy
+        assert isinstance(self.env.old_obs, np.ndarray)
+        return self.env.old_obs
 
     def _on_rollout_end(self) -> None:
         observations = np.stack(self.observations[:-1]).astype(np.float64)
