@@ -82,6 +82,13 @@ def test_bootstrap_draws_seeds_of_each_task_by_themselves():
     assert (low, high) == (0, 1)
 
 
+def test_bootstrap_has_the_right_width_for_three_runs():
+    # Variance 1 in each of 400 tasks: the mean of 3 runs in each has the deviation 1 / sqrt(1200)
+    scores = np.tile([-1.0, 0.0, 1.0], (400, 1))
+    low, high = statistics.bootstrap(statistics.mean, [scores], np.random.default_rng(0), 4000)
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(1200), rel=0.05)
+
+
 def test_bootstrap_of_a_curve():
     scores = np.repeat([[0.0], [1.0]], 3, axis=1)
     low, high = statistics.bootstrap(
@@ -94,11 +101,24 @@ def test_permutation_test():
     def p_value(scores, others):
         return statistics.permutation_test(np.array(scores), np.array(others), np.random.default_rng(0))
 
-    # Of the 6 ways to part the four, 2 have a difference of 2
+    # Of the 6 ways to part the four, 2 have the largest difference
     assert p_value([[1.0, 2.0]], [[3.0, 4.0]]) == pytest.approx(1 / 3, abs=0.02)
-    # Within each of the tasks there are 2 ways; in half of the 4, the differences have the same sign
-    assert p_value([[0.0], [10.0]], [[1.0], [11.0]]) == pytest.approx(1 / 2, abs=0.02)
     assert p_value([[1.0, 2.0]], [[1.0, 2.0]]) == 1
+    # Of the 20 ways to part six, 2, in each of two tasks that are far from each other
+    far = [[0.0, 1.0, 2.0], [100.0, 101.0, 102.0]], [[3.0, 4.0, 5.0], [103.0, 104.0, 105.0]]
+    assert p_value(*far) == pytest.approx(2 / 400, abs=0.003)
+    # The first is better by 10 in one task, and worse by 9 in the other, which is more than chance
+    assert p_value([[10.0, 10.1, 10.2], [0.0, 0.1, 0.2]], [[0.0, 0.1, 0.2], [9.0, 9.1, 9.2]]) < 0.02
+
+
+def test_permutation_test_finds_nothing_where_there_is_nothing():
+    rng = np.random.default_rng(0)
+    p_values = [
+        statistics.permutation_test(*rng.normal(size=(2, 7, 3)) * [[[5], [1], [1], [1], [1], [1], [1]]], rng, 199)
+        for _ in range(200)
+    ]
+    # 5% of 200 are 10, and the deviation of their number 3
+    assert 2 <= np.sum(np.array(p_values) <= 0.05) <= 19
 
 
 def test_holm():
@@ -108,16 +128,21 @@ def test_holm():
 
 
 def test_power():
-    # Deviation 1 and 4 runs on either side: the standard error is sqrt(1/4 + 1/4) = 0.7071
+    # Deviation 1 and 4 runs on either side: the standard error is sqrt(1/4 + 1/4) = 0.7071, with 6 degrees of freedom, for
+    # which tables of t have 2.447 at 2.5%
     scores = np.array([[-1.0, 1.0, -1.0, 1.0]]) * np.sqrt(3 / 4)
     assert statistics.power(0, scores, scores) == pytest.approx(0.05)
-    assert statistics.power(1.96 * 0.7071, scores, scores) == pytest.approx(0.5, abs=1e-3)
+    assert statistics.power(2.447 * 0.7071, scores, scores) == pytest.approx(0.5, abs=2e-3)
+    assert statistics.power(100, scores, scores) == pytest.approx(1)
 
 
 def test_rank_correlation():
     # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
     x = np.array([[10.0, 20.0, 30.0, 40.0], [40.0, 30.0, 20.0, 10.0]])
     np.testing.assert_allclose(statistics.rank_correlation(x, np.array([1.0, 3.0, 2.0, 4.0])), [0.8, -0.8])
+    # Of the 24 orders of four, one has 1, and three 0.8: one for each pair of neighbours that changes places
+    chance = statistics.chance_of_correlation(x[0], np.array([1.0, 3.0, 2.0, 4.0]), np.random.default_rng(0))
+    assert chance == pytest.approx(4 / 24, abs=0.02)
 
 
 def test_the_plan_is_the_papers():
@@ -130,7 +155,8 @@ def test_the_plan_is_the_papers():
     assert len(trained) == 12 * 7 * 3
     runs = [run.name for stage in STAGES.values() for run in stage]
     assert len(set(runs)) == len(runs)
-    assert len(STAGES["details_sb3"]) == 2 * 7 * 3
+    # And the policy before training with bounded actions
+    assert len(STAGES["details_sb3"]) == 2 * 7 * 3 + 7 * 3
     assert all(len(STAGES[f"seeds_{setting}"]) == 7 * 7 for setting in experiments.MORE_SEEDS_SETTINGS)
 
 
@@ -382,69 +408,76 @@ def made_up_score(run):
     return MADE_UP.get(run.setting, 0)
 
 
+def save_made_up(directory, stages, score):
+    """Results whose report can be worked out by hand."""
+    results = Results(directory)
+    results.curves.mkdir()
+    for run in (run for stage in stages for run in STAGES[stage]):
+        diverged = run == Run("paper", "none", "Swimmer-v4", 2)
+        row = asdict(run) | {
+            "timesteps": 1_000_000,
+            "steps": 4096 if diverged else 1_001_472,
+            "diverged": diverged,
+            "episodes": 3,
+            "score": score(run) + run.seed - 1,
+            "seconds": 100.0,
+            "versions": "torch 1",
+            "commit": "abc",
+        }
+        kl = np.array([0.1, 0.5, 1.0, 2.0]) * (
+            SETTINGS[run.setting].kwargs.get("target_kl", 1) if run.setting in SETTINGS else 1
+        )
+        curves = {"lengths": [10, 10, 20], "returns": [1.0, 3.0, 8.0], "kl": kl, "kl_coef": kl}
+        results.save(run, Result(row, {name: np.array(values) for name, values in curves.items()}))
+    constants = directory / "constants.csv"
+    lines = ["env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of"]
+    lines += [f"{env},0,{-200 if env == 'HalfCheetah-v4' else 0},100,clip_0.3,90,clip_0.3" for env in TASKS]
+    constants.write_text("\n".join(lines))
+    return results, constants
+
+
 @pytest.fixture
 def made_up(tmp_path):
-    """Results with scores of which the report can be worked out by hand: but for ten seeds, and one of the details."""
-    results = Results(tmp_path)
-    results.curves.mkdir()
-    for stage, runs in STAGES.items():
-        if stage.startswith("seeds_"):
-            continue
-        for run in runs[: -1 if stage == "details_each" else None]:
-            diverged = run == Run("paper", "none", "Swimmer-v4", 2)
-            row = asdict(run) | {
-                "timesteps": 1_000_000,
-                "steps": 4096 if diverged else 1_001_472,
-                "diverged": diverged,
-                "episodes": 3,
-                "score": made_up_score(run) + run.seed - 1,
-                "seconds": 100.0,
-                "versions": "torch 1",
-                "commit": "abc",
-            }
-            kl = (
-                np.array([0.1, 0.5, 1.0, 2.0]) * SETTINGS[run.setting].kwargs.get("target_kl", 1)
-                if run.setting in SETTINGS
-                else []
-            )
-            curves = {"lengths": [10, 10, 20], "returns": [1.0, 3.0, 8.0], "kl": kl, "kl_coef": kl}
-            results.save(run, Result(row, {name: np.array(values) for name, values in curves.items()}))
-    constants = tmp_path / "constants.csv"
-    constants.write_text("env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of\n")
-    with constants.open("a") as file:
-        for env in TASKS:
-            untrained = -200 if env == "HalfCheetah-v4" else 0
-            file.write(f"{env},0,{untrained},100,clip_0.3,90,clip_0.3\n")
+    """The whole study but for more seeds and one of the details."""
+    results, constants = save_made_up(tmp_path, ["table1", "details_sb3", "details_each"], made_up_score)
+    (results.curves / f"{STAGES['details_each'][-1].name}.npz").unlink()
     return results, constants
+
+
+def line_of(text, start):
+    return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
 
 
 def test_report_says_what_the_results_show(made_up):
     text = report.report(*made_up)
 
     def line(start):
-        return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+        return line_of(text, start)
 
     # Mean 80 of 100 in each task
     assert line("Clipping, epsilon = 0.2 | 0.82").startswith("| Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.80 ")
     # (-3 + 6 * 0.1) / 7
     assert "| No clipping or penalty | -0.39 | -0.34 (" in text
-    # 85 is more than 80
+    # 85 is more than 80, and 79.9 nearly as much
     highest = line("Clipping at 0.2 has")
-    assert "in place 2 of 11" in highest
-    assert highest.endswith("**the opposite** |")
-    assert line("Clipping, epsilon = 0.2 is better than Fixed KL, beta = 3, by 0.10 | +0.20").endswith("| reproduced |")
-    assert line("Clipping, epsilon = 0.2 is better than Adaptive").endswith("| cannot be told apart |")
-    # If 0 is the policy before training: HalfCheetah has (-300 + 200) / 300, and the mean is (-1/3 + 0.6) / 7
-    negative = line("No clipping or penalty has a negative score, -0.39")
-    assert "; 0.04 (0.03 to 0.04) if 0 is the policy before training" in negative
-    assert negative.endswith("| depends on what is 0 |")
-    assert line("On HalfCheetah it leads").endswith("| in 3 of 3 runs (-301, -300, -299) | reproduced |")
-    assert line("L^PG is similar or worse").endswith("| **the opposite** |")
-    # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
-    assert "column with the paper's is 0.68 (" in text
     assert (
-        line("Clipping, epsilon = 0.2 against: Clipping, epsilon = 0.3 | +0.12 | -0.05 ").split(" | ")[5] == "no, it is worse"
+        "in place 2 of 11, after Clipping, epsilon = 0.3; no difference can be told from Adaptive KL, d_targ = 0.01 |"
+        in highest
     )
+    assert highest.endswith("| **not** as in the paper | 4 of 4 |")
+    pair = line("Clipping, epsilon = 0.2 has a higher score than Fixed KL, beta = 3, by 0.10 | by +0.20")
+    assert pair.endswith("| as in the paper | 4 of 4 |")
+    assert line("Clipping, epsilon = 0.2 has a higher score than Adaptive").endswith("| cannot be told | 4 of 4 |")
+    # If 0 is the policy before training: HalfCheetah has (-300 + 200) / 300, and the mean is (-1/3 + 0.6) / 7 > 0
+    assert line("No clipping or penalty has a negative score, -0.39 | -0.34 (").endswith("| as in the paper | 2 of 4 |")
+    assert line("That is because of HalfCheetah | without it 0.10 (").endswith("| as in the paper | 2 of 4 |")
+    # -1/3 is not below -1/2
+    very = line("On HalfCheetah it has a very negative score")
+    assert "| below -0.5 in 0 of 3 runs, if that policy is 0: -0.34, -0.33, -0.33 | **not** as in the paper |" in very
+    assert line("L^PG over several epochs is similar").endswith("| **not** as in the paper | 4 of 4 |")
+    # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
+    assert "column with the paper's is 0.68 (p = 0.0" in text
+    assert line("Clipping, epsilon = 0.3 | +0.12 | -0.05 (").endswith("| < 0.001 | 1.00 |")
     assert line("HalfCheetah-v4 | -301, -300, -299") == "| HalfCheetah-v4 | -301, -300, -299 | -3.00 | -0.33 | 3 |"
     # A quarter of the KL above, half below
     cell = "50% / 25% / 25%; 2.0"
@@ -453,11 +486,32 @@ def test_report_says_what_the_results_show(made_up):
     # 80 of 90
     assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89").split(" | ")[3].startswith("0.89")
     # All of the first part of the details are there, one of the second is not
-    sb3 = line("No clipping or penalty; SB3's: bounded actions, ")
-    assert sb3.endswith("| 19.0, 20.0, 21.0 | 0 of 3 |")
-    assert "No clipping or penalty; gradient clipped at 0.5" not in text
-    assert "- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
+    assert line("No clipping or penalty; SB3's: actions clipped").endswith("| 19.0, 20.0, 21.0 | 0 |")
+    assert "rewards normalised" not in text
+    assert "\n- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
     assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
+
+
+def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
+    def score(run):
+        if run.setting == "clip_0.2":
+            return 95
+        if run.env == "HalfCheetah-v4" and run.setting in ("none", "policy_gradient"):
+            return -1000 if run.seed > 0 else -100
+        return {**MADE_UP, "policy_gradient": 10, "clip_0.3": 10}.get(run.setting, 0)
+
+    text = report.report(*save_made_up(tmp_path, STAGES, score))
+    highest = line_of(text, "Clipping at 0.2 has")
+    assert highest == "| Clipping at 0.2 has the highest score | it is in place 1 of 11 | as in the paper | 4 of 4 |"
+    # Of ten seeds, nine end at (-1000 + 200) / 300 with the policy before training as 0, and one above it
+    assert "| below -0.5 in 9 of 10 runs" in line_of(text, "On HalfCheetah it has a very")
+    assert "| in some runs |" in line_of(text, "On HalfCheetah it has a very")
+    # Ten seeds of the one and three of the other, alike
+    assert line_of(text, "L^PG over several epochs is similar").split(" | ")[2] in ("as in the paper", "cannot be told")
+    assert "Table 1 with the seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, for" in text
+    assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
+    assert "No clipping or penalty; rewards normalised, as in ppo2" in text
+    assert "Not part of this report" not in text
 
 
 def test_report_needs_all_runs_of_table_1(made_up, capsys, monkeypatch, tmp_path):
@@ -600,7 +654,8 @@ def test_table_is_written_although_it_could_not_be_for_a_while(tmp_path, monkeyp
     assert "runs.csv is not up to date: No space left" in capsys.readouterr().err
 
 
-def test_a_killed_worker_does_not_end_the_others(tmp_path):
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_killed_worker_does_not_end_the_others(tmp_path, jobs):
     script = """
 import os, sys
 from pathlib import Path
@@ -616,14 +671,12 @@ class Killer(Results):
 
 runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(5)]
 runner.INTERVAL = 0.01
-print(runner.run_all(runs, 1, Killer(Path(sys.argv[1])), 2, "loky"))
+print(runner.run_all(runs, 1, Killer(Path(sys.argv[1])), int(sys.argv[2]), "loky"))
 """
-    command = [sys.executable, "-W", "ignore", "-c", script, tmp_path]
+    command = [sys.executable, "-W", "ignore", "-c", script, tmp_path, jobs]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    failed = result.stdout.strip()
-    assert "paper-uniform-InvertedPendulum-v4-1" in failed, result.stderr
-    # At most the one beside it has failed with it, twice
-    assert len(Results(tmp_path).rows()) >= 3
+    assert result.stdout.strip() == "['paper-uniform-InvertedPendulum-v4-1']", result.stderr
+    assert {run.seed for run in Results(tmp_path).rows()} == {0, 2, 3, 4}
 
 
 def test_a_run_that_diverges_is_a_result(monkeypatch):

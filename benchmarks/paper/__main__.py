@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--constants", type=Path, default=scores.CONSTANTS, help="file of the normalisation")
         if name == "run":
-            command.add_argument("--timesteps", type=positive, default=1_000_000, help="length of a run")
+            command.add_argument("--timesteps", type=positive, default=experiments.TIMESTEPS, help="length of a run")
             command.add_argument(
                 "--jobs", type=number_of_jobs, default=-1, help="number of processes; -1: one for each core, -2: one less"
             )
@@ -117,7 +117,7 @@ def main() -> int:
             rows = results.rows()
             for one in selected(args):
                 if one in rows:
-                    print(experiments.command(one, rows[one]["commit"]))
+                    print(experiments.command(one, rows[one]["commit"], rows[one]["timesteps"]))
             return 0
         if args.command == "freeze":
             scores.freeze(results, args.constants, STAGES["table1"])
@@ -127,11 +127,15 @@ def main() -> int:
             figures.draw(results, args.output, args.constants)
         else:
             text = report.report(results, args.constants)
-            print(text.split("## Which of them differ")[0])
+            # Table 1, and what it says
+            print("\n## ".join(text.split("\n## ")[:2]))
             args.output.write_text(text, encoding="utf-8")
     except (scores.MissingRunsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -163,8 +167,9 @@ def status(results: Results, runs: list[Run]) -> int:
     """
     missing = missing_runs(runs, results)
     for variant, setting in dict.fromkeys((run.variant, run.setting) for run in runs):
-        n_runs, own = ([run for run in some if (run.variant, run.setting) == (variant, setting)] for some in (runs, missing))
-        print(f"{variant:22} {setting:20} {len(n_runs) - len(own):3} of {len(n_runs):3}", end="")
+        n_runs = sum((run.variant, run.setting) == (variant, setting) for run in runs)
+        own = [run for run in missing if (run.variant, run.setting) == (variant, setting)]
+        print(f"{variant:22} {setting:20} {n_runs - len(own):3} of {n_runs:3}", end="")
         print(f"   missing: {', '.join(f'{run.env} seed {run.seed}' for run in own[:3])}" if own else "", end="")
         print(", ..." if len(own) > 3 else "")
     print(f"{len(missing)} of {len(runs)} runs are missing")

@@ -93,14 +93,17 @@ VARIANTS = {
     "paper": Variant("as in ppo1"),
     # With conventions of Stable-Baselines3: three together, and each alone
     "sb3": Variant(
-        "SB3's: bounded actions, advantages standardised in each minibatch, gradient clipped at 0.5",
+        "SB3's: actions clipped to their bounds, advantages standardised in each minibatch, gradient clipped at 0.5, "
+        "value function's loss halved",
         bounded_actions=True,
         kwargs={"normalize_advantage": True, "max_grad_norm": 0.5, "vf_coef": 0.5},
     ),
     "bounded_actions": Variant("actions clipped to their bounds", bounded_actions=True),
     "minibatch_advantages": Variant("advantages standardised in each minibatch", kwargs={"normalize_advantage": True}),
     # The norm is that of all gradients, so the weight of the value function's loss counts here
-    "clipped_gradient": Variant("gradient clipped at 0.5", kwargs={"max_grad_norm": 0.5, "vf_coef": 0.5}),
+    "clipped_gradient": Variant(
+        "gradient clipped at 0.5, value function's loss halved", kwargs={"max_grad_norm": 0.5, "vf_coef": 0.5}
+    ),
     # As in the authors' next code, openai/baselines ppo2, which the paper's may have been nearer to
     "normalized_rewards": Variant("rewards normalised, as in ppo2", normalized_rewards=True),
 }
@@ -128,6 +131,8 @@ class Run:
         return f"{self.variant}-{self.setting}-{self.env}-{self.seed}"
 
 
+# Section 6.1
+TIMESTEPS = 1_000_000
 # Chosen before the first run. The paper's three, and seven more for four of the settings
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
@@ -137,8 +142,9 @@ MORE_SEEDS_SETTINGS = ("clip_0.2", "adaptive_kl_0.01", "fixed_kl_3", "none")
 STAGES: dict[str, list[Run]] = {
     # Table 1
     "table1": [Run("paper", setting, env, seed) for seed in SEEDS for setting in (*REFERENCES, *SETTINGS) for env in TASKS],
-    # Which detail makes "no clipping or penalty" collapse: Stable-Baselines3's together, then each alone
-    "details_sb3": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS],
+    # What other conventions make of "no clipping or penalty": Stable-Baselines3's together, then each alone
+    "details_sb3": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS]
+    + [Run("bounded_actions", "untrained", env, seed) for seed in SEEDS for env in TASKS],
     "details_each": [
         Run(variant, "none", env, seed)
         for seed in SEEDS
@@ -168,14 +174,17 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     return {**table, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}
 
 
-def command(run: Run, commit: str) -> str:
+def command(run: Run, commit: str, timesteps: int) -> str:
     """
     The command that makes a run again.
 
     :param run: the run
-    :param commit: the commit that it was made with; "unknown" for any
+    :param commit: the commit that it was made with, as ``current_commit`` gives it
+    :param timesteps: its length
     :return: for a shell, in a checkout of the repository
     """
     checkout = "" if commit == "unknown" else f"git checkout {commit.removesuffix('+')} && "
     selection = f"--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
-    return f"{checkout}python -m benchmarks.paper run {selection} --results again"
+    length = "" if timesteps == TIMESTEPS else f" --timesteps {timesteps}"
+    changed = "  # with changes that had not been committed" if commit.endswith("+") else ""
+    return f"{checkout}python -m benchmarks.paper run {selection}{length} --results again{changed}"

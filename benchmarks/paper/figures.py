@@ -19,9 +19,10 @@ from benchmarks.paper.report import WINDOW
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
-from sb3_ppo_variants.kl import kl_old_new
+from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
 from sb3_ppo_variants.loss import standardize
 from sb3_ppo_variants.objectives import clipped_surrogate, conservative_policy_iteration
+from sb3_ppo_variants.rollout import frozen_copy
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,6 +50,16 @@ def family(setting: str) -> str:
     :return: name in ``FAMILIES``
     """
     return next(name for name in FAMILIES if setting.startswith(name))
+
+
+def rows_of_kinds(settings: Sequence[str]) -> list[list[str]]:
+    """
+    Settings in the rows in which they are drawn.
+
+    :param settings: names
+    :return: the same, without empty rows
+    """
+    return [row for row in ([name for name in settings if family(name) in kinds] for kinds in ROWS) if row]
 
 
 def style(setting: str) -> dict[str, Any]:
@@ -139,13 +150,17 @@ def interpolate(env: str = "Hopper-v4", points: int = 61) -> tuple[np.ndarray, d
         "$L^{CLIP}$, equation (7)",
     )
     values: dict[str, list[float]] = {name: [] for name in names}
+    old_policy = frozen_copy(model.policy)
+    old_policy.load_state_dict(old)
     with th.no_grad():
+        old_parameters = distribution_parameters(old_policy.get_distribution(samples.observations))
         for position in positions:
             model.policy.load_state_dict({name: old[name] + position * (new[name] - old[name]) for name in old})
             _, log_prob, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
             ratio = th.exp(log_prob - samples.old_log_prob)
+            distribution = model.policy.get_distribution(samples.observations)
             terms = (
-                kl_to(model, old, samples.observations),
+                kl_from_parameters(distribution, old_parameters, distribution_parameters(distribution)),
                 conservative_policy_iteration(ratio, advantages),
                 th.clamp(ratio, 1 - EPSILON, 1 + EPSILON) * advantages,
                 clipped_surrogate(ratio, advantages, EPSILON),
@@ -153,22 +168,6 @@ def interpolate(env: str = "Hopper-v4", points: int = 61) -> tuple[np.ndarray, d
             for name, term in zip(names, terms, strict=True):
                 values[name].append(term.mean().item())
     return positions, {name: np.array(means) for name, means in values.items()}
-
-
-def kl_to(model: OnPolicyAlgorithm, old: dict[str, th.Tensor], observations: Any) -> th.Tensor:
-    """
-    KL[pi_old(.|s), pi(.|s)] per state.
-
-    :param model: the model, whose policy is pi
-    :param old: parameters of pi_old
-    :param observations: the states
-    :return: the divergences, in nats
-    """
-    from sb3_ppo_variants.rollout import frozen_copy
-
-    old_policy = frozen_copy(model.policy)
-    old_policy.load_state_dict(old)
-    return kl_old_new(old_policy.get_distribution(observations), model.policy.get_distribution(observations))
 
 
 def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndarray]) -> Any:
@@ -195,7 +194,7 @@ def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndar
 def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     """
     Returns over training: a row for each kind of setting, a column for each task; the mean over seeds of the running score
-    (last 100 episodes), and its 95% bootstrap interval. Clipping at 0.2 is gray in all rows.
+    (last 100 episodes), and the range of the seeds. Clipping at 0.2 is gray in all rows.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
@@ -203,7 +202,7 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     :return: the figure
     """
     settings = scores.settings()
-    rows = [row for row in ([name for name in settings if family(name) in kinds] for kinds in ROWS) if row]
+    rows = rows_of_kinds(settings)
     size = (2.4 * len(scores.tasks) + 2.5, 2.2 * len(rows) + 0.8)
     figure, panels = plt.subplots(len(rows), len(scores.tasks), figsize=size, squeeze=False, sharex=True)
     for column, env in enumerate(scores.tasks):
@@ -220,15 +219,15 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
                 axes.plot(grid, values["clip_0.2"].mean(axis=0), color="0.6", linewidth=3, label=SETTINGS["clip_0.2"].label)
             for setting in row:
                 axes.plot(grid, values[setting].mean(axis=0), **style(setting))
-                seeds = np.random.default_rng(0).integers(len(values[setting]), size=(1000, len(values[setting])))
-                low, high = np.quantile(values[setting][seeds].mean(axis=1), [0.025, 0.975], axis=0)
+                low, high = values[setting].min(axis=0), values[setting].max(axis=0)
                 axes.fill_between(grid, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
             lowest = min(values[setting].min() for setting in row)
             if lowest < random - 2 * (best - random):
                 # A collapse would hide all else
                 axes.set_yscale("symlog", linthresh=best - random, linscale=2)
                 decades = range(math.ceil(math.log10(best - random)), math.ceil(math.log10(-lowest)) + 1)
-                axes.set_yticks([round(best), 0, *(-(10**decade) for decade in decades)])
+                ticks = [round(best), 0, *(-(10**decade) for decade in decades)]
+                axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
                 axes.yaxis.set_minor_locator(NullLocator())
         panels[0, column].set_title(env.removesuffix("-v4"), fontsize=10)
         panels[-1, column].set_xlabel("timesteps")
@@ -268,7 +267,7 @@ def performance_profile(scores: Scores) -> Any:
     def profile(normalized: np.ndarray) -> np.ndarray:
         return statistics.performance_profile(normalized, thresholds)
 
-    rows = [row for row in ([name for name in scores.settings() if family(name) in kinds] for kinds in ROWS) if row]
+    rows = rows_of_kinds(scores.settings())
     figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 3.6), squeeze=False, sharey=True)
     for axes, row in zip(panels[0], rows, strict=True):
         if "clip_0.2" in scores.settings() and "clip_0.2" not in row:
@@ -280,7 +279,8 @@ def performance_profile(scores: Scores) -> Any:
             low, high = statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000)
             axes.fill_between(thresholds, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
         axes.set_xlabel("normalised score")
-        axes.legend(fontsize=7, loc="lower left")
+        # Where the curves are not: those of the last kind are low
+        axes.legend(fontsize=7, loc="upper right" if family(row[0]) in ROWS[-1] else "lower left")
     panels[0, 0].set_ylabel("fraction of runs above it")
     return figure
 

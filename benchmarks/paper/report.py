@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from benchmarks.paper import statistics
+from benchmarks.paper.claims import CHEETAH, LEVEL, MARGIN, SEED, claims, estimate, format_p, format_score, p_values
 from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
@@ -20,17 +21,6 @@ REPORT = Path(__file__).parents[2] / "docs" / "paper.md"
 TEMPLATE = Path(__file__).parent / "report.md.j2"
 # Updates over which the figure averages KL and beta: from one to the next, beta often goes up and down
 WINDOW = 20
-# Every interval and p-value is drawn by a generator of its own, from this seed
-SEED = 0
-LEVEL = 0.05
-# The best setting of each kind in the paper, and pairs of them that it compares
-PAIRS = (
-    ("clip_0.2", "none"),
-    ("clip_0.2", "adaptive_kl_0.01"),
-    ("clip_0.2", "fixed_kl_3"),
-    ("adaptive_kl_0.01", "fixed_kl_3"),
-)
-CHEETAH = "HalfCheetah-v4"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,29 +35,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def decimals(number: float, sign: str = "") -> str:
-    """
-    A normalised score in words.
-
-    :param number: the score
-    :param sign: "+" to write the sign of positive numbers
-    :return: with two decimals
-    """
-    # No minus before a zero
-    return f"{round(number, 2) + 0.0:{sign}.2f}"
-
-
-def p_value(p: float) -> str:
-    """
-    A p-value in words.
-
-    :param p: the p-value
-    :return: with three decimals
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def digits(number: float) -> str:
+def format_return(number: float) -> str:
     """
     A return in words.
 
@@ -77,38 +45,15 @@ def digits(number: float) -> str:
     return f"{number:.1f}" if abs(number) < 100 else f"{number:.0f}"
 
 
-def estimate(statistic: Callable[..., np.ndarray], *samples: np.ndarray, sign: str = "", n_resamples: int = 10_000) -> str:
-    """
-    A statistic and its 95% interval in words.
-
-    :param statistic: as that of ``statistics.bootstrap``
-    :param samples: its arguments
-    :param sign: "+" to write the sign of positive numbers
-    :param n_resamples: of the bootstrap
-    :return: the words
-    """
-    low, high = statistics.bootstrap(statistic, samples, np.random.default_rng(SEED), n_resamples)
-    return f"{decimals(float(statistic(*samples)), sign)} ({decimals(float(low))} to {decimals(float(high))})"
-
-
-def p_values(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """
-    Whether the settings of each pair differ.
-
-    :param pairs: scores of both
-    :return: p-values by permutation, adjusted for the number of pairs
-    """
-    return statistics.holm([statistics.permutation_test(*pair, np.random.default_rng(SEED)) for pair in pairs])
-
-
-def words(run: Run) -> str:
+def run_in_words(run: Run) -> str:
     """
     A run in words.
 
     :param run: the run
     :return: the words
     """
-    return f"{SETTINGS[run.setting].label} on {run.env}, seed {run.seed}"
+    variant = "" if run.variant == "paper" else f" ({VARIANTS[run.variant].label})"
+    return f"{SETTINGS[run.setting].label}{variant} on {run.env}, seed {run.seed}"
 
 
 def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]] = STAGES) -> str:
@@ -125,9 +70,7 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
     n_done = {stage: sum(run in there for run in runs) for stage, runs in stages.items()}
     unfinished = {stage: f"{n_done[stage]} of {len(runs)}" for stage, runs in stages.items() if n_done[stage] < len(runs)}
     complete = [stage for stage in stages if stage not in unfinished]
-    rows = rows_of(results, stages["table1"])
-    for stage in complete:
-        rows |= rows_of(results, stages[stage])
+    rows = rows_of(results, stages["table1"]) | {run: there[run] for stage in complete for run in stages[stage]}
     everything = Scores(rows, read_constants(constants))
     scores = everything.only(stages["table1"])
     trained = {run: row for run, row in everything.rows.items() if run.setting in SETTINGS}
@@ -141,11 +84,14 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         window=WINDOW,
         table_1=table_1(scores),
         constants=constants_table(scores),
-        diverged=[f"{words(run)}, after {row['steps']} timesteps" for run, row in everything.rows.items() if row["diverged"]],
-        claims=claims(scores),
+        diverged=[
+            f"{run_in_words(run)}, after {row['steps']} timesteps" for run, row in everything.rows.items() if row["diverged"]
+        ],
+        claims=claims_table(everything),
+        margin=MARGIN,
         rank_correlation=rank_correlation(scores),
-        comparisons=comparisons(scores, [("clip_0.2", other) for other in scores.settings() if other != "clip_0.2"]),
-        collapse=collapse(scores),
+        comparisons=comparisons(scores, to="clip_0.2"),
+        no_clipping=no_clipping(scores),
         by_task=by_task(scores),
         adaptation=adaptation(results, scores),
         sensitivity=sensitivity(scores),
@@ -155,7 +101,8 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         n_trained=len(trained),
         seconds=round(sum(row["seconds"] for row in trained.values()) / len(trained)),
         unfinished=unfinished,
-        command=command(example, trained[example]["commit"]),
+        steps=max(row["steps"] for row in trained.values()),
+        command=command(example, trained[example]["commit"], trained[example]["timesteps"]),
         commits=counts("commit", everything),
         versions=counts("versions", everything),
     )
@@ -207,8 +154,8 @@ def constants_table(scores: Scores) -> str:
     rows = []
     for env in scores.tasks:
         constants = scores.constants[env]
-        best = [f"{digits(constants[name])} ({SETTINGS[constants[f'{name}_of']].label})" for name in BEST_CHOICES]
-        rows.append([env, *(digits(constants[name]) for name in RANDOM_CHOICES), *best])
+        best = [f"{format_return(constants[name])} ({SETTINGS[constants[f'{name}_of']].label})" for name in BEST_CHOICES]
+        rows.append([env, *(format_return(constants[name]) for name in RANDOM_CHOICES), *best])
     header = [
         "task",
         *(f"0: {label}" for label in RANDOM_CHOICES.values()),
@@ -217,36 +164,20 @@ def constants_table(scores: Scores) -> str:
     return table(header, rows)
 
 
-def claims(scores: Scores) -> str:
+def claims_table(scores: Scores) -> str:
     """
     What the paper says of Table 1, and what is found here.
 
-    :param scores: the scores
+    :param scores: the scores, of all seeds
     :return: Markdown
     """
-    paper, settings = paper_scores(), scores.settings()
-    in_table = [setting for setting in settings if setting in paper]
-    rows = [highest(scores, in_table)] if "clip_0.2" in settings else []
-    pairs = [pair for pair in PAIRS if set(pair) <= set(settings)]
-    samples = [(scores.normalized(one), scores.normalized(other)) for one, other in pairs]
-    for (one, other), pair, p in zip(pairs, samples, p_values(samples), strict=True):
-        verdict = "cannot be told apart"
-        if p < LEVEL:
-            verdict = "reproduced" if statistics.difference(*pair) > 0 else "**the opposite**"
-        found = f"{estimate(statistics.difference, *pair, sign='+')}; p: {p_value(p)}"
-        label = f"{SETTINGS[one].label} is better than {SETTINGS[other].label}, by {paper[one] - paper[other]:.2f}"
-        rows.append([label, found, verdict])
-    if "none" in settings:
-        rows += [negative(scores), worse_than_random(scores)]
-    if {"none", "policy_gradient"} <= set(settings):
-        ours = scores.normalized("policy_gradient"), scores.normalized("none")
-        p = p_values([ours])[0]
-        better = p < LEVEL and statistics.difference(*ours) > 0
-        found = f"{estimate(statistics.difference, *ours, sign='+')}; p: {p_value(p)}"
-        rows.append(
-            ["L^PG is similar or worse than no clipping or penalty", found, "**the opposite**" if better else "reproduced"]
-        )
-    return table(["the paper", "here", "verdict"], rows)
+    readings = [claims(reading) for reading in scores.readings()]
+    rows = []
+    for same_claim in zip(*readings, strict=True):
+        first = same_claim[0]
+        n_alike = sum(claim.verdict == first.verdict for claim in same_claim)
+        rows.append([first.paper, first.here, first.verdict, f"{n_alike} of {len(readings)}"])
+    return table(["in the paper", "here", "verdict", "the same under how many readings"], rows)
 
 
 def rank_correlation(scores: Scores) -> str:
@@ -254,71 +185,19 @@ def rank_correlation(scores: Scores) -> str:
     The rank correlation of the paper's Table 1 and this one.
 
     :param scores: the scores
-    :return: the correlation with its interval, empty if there are too few settings
+    :return: the correlation and its p-value, empty if there are too few settings
     """
     printed = paper_scores()
     settings = [setting for setting in scores.settings() if setting in printed]
     if len(settings) < 3:
         return ""
-
-    def with_the_paper(*samples: np.ndarray) -> np.ndarray:
-        means = np.stack([statistics.mean(sample) for sample in samples], axis=-1)
-        return statistics.rank_correlation(means, np.array([printed[setting] for setting in settings]))
-
-    return estimate(with_the_paper, *map(scores.normalized, settings), n_resamples=2000)
+    ours = np.array([statistics.mean(scores.normalized(setting)) for setting in settings])
+    papers = np.array([printed[setting] for setting in settings])
+    p = statistics.chance_of_correlation(ours, papers, np.random.default_rng(SEED))
+    return f"{statistics.rank_correlation(ours, papers):.2f} ({format_p(p)})"
 
 
-def highest(scores: Scores, settings: Sequence[str]) -> list[str]:
-    """
-    Whether clipping at 0.2 is the best setting.
-
-    :param scores: the scores
-    :param settings: those of Table 1
-    :return: a row of the table of claims
-    """
-    means = {setting: statistics.mean(scores.normalized(setting)) for setting in settings}
-    ranking = sorted(means, key=lambda setting: -means[setting])
-    place = ranking.index("clip_0.2") + 1
-    better = [setting for setting in ranking if means[setting] > means["clip_0.2"]]
-    significant = p_values([(scores.normalized(setting), scores.normalized("clip_0.2")) for setting in better]) < LEVEL
-    verdict = "reproduced" if not better else "**the opposite**" if significant.any() else "cannot be told"
-    found = f"it is in place {place} of {len(settings)}" + (f", the best is: {SETTINGS[ranking[0]].label}" if better else "")
-    return ["Clipping at 0.2 has the highest score", found, verdict]
-
-
-def negative(scores: Scores) -> list[str]:
-    """
-    Whether "no clipping or penalty" has a negative score.
-
-    :param scores: the scores
-    :return: a row of the table of claims
-    """
-    found, verdicts = [], set()
-    for random, label in RANDOM_CHOICES.items():
-        normalized = scores.normalized("none", random=random)
-        low, high = statistics.bootstrap(statistics.mean, [normalized], np.random.default_rng(SEED))
-        verdicts.add("reproduced" if high < 0 else "**the opposite**" if low > 0 else "cannot be told")
-        found.append(f"{estimate(statistics.mean, normalized)} if 0 is {label}")
-    verdict = verdicts.pop() if len(verdicts) == 1 else "depends on what is 0"
-    return [f"No clipping or penalty has a negative score, {paper_scores()['none']:.2f}", "; ".join(found), verdict]
-
-
-def worse_than_random(scores: Scores) -> list[str]:
-    """
-    Whether HalfCheetah makes that score negative.
-
-    :param scores: the scores
-    :return: a row of the table of claims
-    """
-    claim = "On HalfCheetah it leads to a very negative score, worse than the policy before training"
-    if CHEETAH not in scores.tasks:
-        return [claim, "not run", "cannot be told"]
-    n_collapsed, n_runs = collapsed(scores, "none", CHEETAH)
-    verdict = "reproduced" if n_collapsed == n_runs else "not reproduced" if n_collapsed == 0 else "in some runs"
-    return [claim, f"in {n_collapsed} of {n_runs} runs ({returns_by_seed(scores, 'none', CHEETAH)})", verdict]
-
-
-def collapsed(scores: Scores, setting: str, env: str, variant: str = "paper") -> tuple[int, int]:
+def n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
     """
     How many runs end with a score below that of the policy before training.
 
@@ -326,11 +205,13 @@ def collapsed(scores: Scores, setting: str, env: str, variant: str = "paper") ->
     :param setting: name of the setting
     :param env: the task
     :param variant: name of the variant
-    :return: that number, and the number of runs
+    :return: that number
     """
     task = scores.tasks.index(env)
-    returns = scores.returns(setting, variant)[task]
-    return int((returns < scores.constant("untrained")[task]).sum()), len(returns)
+    start = scores.constant("untrained")[task]
+    if VARIANTS[variant].bounded_actions:
+        start = scores.returns("untrained", "bounded_actions")[task].mean()
+    return int((scores.returns(setting, variant)[task] < start).sum())
 
 
 def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "paper") -> str:
@@ -343,52 +224,57 @@ def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pape
     :param variant: name of the variant
     :return: the words
     """
-    return ", ".join(digits(score) for score in scores.returns(setting, variant)[scores.tasks.index(env)])
+    return ", ".join(format_return(score) for score in scores.returns(setting, variant)[scores.tasks.index(env)])
 
 
-def comparisons(scores: Scores, pairs: Sequence[tuple[str, str]]) -> str:
+def comparisons(scores: Scores, to: str) -> str:
     """
-    Pairs of settings.
+    A setting against all others.
 
     :param scores: the scores
-    :param pairs: names of both
+    :param to: name of the setting
     :return: Markdown
     """
     paper = paper_scores()
-    samples = [(scores.normalized(one), scores.normalized(other)) for one, other in pairs]
     rows = []
-    for (one, other), pair, p in zip(pairs, samples, p_values(samples), strict=True):
-        verdict = "cannot tell" if p >= LEVEL else "yes" if statistics.difference(*pair) > 0 else "no, it is worse"
-        known = one in paper and other in paper
+    for setting in scores.settings():
+        if setting == to:
+            continue
+        pair = scores.normalized(to), scores.normalized(setting)
+        known = setting in paper
         rows.append(
             [
-                f"{SETTINGS[one].label} against: {SETTINGS[other].label}",
-                f"{paper[one] - paper[other]:+.2f}" if known else "not given",
+                SETTINGS[setting].label,
+                f"{paper[to] - paper[setting]:+.2f}" if known else "not given",
                 estimate(statistics.difference, *pair, sign="+"),
                 estimate(statistics.probability_of_improvement, *pair, n_resamples=2000),
-                p_value(p),
-                verdict,
-                f"{statistics.power(paper[one] - paper[other], *pair):.2f}" if known else "",
+                format_p(p_values([pair])[0]).removeprefix("p = ").removeprefix("p "),
+                f"{statistics.power(paper[to] - paper[setting], *pair):.2f}" if known else "",
             ]
         )
-    header = ["", "paper: difference", "here: difference", "probability of improvement", "p", "better?", "power"]
+    header = ["against", "paper: difference", "here: difference", "probability of improvement", "p", "power"]
     return table(header, rows)
 
 
-def collapse(scores: Scores) -> str:
+def no_clipping(scores: Scores) -> str:
     """
-    In which tasks "no clipping or penalty" fails.
+    "No clipping or penalty" task by task.
 
     :param scores: the scores
-    :return: Markdown
+    :return: Markdown, empty if it has not been run
     """
     if "none" not in scores.settings():
         return ""
-    rows = []
-    for task, env in enumerate(scores.tasks):
-        means = [scores.normalized("none", random=random)[task].mean() for random in RANDOM_CHOICES]
-        returns = returns_by_seed(scores, "none", env)
-        rows.append([env, returns, *(decimals(mean) for mean in means), f"{collapsed(scores, 'none', env)[0]}"])
+    readings = [Scores(scores.rows, scores.constants, random).normalized("none").mean(axis=1) for random in RANDOM_CHOICES]
+    rows = [
+        [
+            env,
+            returns_by_seed(scores, "none", env),
+            *(format_score(means[task]) for means in readings),
+            str(n_below_start(scores, "none", env)),
+        ]
+        for task, env in enumerate(scores.tasks)
+    ]
     header = ["task", "returns by seed", *(f"score if 0 is {label}" for label in RANDOM_CHOICES.values())]
     return table([*header, "runs below the policy before training"], rows)
 
@@ -405,18 +291,18 @@ def details(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
         return {"details": "", "details_by_task": ""}
     seeds = {run.seed for run in runs}
     scores = everything.only([run for run in everything.rows if run.seed in seeds])
-    others = sorted(
-        {(run.setting, run.variant) for run in runs}, key=lambda key: (key[0] != "none", list(VARIANTS).index(key[1]))
-    )
-    samples = [(scores.normalized(setting, variant), scores.normalized(setting)) for setting, variant in others]
-    adjusted = dict(zip(others, p_values(samples), strict=True))
+    keys = {(run.setting, run.variant) for run in scores.rows}
     rows, by_task = [], []
-    for setting in dict.fromkeys(setting for setting, _ in others):
-        for variant in ("paper", *(variant for name, variant in others if name == setting)):
+    for setting in SETTINGS:
+        if setting not in {run.setting for run in runs}:
+            continue
+        for variant in VARIANTS:
+            if (setting, variant) not in keys:
+                continue
             own, papers = scores.normalized(setting, variant), scores.normalized(setting)
             cells = ["", ""]
             if variant != "paper":
-                cells = [estimate(statistics.difference, own, papers, sign="+"), p_value(adjusted[setting, variant])]
+                cells = [estimate(statistics.difference, own, papers, sign="+"), format_p(p_values([(own, papers)])[0])]
             label = f"{SETTINGS[setting].label}; {VARIANTS[variant].label}"
             rows.append([label, estimate(statistics.mean, own), *cells, *cheetah_cells(scores, setting, variant)])
             by_task.append([label, *means_by_task(scores, setting, variant)])
@@ -438,8 +324,7 @@ def cheetah_cells(scores: Scores, setting: str, variant: str) -> list[str]:
     """
     if CHEETAH not in scores.tasks:
         return ["", ""]
-    n_collapsed, n_runs = collapsed(scores, setting, CHEETAH, variant)
-    return [returns_by_seed(scores, setting, CHEETAH, variant), f"{n_collapsed} of {n_runs}"]
+    return [returns_by_seed(scores, setting, CHEETAH, variant), str(n_below_start(scores, setting, CHEETAH, variant))]
 
 
 def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:
@@ -451,7 +336,7 @@ def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[
     :param variant: name of the variant
     :return: cells of a table
     """
-    return [f"{digits(runs.mean())} ± {digits(runs.std(ddof=1))}" for runs in scores.returns(setting, variant)]
+    return [f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}" for runs in scores.returns(setting, variant)]
 
 
 def by_task(scores: Scores) -> str:
@@ -506,18 +391,17 @@ def sensitivity(scores: Scores) -> str:
     :param scores: the scores
     :return: Markdown
     """
-    choices = [(random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
-    paper = paper_scores()
+    paper, readings = paper_scores(), scores.readings()
     rows = [
         [
             SETTINGS[setting].label,
             f"{paper[setting]:.2f}" if setting in paper else "not given",
-            *(estimate(statistics.mean, scores.normalized(setting, random=random, best=best)) for random, best in choices),
+            *(estimate(statistics.mean, reading.normalized(setting)) for reading in readings),
         ]
         for setting in scores.settings()
     ]
-    header = ["setting", "paper", *(f"0: {RANDOM_CHOICES[random]}; 1: {BEST_CHOICES[best]}" for random, best in choices)]
-    return table(header, rows)
+    labels = [f"0: {RANDOM_CHOICES[reading.random]}; 1: {BEST_CHOICES[reading.best]}" for reading in readings]
+    return table(["setting", "paper", *labels], rows)
 
 
 def other_libraries(scores: Scores) -> str:
@@ -532,9 +416,9 @@ def other_libraries(scores: Scores) -> str:
     with (DATA / "other_libraries.csv").open(newline="") as file:
         others = list(csv.DictReader(file))
     returns = scores.returns("clip_0.2")
-    rows = [[f"**here** (-v4, {returns.shape[1]} seeds)", *(digits(mean) for mean in returns.mean(axis=1))]]
+    rows = [[f"**here** (-v4, {returns.shape[1]} seeds)", *(format_return(mean) for mean in returns.mean(axis=1))]]
     for other in others:
-        numbers = [digits(float(other[env])) if other[env] else "" for env in scores.tasks]
+        numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
         rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
     return table(["", *short(scores.tasks)], rows)
 
@@ -545,15 +429,10 @@ def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
 
     :param everything: the scores
     :param runs: the runs with other seeds
-    :return: the seeds, and Markdown of two tables; empty if there are no such runs
+    :return: the seeds, and Markdown; empty if there are no such runs
     """
     if not runs:
         return {}
     settings = {run.setting for run in runs}
     scores = everything.only([run for run in everything.rows if run.variant == "paper" and run.setting in settings])
-    pairs = [pair for pair in PAIRS if set(pair) <= settings]
-    return {
-        "seeds": sorted({run.seed for run in scores.rows}),
-        "table_1": table_1(scores),
-        "comparisons": comparisons(scores, pairs) if pairs else "",
-    }
+    return {"seeds": sorted({run.seed for run in scores.rows}), "table_1": table_1(scores)}

@@ -6,8 +6,7 @@ rows of all files, so that nothing is lost or counted twice whenever the program
 import csv
 import json
 import os
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -47,6 +46,9 @@ class Results:
         self.curves.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.directory / "lock", timeout=0):
+                # Of runs that were killed
+                for path in self.directory.rglob("*.unfinished"):
+                    path.unlink()
                 yield
         except Timeout:
             raise ValueError(f"Another program is making runs in {self.directory}") from None
@@ -62,8 +64,7 @@ class Results:
         for path in sorted(self.curves.glob("*.npz")):
             changed = path.stat().st_mtime_ns
             if path not in self._rows or self._rows[path][0] != changed:
-                with _open(path) as file:
-                    self._rows[path] = changed, json.loads(str(file["row"]))
+                self._rows[path] = changed, json.loads(str(_read(path, ["row"])["row"]))
             row = self._rows[path][1]
             run = Run(row["variant"], row["setting"], row["env"], row["seed"])
             if run.name != path.stem:
@@ -89,8 +90,7 @@ class Results:
         :param run: the run
         :return: its result
         """
-        with _open(self.curves / f"{run.name}.npz") as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _read(self.curves / f"{run.name}.npz")
         return Result(json.loads(str(arrays.pop("row"))), arrays)
 
     def write_table(self) -> None:
@@ -117,12 +117,13 @@ class Results:
                 )
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays in a file: those with certain names, or all."""
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            yield file
-    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            return {name: file[name] for name in names or file.files}
+    # Whatever damage may lead to
+    except Exception as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and `run` makes it again") from error
 
 

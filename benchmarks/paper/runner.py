@@ -60,22 +60,37 @@ def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, ba
             start_ray(jobs)
         commit = current_commit()
         attempts: Counter[str] = Counter()
-        with parallel_config(backend=backend, n_jobs=jobs), progress_of(runs, results):
+        suspects: list[Run] = []
+
+        def make(runs: Sequence[Run], n_jobs: int) -> None:
+            # One run at a time for each process, none in advance
+            parallel = Parallel(n_jobs=n_jobs, batch_size=1, pre_dispatch="n_jobs")
+            attempts.update(
+                name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in runs) if name
+            )
+
+        with parallel_config(backend=backend), progress_of(runs, results):
             while True:
                 missing = [run for run in missing_runs(runs, results) if attempts[run.name] < ATTEMPTS]
                 if not missing:
                     break
-                # One run at a time for each process, none in advance
-                parallel = Parallel(batch_size=1, pre_dispatch="n_jobs")
+                alone = missing if effective_n_jobs(jobs) == 1 else [run for run in missing if run in suspects]
+                suspects = []
+                for run in alone:
+                    try:
+                        # joblib makes a process of its own for one run only if there could be two
+                        make([run], 2)
+                    except Exception:
+                        traceback.print_exc()
+                        attempts[run.name] += 1
+                if alone:
+                    continue
                 try:
-                    attempts.update(
-                        name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in missing) if name
-                    )
+                    make(missing, jobs)
                 # A process that is killed takes the pool with it: it is one of those that were at work
                 except Exception:
                     traceback.print_exc()
-                    unfinished = [run.name for run in missing_runs(missing, results)]
-                    attempts.update(unfinished[: effective_n_jobs(jobs)])
+                    suspects = missing_runs(missing, results)[: effective_n_jobs(jobs)]
         results.write_table()
     return [run.name for run in missing_runs(runs, results)]
 
@@ -102,8 +117,9 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
     """
     ended = threading.Event()
 
+    n_done = len(runs) - len(missing_runs(runs, results))
+
     def watch() -> None:
-        n_done = len(runs) - len(missing_runs(runs, results))
         # The first runs are those of policies that are not trained, which take seconds
         with tqdm(total=len(runs), initial=n_done, unit="run", smoothing=0.1) as progress:
             over = False
@@ -140,5 +156,8 @@ def start_ray(jobs: int) -> None:
 
     register_ray()
     if not ray.is_initialized():
-        local = jobs > 0 and "RAY_ADDRESS" not in os.environ
-        ray.init(num_cpus=jobs if local else None)
+        if jobs > 0 and "RAY_ADDRESS" not in os.environ:
+            # At least two, as for loky in `run_all`
+            ray.init(address="local", num_cpus=max(jobs, 2))
+        else:
+            ray.init()
