@@ -18,6 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.paper import experiments, figures, report, runner, statistics, training
 from benchmarks.paper.__main__ import FIGURES, main
+from benchmarks.paper.claims import format_score
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import CONSTANTS, MissingRunsError, freeze, paper_scores, read_constants
@@ -512,6 +513,17 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
     assert "Not part of this report" not in text
+
+
+def test_numbers_in_words():
+    assert [format_score(score) for score in (-0.001, 0.125, -99.994, -1234.5)] == ["0.00", "0.12", "-99.99", "-1.23e+03"]
+    assert format_score(0.5, sign="+") == "+0.50"
+    assert [report.format_return(number) for number in (-3.25, 99.96, 1443.4, -14018407.3)] == [
+        "-3.2",
+        "100.0",
+        "1443",
+        "-1.4e+07",
+    ]
 
 
 def test_report_needs_all_runs_of_table_1(made_up, capsys, monkeypatch, tmp_path):

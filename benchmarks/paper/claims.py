@@ -50,8 +50,10 @@ def format_score(score: float, sign: str = "") -> str:
 
     :param score: the score
     :param sign: "+" to write the sign of positive numbers
-    :return: with two decimals
+    :return: with two decimals, or three digits if it is large
     """
+    if abs(score) >= 100:
+        return f"{score:{sign}.3g}"
     # No minus before a zero
     return f"{round(score, 2) + 0.0:{sign}.2f}"
 

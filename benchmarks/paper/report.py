@@ -40,9 +40,11 @@ def format_return(number: float) -> str:
     A return in words.
 
     :param number: the return
-    :return: with one decimal if it is small
+    :return: with one decimal if it is small, with three digits if it is large
     """
-    return f"{number:.1f}" if abs(number) < 100 else f"{number:.0f}"
+    if abs(number) < 100:
+        return f"{number:.1f}"
+    return f"{number:.0f}" if abs(number) < 1e5 else f"{number:.3g}"
 
 
 def run_in_words(run: Run) -> str:
