@@ -225,9 +225,10 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
             if lowest < random - 2 * (best - random):
                 # A collapse would hide all else
                 axes.set_yscale("symlog", linthresh=best - random, linscale=2)
-                decades = range(math.ceil(math.log10(best - random)), math.ceil(math.log10(-lowest)) + 1)
-                ticks = [round(best), 0, *(-(10**decade) for decade in decades)]
-                axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+                first, last = (math.ceil(math.log10(number)) for number in (best - random, -lowest))
+                decades = range(first, last + 1, max((last - first) // 2, 1))
+                ticks = {round(best): f"{best:.0f}", 0: "0"} | {-(10**decade): f"$-10^{decade}$" for decade in decades}
+                axes.set_yticks(list(ticks), list(ticks.values()))
                 axes.yaxis.set_minor_locator(NullLocator())
         panels[0, column].set_title(env.removesuffix("-v4"), fontsize=10)
         panels[-1, column].set_xlabel("timesteps")
