@@ -1,7 +1,6 @@
 """SB3's rollouts with less overhead."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -14,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.inference import ModulePolicy, RolloutPolicy, StackedPolicy, is_standard_mlp
-from sb3_ppo_variants.rollout import checksum, compute_returns_and_advantage
+from sb3_ppo_variants.rollout import KeptDistributions, compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
 
 
@@ -25,10 +24,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
     """
 
     _uses_compiled: bool
-    # Those of pi_old(.|s) at each step of the last rollout, each of shape (n_steps, n_envs, ...); none if they are not known
-    _old_parameters: tuple[th.Tensor, ...]
-    # Of the observations that they belong to
-    _checksum: tuple[Any, ...]
+    # Of the last rollout, until the update
+    _kept: KeptDistributions | None
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -48,7 +45,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         n_steps = 0
         rollout_buffer.reset()
-        self._old_parameters, self._checksum = (), ()
+        self._kept = None
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -95,8 +92,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         compute_returns_and_advantage(rollout_buffer, values, dones)
-        self._old_parameters = policy.parameters()
-        self._checksum = checksum(rollout_buffer)
+        self._kept = KeptDistributions(policy.parameters(), rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True

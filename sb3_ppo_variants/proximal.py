@@ -40,7 +40,7 @@ from sb3_ppo_variants.inference import (
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, N_LOSSES, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
 from sb3_ppo_variants.objectives import Coefficient
-from sb3_ppo_variants.rollout import Rollout, RolloutData, checksum, is_standard
+from sb3_ppo_variants.rollout import KeptDistributions, Rollout, RolloutData, is_standard
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
@@ -179,7 +179,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self._uses_compiled = False
         self._cannot_compile: str | None = None
         self._n_steps_made = 0.0
-        self._old_parameters, self._checksum = (), ()
+        self._kept: KeptDistributions | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -241,7 +241,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made", "_old_parameters", "_checksum"]
+        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made", "_kept"]
         return [*super()._excluded_save_params(), *own]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -333,11 +333,8 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         try:
             with unvalidated_distributions():
                 # theta_old <- theta
-                # Observations may have changed since, by a callback that normalises them, say: pi_old has not seen those
-                is_unchanged = self._old_parameters and checksum(self.rollout_buffer) == self._checksum
-                rollout = Rollout(self.rollout_buffer, self.policy, self._old_parameters if is_unchanged else ())
-                # Those of this update only
-                self._old_parameters = ()
+                kept, self._kept = self._kept, None
+                rollout = Rollout(self.rollout_buffer, self.policy, () if kept is None else kept.of(self.rollout_buffer))
                 # Switch to train mode (this affects batch norm and dropout)
                 self.policy.set_training_mode(True)
                 epochs = self._optimize(rollout, coef)

@@ -198,15 +198,31 @@ def is_standard(buffer: RolloutBuffer) -> bool:
     return is_plain(buffer, RolloutBuffer, DictRolloutBuffer)
 
 
-def checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
+class KeptDistributions:
     """
-    A checksum of the observations in one of SB3's own buffers.
+    The distributions pi_old(.|s) of a rollout's steps, kept from the passes that chose its actions.
 
-    :param buffer: the buffer
-    :return: shape and checksum of each array of observations; none for other buffers
+    :param parameters: as ``kl.distribution_parameters``, each of shape ``(n_steps, n_envs, ...)``; none if they are not known
+    :param buffer: the full buffer of the rollout
     """
-    if not is_standard(buffer):
-        return ()
+
+    def __init__(self, parameters: tuple[th.Tensor, ...], buffer: RolloutBuffer) -> None:
+        self.parameters = parameters if is_standard(buffer) else ()
+        self.checksum = _checksum(buffer) if self.parameters else ()
+
+    def of(self, buffer: RolloutBuffer) -> tuple[th.Tensor, ...]:
+        """
+        The parameters, if they are those of the observations in a buffer: a callback may have changed these since, by
+        normalising them, say, and pi_old has not seen what they are now.
+
+        :param buffer: the buffer that is learned from
+        :return: the parameters, or none
+        """
+        return self.parameters if self.parameters and is_standard(buffer) and _checksum(buffer) == self.checksum else ()
+
+
+def _checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
+    """Shape and checksum of each array of observations in one of SB3's own buffers."""
     observations = buffer.observations
     arrays = observations.values() if isinstance(observations, dict) else [observations]
     return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)

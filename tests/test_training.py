@@ -177,7 +177,7 @@ def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observati
 
         def _on_rollout_end(self):
             buffer = copy.deepcopy(self.model.rollout_buffer)
-            kept = Rollout(buffer, self.model.policy, self.model._old_parameters).data.old_parameters
+            kept = Rollout(buffer, self.model.policy, self.model._kept.of(buffer)).data.old_parameters
             computed = Rollout(buffer, self.model.policy).data.old_parameters
             for one, other in zip(kept, computed, strict=True):
                 assert one.shape == other.shape
@@ -196,7 +196,7 @@ def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observati
     model.learn(1, callback)
     assert callback.compared
     # Those of one update are not taken for those of another
-    assert model._old_parameters == ()
+    assert model._kept is None
 
 
 def halve(model):
