@@ -465,17 +465,19 @@ def test_report_says_what_the_results_show(made_up):
         "in place 2 of 11, after Clipping, epsilon = 0.3; no difference can be told from Adaptive KL, d_targ = 0.01 |"
         in highest
     )
-    assert highest.endswith("| **not** as in the paper | 4 of 4 |")
+    assert highest.endswith("| **not** as in the paper | 4 of 4 readings |")
     pair = line("Clipping, epsilon = 0.2 has a higher score than Fixed KL, beta = 3, by 0.10 | by +0.20")
-    assert pair.endswith("| as in the paper | 4 of 4 |")
-    assert line("Clipping, epsilon = 0.2 has a higher score than Adaptive").endswith("| cannot be told | 4 of 4 |")
+    assert pair.endswith("| as in the paper | 4 of 4 readings |")
+    assert line("Clipping, epsilon = 0.2 has a higher score than Adaptive").endswith("| cannot be told | 4 of 4 readings |")
     # If 0 is the policy before training: HalfCheetah has (-300 + 200) / 300, and the mean is (-1/3 + 0.6) / 7 > 0
-    assert line("No clipping or penalty has a negative score, -0.39 | -0.34 (").endswith("| as in the paper | 2 of 4 |")
-    assert line("That is because of HalfCheetah | without it 0.10 (").endswith("| as in the paper | 2 of 4 |")
+    assert line("No clipping or penalty has a negative score, -0.39 | -0.34 (").endswith(
+        "| as in the paper | 2 of 4 readings |"
+    )
+    assert line("That is because of HalfCheetah | without it 0.10 (").endswith("| as in the paper | 2 of 4 readings |")
     # -1/3 is not below -1/2
     very = line("On HalfCheetah it has a very negative score")
     assert "| below -0.5 in 0 of 3 runs, if that policy is 0: -0.34, -0.33, -0.33 | **not** as in the paper |" in very
-    assert line("L^PG over several epochs is similar").endswith("| **not** as in the paper | 4 of 4 |")
+    assert line("L^PG over several epochs is similar").endswith("| **not** as in the paper | 4 of 4 readings |")
     # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
     assert "column with the paper's is 0.68 (p = 0.0" in text
     assert line("Clipping, epsilon = 0.3 | +0.12 | -0.05 (").endswith("| < 0.001 | 1.00 |")
@@ -503,7 +505,7 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
 
     text = report.report(*save_made_up(tmp_path, STAGES, score))
     highest = line_of(text, "Clipping at 0.2 has")
-    assert highest == "| Clipping at 0.2 has the highest score | it is in place 1 of 11 | as in the paper | 4 of 4 |"
+    assert highest == "| Clipping at 0.2 has the highest score | it is in place 1 of 11 | as in the paper | 4 of 4 readings |"
     # Of ten seeds, nine end at (-1000 + 200) / 300 with the policy before training as 0, and one above it
     assert "| below -0.5 in 9 of 10 runs" in line_of(text, "On HalfCheetah it has a very")
     assert "| in some runs |" in line_of(text, "On HalfCheetah it has a very")

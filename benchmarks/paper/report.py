@@ -178,8 +178,8 @@ def claims_table(scores: Scores) -> str:
     for same_claim in zip(*readings, strict=True):
         first = same_claim[0]
         n_alike = sum(claim.verdict == first.verdict for claim in same_claim)
-        rows.append([first.paper, first.here, first.verdict, f"{n_alike} of {len(readings)}"])
-    return table(["in the paper", "here", "verdict", "the same under how many readings"], rows)
+        rows.append([first.paper, first.here, first.verdict, f"{n_alike} of {len(readings)} readings"])
+    return table(["in the paper", "here", "verdict", "same verdict under"], rows)
 
 
 def rank_correlation(scores: Scores) -> str:
