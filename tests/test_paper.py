@@ -637,6 +637,14 @@ def test_runs_of_another_length_are_refused(directory, tmp_path, capsys, monkeyp
     assert "timesteps is 2048, but" in capsys.readouterr().err
 
 
+def test_files_of_killed_runs_are_removed(tmp_path):
+    unfinished = tmp_path / "curves" / "paper-clip_0.2-Reacher-v4-0abc.unfinished"
+    unfinished.parent.mkdir()
+    unfinished.touch()
+    with Results(tmp_path).lock():
+        assert not unfinished.exists()
+
+
 def test_one_program_at_a_time(tmp_path):
     with Results(tmp_path).lock(), pytest.raises(ValueError, match=f"Another program is making runs in {tmp_path}"):
         runner.run_all([Run("paper", "uniform", "Reacher-v4", 0)], 1, Results(tmp_path), 1, "sequential")
