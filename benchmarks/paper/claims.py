@@ -28,6 +28,7 @@ MARGIN = 0.08
 SAME = "as in the paper"
 OPPOSITE = "**not** as in the paper"
 OPEN = "cannot be told"
+MIXED = "in some runs"
 
 
 class Claim(NamedTuple):
@@ -36,7 +37,7 @@ class Claim(NamedTuple):
 
     :param paper: what it says
     :param here: what is found
-    :param verdict: ``SAME``, ``OPPOSITE`` or ``OPEN``
+    :param verdict: ``SAME``, ``OPPOSITE``, ``OPEN`` or ``MIXED``
     """
 
     paper: str
@@ -130,8 +131,7 @@ def highest(scores: Scores) -> Claim:
     :return: the claim
     """
     others = [setting for setting in scores.settings() if setting in paper_scores() and setting != "clip_0.2"]
-    own = scores.normalized("clip_0.2")
-    samples = [(own, scores.normalized(setting)) for setting in others]
+    samples = [scores.pair("clip_0.2", setting) for setting in others]
     differences = np.array([statistics.difference(*pair) for pair in samples])
     differ = statistics.holm(p_values(samples)) < LEVEL
     ahead = [SETTINGS[setting].label for setting, d in zip(others, differences, strict=True) if d < 0]
@@ -152,7 +152,7 @@ def pairs(scores: Scores, names: Sequence[tuple[str, str]]) -> list[Claim]:
     :return: a claim for each
     """
     paper = paper_scores()
-    samples = [(scores.normalized(one), scores.normalized(other)) for one, other in names]
+    samples = [scores.pair(one, other) for one, other in names]
     found = []
     for (one, other), pair, p in zip(names, samples, statistics.holm(p_values(samples)), strict=True):
         verdict = OPEN if p >= LEVEL else SAME if statistics.difference(*pair) > 0 else OPPOSITE
@@ -192,10 +192,10 @@ def without_cheetah(scores: Scores) -> Claim:
     :param scores: the scores
     :return: the claim
     """
-    own = scores.normalized("none")
-    rest = np.delete(own, scores.tasks.index(CHEETAH), axis=0)
-    signs = sign_of(own), sign_of(rest)
-    verdict = SAME if signs == (-1, 1) else OPPOSITE if signs[0] == 1 or signs[1] == -1 else OPEN
+    own, task = scores.normalized("none"), scores.tasks.index(CHEETAH)
+    rest = np.delete(own, task, axis=0)
+    of_all, of_rest, of_cheetah = sign_of(own), sign_of(rest), sign_of(own[[task]])
+    verdict = SAME if (of_all, of_rest) == (-1, 1) else OPPOSITE if of_all == 1 or of_rest == -1 or of_cheetah == 1 else OPEN
     return Claim("That is because of HalfCheetah", f"without it {estimate(statistics.mean, rest)}", verdict)
 
 
@@ -208,7 +208,7 @@ def very_negative(scores: Scores) -> Claim:
     """
     own = Scores(scores.rows, scores.constants, "untrained", scores.best).normalized("none")[scores.tasks.index(CHEETAH)]
     n_collapsed = int((own < VERY_NEGATIVE).sum())
-    verdict = SAME if n_collapsed == len(own) else OPPOSITE if n_collapsed == 0 else "in some runs"
+    verdict = SAME if n_collapsed == len(own) else OPPOSITE if n_collapsed == 0 else MIXED
     said = "On HalfCheetah it has a very negative score, worse than the policy before training"
     here = (
         f"below {VERY_NEGATIVE} in {n_collapsed} of {len(own)} runs, if that policy is 0: {', '.join(map(format_score, own))}"
@@ -223,7 +223,7 @@ def similar_or_worse(scores: Scores) -> Claim:
     :param scores: the scores
     :return: the claim
     """
-    pair = scores.normalized("policy_gradient"), scores.normalized("none")
+    pair = scores.pair("policy_gradient", "none")
     low, high = interval(statistics.difference, *pair)
     verdict = SAME if high < MARGIN else OPPOSITE if low > MARGIN else OPEN
     said = "L^PG over several epochs is similar or worse"

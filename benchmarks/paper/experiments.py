@@ -187,4 +187,4 @@ def command(run: Run, commit: str, timesteps: int) -> str:
     selection = f"--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
     length = "" if timesteps == TIMESTEPS else f" --timesteps {timesteps}"
     changed = "  # with changes that had not been committed" if commit.endswith("+") else ""
-    return f"{checkout}python -m benchmarks.paper run {selection}{length} --results again{changed}"
+    return f"{checkout}python -m benchmarks.paper run {selection}{length} --results ../again{changed}"

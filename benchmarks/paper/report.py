@@ -10,10 +10,30 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, LEVEL, MARGIN, SEED, claims, estimate, format_p, format_score, p_values
+from benchmarks.paper.claims import (
+    CHEETAH,
+    LEVEL,
+    MARGIN,
+    SEED,
+    VERY_NEGATIVE,
+    claims,
+    estimate,
+    format_p,
+    format_score,
+    p_values,
+)
 from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
 from benchmarks.paper.results import Results
-from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
+from benchmarks.paper.scores import (
+    BEST_CHOICES,
+    DATA,
+    RANDOM_CHOICES,
+    MissingRunsError,
+    Scores,
+    paper_scores,
+    read_constants,
+    rows_of,
+)
 from benchmarks.paper.training import LAST_EPISODES
 
 REPORT = Path(__file__).parents[2] / "docs" / "paper.md"
@@ -91,6 +111,7 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         ],
         claims=claims_table(everything),
         margin=MARGIN,
+        very_negative=VERY_NEGATIVE,
         rank_correlation=rank_correlation(scores),
         comparisons=comparisons(scores, to="clip_0.2"),
         no_clipping=no_clipping(scores),
@@ -212,7 +233,10 @@ def n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper"
     task = scores.tasks.index(env)
     start = scores.constant("untrained")[task]
     if VARIANTS[variant].bounded_actions:
-        start = scores.returns("untrained", "bounded_actions")[task].mean()
+        returns = scores.returns("untrained", "bounded_actions")[task]
+        if not len(returns):
+            raise MissingRunsError("The policy before training has not been run with bounded actions: stage details_sb3")
+        start = returns.mean()
     return int((scores.returns(setting, variant)[task] < start).sum())
 
 

@@ -36,6 +36,10 @@ class Results:
         # The row of each file, and the time of its last change
         self._rows: dict[Path, tuple[int, dict[str, Any]]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes do not need the rows, which may change while they are pickled
+        return {**self.__dict__, "_rows": {}}
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """

@@ -42,7 +42,8 @@ def attempt(run: Run, timesteps: int, commit: str, results: Results) -> str | No
 
 def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, backend: str) -> list[str]:
     """
-    Make the runs that are not among the results. One that fails is tried once again.
+    Make the runs that are not among the results. One that fails is tried once again, or more often where a process has been
+    killed meanwhile.
 
     :param runs: the runs, in the order in which they are to be made
     :param timesteps: the length of each
@@ -122,7 +123,7 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
     def watch() -> None:
         # The first runs are those of policies that are not trained, which take seconds
         with tqdm(total=len(runs), initial=n_done, unit="run", smoothing=0.1) as progress:
-            over = False
+            over, said = False, ""
             while not over:
                 over = ended.wait(INTERVAL)
                 try:
@@ -132,7 +133,9 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
                         results.write_table()
                 # Such as a full disk: the runs go on, and the table is written once more at the end
                 except (OSError, ValueError) as error:
-                    progress.write(f"runs.csv is not up to date: {error}", file=sys.stderr)
+                    if str(error) != said:
+                        said = str(error)
+                        progress.write(f"runs.csv is not up to date: {said}", file=sys.stderr)
                 if sys.stderr.isatty():
                     progress.refresh()
 

@@ -63,14 +63,13 @@ class Scores:
         """The same scores under each reading of the normalisation."""
         return [Scores(self.rows, self.constants, random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
 
-    def settings(self, variant: str = "paper") -> list[str]:
+    def settings(self) -> list[str]:
         """
-        The settings that there are.
+        The settings that there are as in the paper.
 
-        :param variant: name of the variant
         :return: names, in the order of Table 1
         """
-        present = {run.setting for run in self.rows if run.variant == variant}
+        present = {run.setting for run in self.rows if run.variant == "paper"}
         return [setting for setting in SETTINGS if setting in present]
 
     def returns(self, setting: str, variant: str = "paper") -> np.ndarray:
@@ -101,6 +100,18 @@ class Scores:
         :return: shape ``(n_tasks, n_seeds)``
         """
         return normalize(self.returns(setting, variant), self.constant(self.random), self.constant(self.best))
+
+    def pair(self, one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The normalised scores of two settings, of the seeds that both have.
+
+        :param one: name of the one
+        :param other: name of the other
+        :return: two arrays of shape ``(n_tasks, n_seeds)``
+        """
+        seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in (one, other)]
+        scores = self.only([run for run in self.rows if run.seed in seeds[0] & seeds[1]])
+        return scores.normalized(one), scores.normalized(other)
 
     def constant(self, name: str) -> np.ndarray:
         """
