@@ -12,7 +12,7 @@ from sb3_ppo_variants.objectives import Coefficient
 # What `ppo_loss` measures beside the gradient, in this order; the names are SB3's
 METRICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
 # Those that the gradient is of. The others may overflow with the ratio where the objective knows no ratio, as L^PG
-N_LOSSES = 4
+N_LOSSES = METRICS.index("approx_kl")
 
 
 class SurrogateTerms:

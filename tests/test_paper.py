@@ -566,7 +566,7 @@ def test_damaged_and_renamed_files_are_named(made_up):
     path = results.curves / "paper-clip_0.2-Reacher-v4-2.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    with pytest.raises(ValueError, match=r"paper-clip_0\.2-Reacher-v4-2\.npz is damaged"):
+    with pytest.raises(ValueError, match=r"paper-clip_0\.2-Reacher-v4-2\.npz cannot be read"):
         results.rows()
     path.write_bytes(whole)
     path.rename(path.with_stem("paper-clip_0.2-Reacher-v4-3"))

@@ -307,7 +307,7 @@ def no_clipping(scores: Scores) -> str:
 
 def details(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
     """
-    Which detail makes "no clipping or penalty" collapse.
+    What other conventions make of the scores.
 
     :param everything: the scores
     :param runs: the runs with other details
@@ -355,7 +355,7 @@ def cheetah_cells(scores: Scores, setting: str, variant: str) -> list[str]:
 
 def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:
     """
-    The mean return and the deviation over seeds in each task.
+    The mean return and the standard deviation over seeds in each task.
 
     :param scores: the scores
     :param setting: name of the setting

@@ -128,7 +128,7 @@ def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarra
             return {name: file[name] for name in names or file.files}
     # Whatever damage may lead to
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and `run` makes it again") from error
+        raise ValueError(f"{path} cannot be read ({error}): if it is damaged, delete it, and `run` makes it again") from error
 
 
 @contextmanager
