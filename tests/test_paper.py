@@ -17,12 +17,11 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.paper import experiments, figures, report, runner, statistics, training
+from benchmarks.paper import claims, experiments, figures, report, runner, statistics, tables, training
 from benchmarks.paper.__main__ import FIGURES, main
-from benchmarks.paper.claims import format_score
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, MissingRunsError, freeze, paper_scores, read_constants
+from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants
 from benchmarks.paper.training import Result
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen, compiled
 
@@ -527,10 +526,60 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "Not part of this report" not in text
 
 
+@pytest.mark.parametrize(
+    ("cheetah", "reacher", "verdicts"),
+    [
+        # The mean may be of either sign
+        ([-100, 100, 100], [-100, 100, -100], (claims.OPEN, claims.OPEN)),
+        # ... but HalfCheetah's is positive
+        ([50, 51, 52], [-300, 100, 100], (claims.OPEN, claims.OPPOSITE)),
+        # Negative with HalfCheetah and without it
+        ([-50, -51, -52], [-50, -51, -52], (claims.SAME, claims.OPPOSITE)),
+        ([50, 51, 52], [50, 51, 52], (claims.OPPOSITE, claims.OPPOSITE)),
+        ([-90, -91, -92], [50, 51, 52], (claims.SAME, claims.SAME)),
+    ],
+)
+def test_verdicts_on_no_clipping(cheetah, reacher, verdicts):
+    scores = made_up_scores({"none": {"HalfCheetah-v4": cheetah, "Reacher-v4": reacher}})
+    assert (claims.negative(scores).verdict, claims.without_cheetah(scores).verdict) == verdicts
+
+
+@pytest.mark.parametrize(
+    ("gradient", "verdict"),
+    # The margin is 8 of 100
+    [
+        ([-900, -901, -902], claims.SAME),
+        ([13, 14, 15], claims.SAME),
+        ([20, 21, 22], claims.OPPOSITE),
+        ([8, 18, 28], claims.OPEN),
+    ],
+)
+def test_verdicts_on_policy_gradient(gradient, verdict):
+    scores = made_up_scores({"none": {"Reacher-v4": [9, 10, 11]}, "policy_gradient": {"Reacher-v4": gradient}})
+    assert claims.similar_or_worse(scores).verdict == verdict
+
+
+def made_up_scores(returns):
+    """Scores of which 0 is 0 and 1 is 100."""
+    rows = {
+        Run("paper", setting, env, seed): {"score": score, "timesteps": 1}
+        for setting, by_task in returns.items()
+        for env, of_task in by_task.items()
+        for seed, score in enumerate(of_task)
+    }
+    constants = {"uniform": 0, "untrained": 0, "best_run": 100, "best_setting": 100}
+    return Scores(rows, dict.fromkeys(TASKS, constants))
+
+
 def test_numbers_in_words():
-    assert [format_score(score) for score in (-0.001, 0.125, -99.994, -1234.5)] == ["0.00", "0.12", "-99.99", "-1.23e+03"]
-    assert format_score(0.5, sign="+") == "+0.50"
-    assert [report.format_return(number) for number in (-3.25, 99.96, 1443.4, -14018407.3)] == [
+    assert [claims.format_score(score) for score in (-0.001, 0.125, -99.994, -1234.5)] == [
+        "0.00",
+        "0.12",
+        "-99.99",
+        "-1.23e+03",
+    ]
+    assert claims.format_score(0.5, sign="+") == "+0.50"
+    assert [tables.format_return(number) for number in (-3.25, 99.96, 1443.4, -14018407.3)] == [
         "-3.2",
         "100.0",
         "1443",
