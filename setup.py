@@ -81,7 +81,6 @@ setup(
             "types-PyYAML",
             "types-tqdm",
         ],
-        "docs": ["myst-parser", "sphinx", "sphinx-copybutton", "sphinx-rtd-theme"],
         "benchmarks": [*MUJOCO, "filelock", "jinja2", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
         # To spread the runs of benchmarks/paper over a cluster
         "ray": ["ray>=2.9"],

@@ -338,6 +338,8 @@ class CompiledUpdate:
                         self.functions[key] = _compile(graph, arguments)
                     else:
                         self.functions[key] = lambda arguments: graph(*arguments)
+            except CompilationError:
+                raise
             # Whatever a tracer and a compiler may raise
             except Exception as error:
                 raise CompilationError(f"{type(error).__name__}: {error}") from error

@@ -90,12 +90,14 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     Whether a method leaves in ``policy.action_dist`` what ``policy.get_distribution`` would return, as SB3's own do: that
     saves a forward pass.
 
-    :param policy: any policy
+    :param policy: any policy, or a module that wraps one
     :param method: "forward" or "evaluate_actions"
     :return: whether it does
     """
     names = (method, "get_distribution", "extract_features", "_get_action_dist_from_latent")
-    return all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names)
+    return all(
+        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names
+    )
 
 
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:

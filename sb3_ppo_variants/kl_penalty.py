@@ -24,4 +24,7 @@ class KLPenaltyPPO(ProximalPolicyOptimization):
 
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:
         """L^KLPEN, equation (8), or L^CPI, equation (6), if beta is 0."""
-        return kl_penalized_surrogate(terms.ratio, terms.advantages, terms.kl, coef["kl_coef"], coef.get("clip_range"))
+        beta, ratio = coef["kl_coef"], terms.ratio
+        # Not computed where it has no weight: a distribution may have no closed form of it
+        kl = terms.kl if isinstance(beta, th.Tensor) or beta > 0 else th.zeros_like(ratio)
+        return kl_penalized_surrogate(ratio, terms.advantages, kl, beta, coef.get("clip_range"))

@@ -38,7 +38,15 @@ from sb3_ppo_variants.inference import (
     is_standard_mlp,
 )
 from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.loss import METRICS, N_LOSSES, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
+from sb3_ppo_variants.loss import (
+    METRICS,
+    N_LOSSES,
+    Surrogate,
+    SurrogateTerms,
+    ppo_loss,
+    standardize,
+    unvalidated_distributions,
+)
 from sb3_ppo_variants.objectives import Coefficient
 from sb3_ppo_variants.rollout import KeptDistributions, Rollout, RolloutData, is_standard
 
@@ -178,7 +186,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self._compiled_update: compiled.CompiledUpdate | None = None
         self._uses_compiled = False
         self._cannot_compile: str | None = None
-        self._n_steps_made = 0.0
+        self._n_steps_planned = 0.0
         self._kept: KeptDistributions | None = None
 
         if _init_setup_model:
@@ -241,7 +249,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_made", "_kept"]
+        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_planned", "_kept"]
         return [*super()._excluded_save_params(), *own]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -260,9 +268,9 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         n_images = total_timesteps * self.n_epochs * compiled.image_work(self.policy)
         n_steps = max(n_steps, n_images / IMAGES_PER_STEP)
         # A training in many short pieces is a long one
-        self._n_steps_made += n_steps
+        self._n_steps_planned += n_steps
         self._uses_compiled = False
-        if self.compile is False or (self.compile == "auto" and self._n_steps_made < MIN_STEPS_TO_COMPILE):
+        if self.compile is False or (self.compile == "auto" and self._n_steps_planned < MIN_STEPS_TO_COMPILE):
             return
         reason = _unsupported_buffer(self.rollout_buffer) or self._cannot_compile or compiled.unsupported_reason(self.policy)
         if reason is None:
@@ -277,7 +285,8 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         """
         The surrogate objective L^S per sample, to be maximised: what makes a variant.
 
-        Must be a function of its arguments alone, without reading from or writing to ``self``, so that it can be compiled.
+        A function of its arguments alone: what reads attributes of ``self`` is not compiled. ``coefficients`` is the place
+        for numbers.
 
         :param terms: ratio, advantages, KL and so on of a minibatch, each of shape ``(batch,)``
         :param coef: the coefficients of this update, from ``coefficients``
@@ -339,7 +348,8 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 self.policy.set_training_mode(True)
                 epochs = self._optimize(rollout, coef)
                 kl = rollout.mean_kl()
-            self._check_finite(before, epochs, kl)
+            # The KL is part of the loss where it has a weight
+            self._check_finite(before, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
         # Also when the user interrupts it: half an update would be saved without its beta
         except BaseException as error:
             before.restore(self)
@@ -360,14 +370,20 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         max_approx_kl = self._max_approx_kl()
         if self._uses_compiled:
             numpy_state = np.random.get_state()
+            # A callback may have frozen layers, say
+            reason = _unsupported_buffer(rollout.buffer) or compiled.unsupported_policy(self.policy)
             try:
+                if reason is not None:
+                    raise compiled.CompilationError(reason)
                 return self._optimize_compiled(rollout, coef, max_approx_kl)
             except compiled.CompilationError as error:
                 if self.compile is True:
                     raise
                 np.random.set_state(numpy_state)
                 self._uses_compiled = False
-                self._cannot_compile = str(error)
+                if reason is None:
+                    # The next attempt would fail, too, and take its time
+                    self._cannot_compile = str(error)
                 self._print(f"Not compiled: {error}")
         epochs: list[th.Tensor] = []
         normalize = self._advantage_normalizer()
@@ -418,10 +434,6 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
 
     def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """As ``_optimize``, with the compiled minibatch step."""
-        # A callback may have frozen layers, say
-        reason = _unsupported_buffer(rollout.buffer) or compiled.unsupported_policy(self.policy)
-        if reason is not None:
-            raise compiled.CompilationError(reason)
         assert rollout.data is not None
         data = rollout.data
         if self.normalize_advantage == "batch":
@@ -429,13 +441,27 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         options = (tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
         update = self._compiled_update
         if update is None or not update.serves(self.policy, options):
-            update = compiled.CompiledUpdate(self.policy, self.surrogate, *options)
+            update = compiled.CompiledUpdate(self.policy, self._surrogate_to_compile(), *options)
             self._compiled_update = update
         epochs = [rollout.permutation() for _ in range(self.n_epochs)]
         metrics = update.run(data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
         update.store()
         self._n_updates += len(metrics)
         return metrics
+
+    def _surrogate_to_compile(self) -> Surrogate:
+        """``surrogate`` of an object that has methods only: a trace would take attributes for constants."""
+        cls = type(self)
+
+        class Methods(cls):  # type: ignore[misc, valid-type]
+            def __getattribute__(self, name: str) -> Any:
+                if name.startswith("__") or inspect.isroutine(getattr(cls, name, None)):
+                    return super().__getattribute__(name)
+                raise compiled.CompilationError(
+                    f"surrogate reads self.{name}, which compiled code would not see change: let coefficients() return it"
+                )
+
+        return vars(self).get("surrogate", object.__new__(Methods).surrogate)
 
     def _print(self, message: str) -> None:
         if self.verbose >= 1:
@@ -554,20 +580,31 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         :param custom_objects: objects to use instead of the saved ones, by name
         :param print_system_info: whether to print system info from the saved model and the current system
         :param force_reset: reset the environment before training
-        :param kwargs: arguments of the constructor to change
+        :param kwargs: arguments of the constructor to change; the ``compile=True`` of a saved model becomes ``"auto"``
         :return: the loaded model
         :raises TypeError: if ``kwargs`` has a name that the class does not know
-        :raises ValueError: if the file is damaged, or not a model of PPO
+        :raises ValueError: if the file is damaged, or not a model of PPO, or one of ``PPOKLPen``, whose ``target_kl`` has
+            another meaning, and no ``target_kl`` is given
         """
         known = vars(cls("MlpPolicy", None, _init_setup_model=False)).keys() | inspect.signature(cls).parameters.keys()
-        unknown = sorted(kwargs.keys() - known)
+        # The saved policy stays
+        unknown = sorted(kwargs.keys() - (known - {"policy"}))
         if unknown:
             raise TypeError(f"{cls.__name__}.load() got an unexpected keyword argument: {', '.join(unknown)}")
+        if "stats_window_size" in kwargs:
+            # The one argument that is not kept under its own name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         try:
             # Another algorithm's hyperparameters would be taken for those of PPO, the missing ones for the defaults
-            missing = PPO_HYPERPARAMETERS - _saved_names(path)
+            saved = _saved_names(path)
+            missing = PPO_HYPERPARAMETERS - saved
             if missing:
                 raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {', '.join(sorted(missing))}")
+            if "kl_coef_bounds" in saved - known and "target_kl" not in kwargs:
+                raise ValueError(
+                    f"{path} is a model of PPOKLPen, whose target_kl is d_targ, while that of {cls.__name__} ends updates "
+                    "early: load needs a target_kl (None for no early end)"
+                )
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
@@ -620,7 +657,8 @@ class _Snapshot:
 def _one_thread() -> Iterator[None]:
     """One torch thread: more only get in each other's way with small networks. A number that the user has set stays."""
     n_threads = th.get_num_threads()
-    n_cores = os.cpu_count() or 1
+    # Those that this process may use
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Torch's own choice is the number of cores, which may count twice as many as there are
     is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)
     try:

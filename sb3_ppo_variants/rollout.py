@@ -120,7 +120,8 @@ class Rollout:
                 if not old:
                     return None
                 kl.append(kl_from_parameters(self.policy.action_dist, old, _parameters(self.policy, samples.observations)))
-        return th.cat(kl).mean(dtype=th.float64).item()
+        # Not every device has float64
+        return th.cat(kl).cpu().mean(dtype=th.float64).item()
 
     def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
         with _evaluation(self.old_policy):

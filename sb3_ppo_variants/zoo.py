@@ -166,7 +166,7 @@ def _check_schedule(name: str, value: Any) -> None:
 
 
 def _check_keys(algo: str, hyperparams: dict[str, Any], config: str) -> None:
-    # A constructor names unknown keys too, but `load`, which the Zoo's -i calls, stores them as attributes without a word
+    # Constructor and `load` name unknown keys too, but not where they come from
     unknown = sorted(set(hyperparams) - set(inspect.signature(ALGOS[algo]).parameters))
     if unknown:
         raise ValueError(

@@ -412,6 +412,44 @@ def test_layers_frozen_in_between(monkeypatch, capsys):
     model.learn(156, callback)
     assert th.equal(callback.frozen, model.policy.mlp_extractor.policy_net[0].weight)
     assert "Not compiled: some parameters of the policy are frozen" in capsys.readouterr().out
+    # That may be over in the next training
+    model.policy.requires_grad_(True)
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters())
+    model.learn(52)
+    assert model._uses_compiled
+
+
+class Weighted(PPOClip):
+    weight = 0.5
+
+    def surrogate(self, terms, coef):
+        return self.weight * self.unweighted(terms, coef)
+
+    def unweighted(self, terms, coef):
+        return super().surrogate(terms, coef)
+
+
+class WeightedCoefficient(Weighted):
+    def coefficients(self):
+        return {**super().coefficients(), "weight": self.weight}
+
+    def surrogate(self, terms, coef):
+        return coef["weight"] * self.unweighted(terms, coef)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_objective_that_reads_attributes_is_not_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+
+    def learn(cls):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, verbose=1, seed=0)
+        model.learn(52)
+        return model
+
+    assert learn(WeightedCoefficient)._uses_compiled
+    assert "Not compiled" not in capsys.readouterr().out
+    assert not learn(Weighted)._uses_compiled
+    assert "Not compiled: surrogate reads self.weight, which compiled code would not see change" in capsys.readouterr().out
 
 
 class ChangeBuffer(BaseCallback):
@@ -532,7 +570,8 @@ def test_one_thread_inside_of_learn(monkeypatch):
         assert th.get_num_threads() == n_before
         return n_threads[-1]
 
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    # As where a process may use two of the cores
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 7}, raising=False)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     try:

@@ -229,6 +229,27 @@ def test_values_without_a_second_dimension():
     assert_same_training(train(PPO, FlatValues, make_env), train(PPOClip, FlatValues, make_env, compile=False))
 
 
+class TwoLikeliest(ActorCriticPolicy):
+    """Never takes any but the two likeliest actions, so that an update may rule out what was taken."""
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        logits = self.action_net(latent_pi)
+        ruled_out = logits < logits.topk(2).values[..., -1:]
+        return self.action_dist.proba_distribution(logits.masked_fill(ruled_out, -th.inf))
+
+
+def test_kl_that_is_infinite_is_but_logged():
+    kwargs = {"learning_rate": 0.01}
+    make_env = space_env("box", "discrete")
+    expected = train(PPO, TwoLikeliest, make_env, **kwargs)
+    actual = train(PPOClip, TwoLikeliest, make_env, compile=False, **kwargs)
+    assert actual[1][-1]["train/kl"] == actual[1][-1]["train/approx_kl"] == np.inf
+    assert_same_training(expected, actual)
+    assert_same_training(expected, train(PPOFixedKL, TwoLikeliest, make_env, clip_range=0.2, kl_coef=0, **kwargs))
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        train(PPOFixedKL, TwoLikeliest, make_env, **kwargs)
+
+
 def test_layers_that_are_unfrozen_later():
     """Adam counts the steps of each parameter."""
 

@@ -2,6 +2,7 @@ import random
 import zipfile
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -118,8 +119,23 @@ def test_unknown_argument_of_load(cls, tmp_path):
     cls("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
     with pytest.raises(TypeError, match="unexpected keyword argument: clip_rnage"):
         cls.load(tmp_path / "model", clip_rnage=0.3)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument: policy$"):
+        cls.load(tmp_path / "model", policy="CnnPolicy")
     with pytest.raises(ValueError, match="n_epochs must be at least 1, but is 0"):
         cls.load(tmp_path / "model", n_epochs=0)
+    with pytest.raises(ValueError, match="stats_window_size must be at least 1, but is 0"):
+        cls.load(tmp_path / "model", stats_window_size=0)
+    model = cls.load(tmp_path / "model", env=gym.make("Pendulum-v1"), stats_window_size=7).learn(64)
+    assert model.ep_info_buffer.maxlen == 7
+
+
+@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL])
+def test_target_of_adaptive_kl_does_not_end_updates_of_another_class(cls, tmp_path):
+    PPOKLPen("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"model is a model of PPOKLPen, .* that of {cls.__name__} .* needs a target_kl"):
+        cls.load(tmp_path / "model")
+    model = cls.load(tmp_path / "model", target_kl=None, clip_range=0.2)
+    assert (model.target_kl, model.clip_range(1.0)) == (None, 0.2)
 
 
 def test_foreign_files(tmp_path):

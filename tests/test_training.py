@@ -18,7 +18,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from test_parity import POLICIES, Record, equal, space_env, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
+from sb3_ppo_variants.inference import evaluate_policy
 from sb3_ppo_variants.kl import kl_normal
+from sb3_ppo_variants.loss import unvalidated_distributions
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.rollout import Rollout
 
@@ -335,6 +337,22 @@ def test_own_distribution_without_closed_form():
     assert "train/kl" not in updates(rows)[-1]
     with pytest.raises(NotImplementedError, match="OwnDistribution"):
         train(PPOFixedKL, Policy, space_env("box", "box"))
+    # Without a weight it is not asked for
+    model, _ = train(PPOFixedKL, Policy, space_env("box", "box"), kl_coef=0, clip_range=0.2)
+    expected, _ = train(PPOClip, Policy, space_env("box", "box"))
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_policy_that_torch_compile_wraps():
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"))
+    observations, actions = th.zeros(4, 5), th.zeros(4, 3)
+    expected = evaluate_policy(model.policy, observations, actions)
+    # Which torch.compile turns off for good
+    with unvalidated_distributions():
+        actual = evaluate_policy(th.compile(model.policy), observations, actions)
+    assert equal(actual[:3], expected[:3])
+    assert equal(actual.parameters(), expected.parameters())
 
 
 class KeepLocals(BaseCallback):
