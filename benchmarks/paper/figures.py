@@ -38,7 +38,7 @@ FAMILIES = {
     "policy_gradient": ("C3", "d"),
 }
 # The rows of the learning curves: kinds that are drawn together
-ROWS = (("clip",), ("adaptive_kl",), ("fixed_kl",), ("none", "policy_gradient"))
+ROWS = (("clip",), ("adaptive_kl",), ("fixed_kl",), ("none",), ("policy_gradient",))
 EPSILON = 0.2
 
 
@@ -269,7 +269,7 @@ def performance_profile(scores: Scores) -> Any:
         return statistics.performance_profile(normalized, thresholds)
 
     rows = rows_of_kinds(scores.settings())
-    figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 3.6), squeeze=False, sharey=True)
+    figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 4.6), squeeze=False, sharey=True)
     for axes, row in zip(panels[0], rows, strict=True):
         if "clip_0.2" in scores.settings() and "clip_0.2" not in row:
             gray = {"color": "0.6", "linewidth": 3, "label": SETTINGS["clip_0.2"].label}
@@ -280,8 +280,7 @@ def performance_profile(scores: Scores) -> Any:
             low, high = statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000)
             axes.fill_between(thresholds, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
         axes.set_xlabel("normalised score")
-        # Where the curves are not: those of the last kind are low
-        axes.legend(fontsize=7, loc="upper right" if family(row[0]) in ROWS[-1] else "lower left")
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0, 0].set_ylabel("fraction of runs above it")
     return figure
 
@@ -314,7 +313,7 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
         panels[1, column].set_xlabel("update")
         for axes in panels[:, column]:
             axes.set_yscale("log")
-    panels[0, 0].set_ylabel("KL[pi_old, pi] in nats (gray: the band)")
+    panels[0, 0].set_ylabel("KL in nats (gray: the band)")
     panels[1, 0].set_ylabel("beta")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure

@@ -6,10 +6,11 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from benchmarks.paper import tables
-from benchmarks.paper.claims import LEVEL, MARGIN, VERY_NEGATIVE
+from benchmarks.paper.claims import LEVEL, MARGIN
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
+from benchmarks.paper.summary import summary
 from benchmarks.paper.training import LAST_EPISODES
 
 REPORT = Path(__file__).parents[2] / "docs" / "paper.md"
@@ -66,8 +67,8 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         ],
         claims=tables.claims_table(everything),
         margin=MARGIN,
-        very_negative=VERY_NEGATIVE,
-        rank_correlation=tables.rank_correlation(scores),
+        summary=summary(scores),
+        other_summaries=tables.other_summaries(scores),
         comparisons=tables.comparisons(scores, to="clip_0.2"),
         no_clipping=tables.no_clipping(scores),
         by_task=tables.by_task(scores),
@@ -81,6 +82,6 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         unfinished=unfinished,
         steps=max(row["steps"] for row in trained.values()),
         command=command(example, trained[example]["commit"], trained[example]["timesteps"]),
-        commits=tables.counts("commit", everything),
+        commits=tables.commits(scores),
         versions=tables.counts("versions", everything),
     )

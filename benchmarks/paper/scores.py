@@ -63,6 +63,10 @@ class Scores:
         """The same scores under each reading of the normalisation."""
         return [Scores(self.rows, self.constants, random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
 
+    def readings_of_random(self) -> list["Scores"]:
+        """The same scores for each choice of what is 0."""
+        return [Scores(self.rows, self.constants, random, self.best) for random in RANDOM_CHOICES]
+
     def settings(self) -> list[str]:
         """
         The settings that there are as in the paper.

@@ -1,6 +1,8 @@
 """The tables of docs/paper.md, in Markdown."""
 
 import csv
+import inspect
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +10,24 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, SEED, claims, estimate, format_p, format_score, p_values
+from benchmarks.paper.claims import CHEETAH, adjusted, claims, p_values
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, MissingRunsError, Scores, paper_scores
+from benchmarks.paper.words import (
+    bootstrap_in_words,
+    format_p,
+    format_return,
+    format_score,
+    interval_in_words,
+    mean_in_words,
+    pairs_in_words,
+)
+from sb3_ppo_variants import PPOKLPen
+
+# The paper's runs of a setting in a task
+PAPER_SEEDS = 3
+KL_COEF_BOUNDS = inspect.signature(PPOKLPen).parameters["kl_coef_bounds"].default
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,28 +42,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def format_return(number: float) -> str:
-    """
-    A return in words.
-
-    :param number: the return
-    :return: with one decimal if it is small, with three digits if it is large
-    """
-    if abs(number) < 100:
-        return f"{number:.1f}"
-    return f"{number:.0f}" if abs(number) < 1e5 else f"{number:.3g}"
-
-
-def p_cell(pair: tuple[np.ndarray, np.ndarray]) -> str:
-    """
-    Whether two settings differ, in a column that is headed p.
-
-    :param pair: scores of both
-    :return: the p-value
-    """
-    return format_p(p_values([pair])[0]).removeprefix("p = ").removeprefix("p ")
-
-
 def counts(column: str, scores: Scores) -> str:
     """
     How often each value of a column of the rows occurs.
@@ -60,6 +54,32 @@ def counts(column: str, scores: Scores) -> str:
     return table([column, "runs"], [[value, str(count)] for value, count in values.most_common()])
 
 
+def commits(scores: Scores) -> str:
+    """
+    The commits that the runs were made with.
+
+    :param scores: the scores of Table 1's runs
+    :return: Markdown
+    """
+    seeds = sorted({run.seed for run in scores.rows})
+    rows = []
+    for setting in (*scores.settings(), *REFERENCES):
+        own = {run: row["commit"][:7] for run, row in scores.rows.items() if run.setting == setting}
+        of_seeds = [dict.fromkeys(commit for run, commit in own.items() if run.seed == seed) for seed in seeds]
+        rows.append([label_of(setting), *map(", ".join, of_seeds)])
+    return table(["", *(f"seed {seed}" for seed in seeds)], rows)
+
+
+def label_of(setting: str) -> str:
+    """
+    A setting or a policy that is not trained in words.
+
+    :param setting: its name
+    :return: the words
+    """
+    return {**SETTINGS, **REFERENCES}[setting].label
+
+
 def table_1(scores: Scores) -> str:
     """
     Table 1 beside the paper's.
@@ -67,21 +87,46 @@ def table_1(scores: Scores) -> str:
     :param scores: the scores
     :return: Markdown
     """
-    paper = paper_scores()
+    paper, (uniform, untrained) = paper_scores(), scores.readings_of_random()
     rows = []
-    for setting in scores.settings():
-        normalized = scores.normalized(setting)
+    for setting in (*scores.settings(), "untrained"):
+        normalized = uniform.normalized(setting)
+        difference = ""
+        if setting in paper:
+            # The paper's mean is as uncertain as that of so many runs
+            half_width = statistics.half_width(normalized) * math.sqrt(1 + normalized.shape[1] / PAPER_SEEDS)
+            difference = interval_in_words(float(statistics.mean(normalized)) - paper[setting], half_width, sign="+")
         rows.append(
             [
-                SETTINGS[setting].label,
-                f"{paper[setting]:.2f}" if setting in paper else "not given",
-                estimate(statistics.mean, normalized),
-                estimate(statistics.interquartile_mean, normalized),
-                estimate(statistics.optimality_gap, normalized),
+                label_of(setting),
+                f"{paper[setting]:.2f}" if setting in paper else "not given" if setting in SETTINGS else "",
+                mean_in_words(normalized),
+                difference,
+                mean_in_words(untrained.normalized(setting)),
                 str(normalized.size),
             ]
         )
-    return table(["setting", "paper", "here: mean", "interquartile mean", "optimality gap", "runs"], rows)
+    header = ["setting", "paper", "here", "here - paper", f"here if 0 is {RANDOM_CHOICES['untrained']}", "runs"]
+    return table(header, rows)
+
+
+def other_summaries(scores: Scores) -> str:
+    """
+    Statistics of all runs of a setting other than their mean.
+
+    :param scores: the scores
+    :return: Markdown
+    """
+    by_best_setting = Scores(scores.rows, scores.constants, scores.random, "best_setting")
+    rows = [
+        [
+            label_of(setting),
+            bootstrap_in_words(statistics.interquartile_mean, scores.normalized(setting)),
+            bootstrap_in_words(statistics.optimality_gap, by_best_setting.normalized(setting)),
+        ]
+        for setting in scores.settings()
+    ]
+    return table(["setting", "interquartile mean", "optimality gap, if 1 is the best setting"], rows)
 
 
 def constants_table(scores: Scores) -> str:
@@ -116,25 +161,9 @@ def claims_table(scores: Scores) -> str:
     for same_claim in zip(*readings, strict=True):
         first = same_claim[0]
         n_alike = sum(claim.verdict == first.verdict for claim in same_claim)
-        rows.append([first.paper, first.here, first.verdict, f"{n_alike} of {len(readings)} readings"])
+        depends = any(claim != first for claim in same_claim)
+        rows.append([*first, f"{n_alike} of {len(readings)} readings" if depends else "any reading"])
     return table(["in the paper", "here", "verdict", "same verdict under"], rows)
-
-
-def rank_correlation(scores: Scores) -> str:
-    """
-    The rank correlation of the paper's Table 1 and this one.
-
-    :param scores: the scores
-    :return: the correlation and its p-value, empty if there are too few settings
-    """
-    printed = paper_scores()
-    settings = [setting for setting in scores.settings() if setting in printed]
-    if len(settings) < 3:
-        return ""
-    ours = np.array([statistics.mean(scores.normalized(setting)) for setting in settings])
-    papers = np.array([printed[setting] for setting in settings])
-    p = statistics.chance_of_correlation(ours, papers, np.random.default_rng(SEED))
-    return f"{statistics.rank_correlation(ours, papers):.2f} ({format_p(p)})"
 
 
 def n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
@@ -179,23 +208,25 @@ def comparisons(scores: Scores, to: str) -> str:
     :return: Markdown
     """
     paper = paper_scores()
+    of_paper = [setting for setting in scores.settings() if setting in paper and setting != to]
+    adjusted_p = dict(zip(of_paper, adjusted(scores, to, of_paper), strict=True))
     rows = []
     for setting in scores.settings():
         if setting == to:
             continue
         pair = scores.normalized(to), scores.normalized(setting)
-        known = setting in paper
         rows.append(
             [
-                SETTINGS[setting].label,
-                f"{paper[to] - paper[setting]:+.2f}" if known else "not given",
-                estimate(statistics.difference, *pair, sign="+"),
-                estimate(statistics.probability_of_improvement, *pair, n_resamples=2000),
-                p_cell(pair),
-                f"{statistics.power(paper[to] - paper[setting], *pair):.2f}" if known else "",
+                label_of(setting),
+                f"{paper[to] - paper[setting]:+.2f}" if setting in paper else "not given",
+                mean_in_words(*pair),
+                bootstrap_in_words(statistics.probability_of_improvement, *pair),
+                pairs_in_words(*pair),
+                format_p(p_values([pair])[0]),
+                format_p(adjusted_p[setting]) if setting in paper else "",
             ]
         )
-    header = ["against", "paper: difference", "here: difference", "probability of improvement", "p", "power"]
+    header = ["against", "paper: difference", "here: difference", "probability of improvement", "pairs", "p", "adjusted p"]
     return table(header, rows)
 
 
@@ -208,16 +239,14 @@ def no_clipping(scores: Scores) -> str:
     """
     if "none" not in scores.settings():
         return ""
-    readings = [Scores(scores.rows, scores.constants, random).normalized("none").mean(axis=1) for random in RANDOM_CHOICES]
+    readings = [reading.normalized("none") for reading in scores.readings_of_random()]
+    n_below = [n_below_start(scores, "none", env) for env in scores.tasks]
     rows = [
-        [
-            env,
-            returns_by_seed(scores, "none", env),
-            *(format_score(means[task]) for means in readings),
-            str(n_below_start(scores, "none", env)),
-        ]
-        for task, env in enumerate(scores.tasks)
+        [env, returns_by_seed(scores, "none", env), *(format_score(reading[task].mean()) for reading in readings), str(n)]
+        for task, (env, n) in enumerate(zip(scores.tasks, n_below, strict=True))
     ]
+    means = [format_score(reading.mean()) for reading in readings]
+    rows.append(["all", "", *means, f"{sum(n_below)} of {readings[0].size}"])
     header = ["task", "returns by seed", *(f"score if 0 is {label}" for label in RANDOM_CHOICES.values())]
     return table([*header, "runs below the policy before training"], rows)
 
@@ -245,9 +274,9 @@ def details(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
             own, papers = scores.normalized(setting, variant), scores.normalized(setting)
             cells = ["", ""]
             if variant != "paper":
-                cells = [estimate(statistics.difference, own, papers, sign="+"), p_cell((own, papers))]
-            label = f"{SETTINGS[setting].label}; {VARIANTS[variant].label}"
-            rows.append([label, estimate(statistics.mean, own), *cells, *cheetah_cells(scores, setting, variant)])
+                cells = [mean_in_words(own, papers), format_p(p_values([(own, papers)])[0])]
+            label = f"{label_of(setting)}; {VARIANTS[variant].label}"
+            rows.append([label, mean_in_words(own), *cells, *cheetah_cells(scores, setting, variant)])
             by_task.append([label, *means_by_task(scores, setting, variant)])
     header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "of them below the policy before training"]
     return {
@@ -289,7 +318,7 @@ def by_task(scores: Scores) -> str:
     :param scores: the scores
     :return: Markdown
     """
-    rows = [[SETTINGS[setting].label, *means_by_task(scores, setting)] for setting in scores.settings()]
+    rows = [[label_of(setting), *means_by_task(scores, setting)] for setting in scores.settings()]
     rows += [[reference.label, *means_by_task(scores, name)] for name, reference in REFERENCES.items()]
     return table(["", *short(scores.tasks)], rows)
 
@@ -308,7 +337,7 @@ def adaptation(results: Results, scores: Scores) -> str:
     """
     How well the adaptive penalty meets its target.
 
-    :param results: the results, with the KL of each update
+    :param results: the results, with KL and beta of each update
     :param scores: the scores
     :return: Markdown, empty if there are no such settings
     """
@@ -316,15 +345,21 @@ def adaptation(results: Results, scores: Scores) -> str:
     for setting in scores.settings():
         if not setting.startswith("adaptive"):
             continue
-        target = SETTINGS[setting].kwargs["target_kl"]
-        cells = []
-        for env in scores.tasks:
-            runs = [run for run in scores.rows if (run.variant, run.setting, run.env) == ("paper", setting, env)]
-            kl = np.concatenate([results.load(run).curves["kl"] for run in runs]) / target
-            below, above = np.mean(kl < 1 / 1.5), np.mean(kl > 1.5)
-            cells.append(f"{below:.0%} / {1 - below - above:.0%} / {above:.0%}; {kl.max():.1f}")
-        rows.append([SETTINGS[setting].label, *cells])
-    return table(["", *short(scores.tasks)], rows) if rows else ""
+        curves = [results.load(run).curves for run in scores.rows if (run.variant, run.setting) == ("paper", setting)]
+        kl = np.concatenate([curve["kl"] for curve in curves]) / SETTINGS[setting].kwargs["target_kl"]
+        beta = np.concatenate([curve["kl_coef"] for curve in curves])
+        low, high = KL_COEF_BOUNDS
+        rows.append(
+            [
+                label_of(setting),
+                *(f"{np.mean(part):.0%}" for part in (kl < 1 / 1.5, (kl >= 1 / 1.5) & (kl <= 1.5), kl > 1.5)),
+                *(f"{number:.3g}" for number in (np.median(kl), np.quantile(kl, 0.95), kl.max())),
+                f"{beta.min():.2g} to {beta.max():.2g}",
+                f"{((beta <= low) | (beta >= high)).sum()} of {len(beta)}",
+            ]
+        )
+    header = ["", "below the band", "in it", "above it", "KL / d_targ: median", "95% quantile", "largest", "beta"]
+    return table([*header, "updates with beta at a bound"], rows) if rows else ""
 
 
 def sensitivity(scores: Scores) -> str:
@@ -337,9 +372,9 @@ def sensitivity(scores: Scores) -> str:
     paper, readings = paper_scores(), scores.readings()
     rows = [
         [
-            SETTINGS[setting].label,
+            label_of(setting),
             f"{paper[setting]:.2f}" if setting in paper else "not given",
-            *(estimate(statistics.mean, reading.normalized(setting)) for reading in readings),
+            *(mean_in_words(reading.normalized(setting)) for reading in readings),
         ]
         for setting in scores.settings()
     ]
@@ -378,4 +413,5 @@ def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     settings = {run.setting for run in runs}
     scores = everything.only([run for run in everything.rows if run.variant == "paper" and run.setting in settings])
-    return {"seeds": sorted({run.seed for run in scores.rows}), "table_1": table_1(scores)}
+    tables = {"table_1": table_1(scores), "summaries": other_summaries(scores)}
+    return {"seeds": sorted({run.seed for run in scores.rows}), **tables}
