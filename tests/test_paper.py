@@ -17,7 +17,7 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.paper import claims, experiments, figures, report, runner, statistics, tables, training
+from benchmarks.paper import claims, experiments, figures, report, runner, statistics, training, words
 from benchmarks.paper.__main__ import FIGURES, main
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
@@ -137,13 +137,29 @@ def test_holm():
     assert statistics.holm([0.9, 0.8]).tolist() == [1, 1]
 
 
-def test_power():
+def test_half_width_of_an_interval():
     # Deviation 1 and 4 runs on either side: the standard error is sqrt(1/4 + 1/4) = 0.7071, with 6 degrees of freedom, for
-    # which tables of t have 2.447 at 2.5%
+    # which tables of t have 2.447
     scores = np.array([[-1.0, 1.0, -1.0, 1.0]]) * np.sqrt(3 / 4)
-    assert statistics.power(0, scores, scores) == pytest.approx(0.05)
-    assert statistics.power(2.447 * 0.7071, scores, scores) == pytest.approx(0.5, abs=2e-3)
-    assert statistics.power(100, scores, scores) == pytest.approx(1)
+    assert statistics.half_width(scores, scores) == pytest.approx(2.447 * 0.7071, abs=1e-3)
+    # Only one of two tasks varies: 2 degrees of freedom, 4.303
+    scores = np.array([[-1.0, 0.0, 1.0], [5.0, 5.0, 5.0]])
+    assert statistics.half_width(scores) == pytest.approx(4.303 * np.sqrt(1 / 3) / 2, abs=1e-3)
+    assert statistics.half_width(np.ones((2, 3))) == 0
+
+
+def test_half_width_covers_where_one_task_varies_most():
+    rng, deviations = np.random.default_rng(0), np.array([5.0, 1, 1, 1, 1, 1, 1])[:, None]
+    samples = rng.normal(size=(400, 7, 3)) * deviations
+    covers = [abs(statistics.mean(sample)) <= statistics.half_width(sample) for sample in samples]
+    # 95% of 400, within 3 deviations of 1.1%
+    assert np.mean(covers) == pytest.approx(0.95, abs=0.033)
+
+
+def test_detectable_difference():
+    # Variances 1 + 1 and 2 + 2, on average 3 in two tasks; 1.960 + 0.842 standard errors of sqrt(2 * 3 / 6) / 2
+    samples = [np.sqrt(variance) * np.array([[-1.0, 0.0, 1.0]] * 2) for variance in (1, 2)]
+    assert statistics.detectable_difference(samples, 6) == pytest.approx((1.960 + 0.842) / 2, abs=1e-3)
 
 
 def test_rank_correlation():
@@ -464,39 +480,62 @@ def test_report_says_what_the_results_show(made_up):
     def line(start):
         return line_of(text, start)
 
-    # Mean 80 of 100 in each task
-    assert line("Clipping, epsilon = 0.2 | 0.82").startswith("| Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.80 ")
+    # Mean 80 of 100 in each task. Deviation 0.01: to either side, the interval is 2.145 (t, 14 degrees of freedom)
+    # sqrt(7 / 3) 0.01 / 7 = 0.005, and that of the difference from the paper sqrt(2) times as much. With the policy before
+    # training as 0, HalfCheetah has 280 of 300
+    line_of_table_1 = "| 0.80 (0.80 to 0.80) | -0.02 (-0.03 to -0.01) | 0.82 (0.81 to 0.82) | 21 |"
+    assert line("Clipping, epsilon = 0.2 | 0.82") == f"| Clipping, epsilon = 0.2 | 0.82 {line_of_table_1}"
     # (-3 + 6 * 0.1) / 7
     assert "| No clipping or penalty | -0.39 | -0.34 (" in text
     # 85 is more than 80, and 79.9 nearly as much
     highest = line("Clipping at 0.2 has")
     assert (
-        "in place 2 of 11, after Clipping, epsilon = 0.3; no difference can be told from Adaptive KL, d_targ = 0.01 |"
+        "| place 2 of 11. After: Clipping, epsilon = 0.3. Better than: No clipping or penalty; Clipping, epsilon = 0.1;"
         in highest
     )
-    assert highest.endswith("| **not** as in the paper | 4 of 4 readings |")
+    assert "Worse than: Clipping, epsilon = 0.3. No difference can be told from: Adaptive KL, d_targ = 0.01. |" in highest
+    assert highest.endswith("| **not** as in the paper | any reading |")
     pair = line("Clipping, epsilon = 0.2 has a higher score than Fixed KL, beta = 3, by 0.10 | by +0.20")
-    assert pair.endswith("| as in the paper | 4 of 4 readings |")
-    assert line("Clipping, epsilon = 0.2 has a higher score than Adaptive").endswith("| cannot be told | 4 of 4 readings |")
+    assert "; ahead in 63 of 63 pairs of runs; adjusted p < 0.001 | as in the paper | 4 of 4 readings |" in pair
+    # In each task, 79, 80 and 81 are more than 78.9, more than 78.9 and 79.9, and more than all: 6 of 9 pairs
+    pair = line("Clipping, epsilon = 0.2 has a higher score than Adaptive")
+    assert "; ahead in 42 of 63 pairs of runs; adjusted p 0." in pair
+    assert pair.endswith("| cannot be told | 4 of 4 readings |")
     # If 0 is the policy before training: HalfCheetah has (-300 + 200) / 300, and the mean is (-1/3 + 0.6) / 7 > 0
     assert line("No clipping or penalty has a negative score, -0.39 | -0.34 (").endswith(
         "| as in the paper | 2 of 4 readings |"
     )
-    assert line("That is because of HalfCheetah | without it 0.10 (").endswith("| as in the paper | 2 of 4 readings |")
-    # -1/3 is not below -1/2
+    because = line("That is because of HalfCheetah | with 3 of 3 seeds, it is the lowest task; ")
+    assert "HalfCheetah-v4, with -3.00, and the mean of the others 0.10; " in because
+    assert because.endswith("| as in the paper | 4 of 4 readings |")
+    # -1/3 is not below 7 * -0.39
     very = line("On HalfCheetah it has a very negative score")
-    assert "| below -0.5 in 0 of 3 runs, if that policy is 0: -0.34, -0.33, -0.33 | **not** as in the paper |" in very
+    assert "| below that policy in 3 of 3 runs, and below -2.73, which " in very
+    assert " in 0, if that policy is 0: -0.34, -0.33, -0.33 | **not** as in the paper |" in very
     assert line("L^PG over several epochs is similar").endswith("| **not** as in the paper | 4 of 4 readings |")
+    # 0.30 instead of 0.69
+    assert "and by 0.39 at most\n  (Fixed KL, beta = 10); 10 of them by more than chance" in text
     # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
-    assert "column with the paper's is 0.68 (p = 0.0" in text
-    assert line("Clipping, epsilon = 0.3 | +0.12 | -0.05 (").endswith("| < 0.001 | 1.00 |")
+    assert "with no clipping or penalty 0.68 (p = 0.0" in text
+    # Clipping at 0.3 is better, and fixed KL is best with beta = 3
+    assert "clipping at 0.2 is in place 2 of 11 under the four readings of 0 and 1" in text
+    assert (
+        "setting of 2 of the 3 kinds is the paper's.\n  Clipping at 0.2 cannot be told from: Adaptive KL, d_targ = 0.01.\n"
+        in text
+    )
+    # 2.802 sqrt(2 * 7 / 3) 0.01 / 7
+    assert "found four times in five are 0.01 with 3 and 0.00 with 10 seeds" in text
+    # 235 / 3 against 189.9 / 3 and 175 / 4, in hundredths
+    assert "ahead of adaptive KL by +0.15 (0.14 to 0.16) and of fixed KL by +0.35 (0.34 to 0.35)" in text
+    assert "The lowest task is HalfCheetah, as in the paper." in text
+    assert line("Clipping, epsilon = 0.3 | +0.12 | -0.05 (").endswith("| 0 of 63 | < 0.001 | < 0.001 |")
     assert line("HalfCheetah-v4 | -301, -300, -299") == "| HalfCheetah-v4 | -301, -300, -299 | -3.00 | -0.33 | 3 |"
-    # A quarter of the KL above, half below
-    cell = "50% / 25% / 25%; 2.0"
-    assert line("Adaptive KL, d_targ = 0.03 | 50%") == f"| Adaptive KL, d_targ = 0.03 | {' | '.join([cell] * 7)} |"
+    # A quarter of the KL above, half below, and beta like the KL
+    cells = "50% | 25% | 25% | 0.75 | 2 | 2 | 0.003 to 0.06 | 0 of 84"
+    assert line("Adaptive KL, d_targ = 0.03 | 50%") == f"| Adaptive KL, d_targ = 0.03 | {cells} |"
     assert "count: No clipping or penalty on Swimmer-v4, seed 2, after 4096 timesteps." in text
     # 80 of 90
-    assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89").split(" | ")[3].startswith("0.89")
+    assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89 (")
     # All of the first part of the details are there, one of the second is not
     assert line("No clipping or penalty; SB3's: actions clipped").endswith("| 19.0, 20.0, 21.0 | 0 |")
     assert "rewards normalised" not in text
@@ -509,14 +548,17 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
         if run.setting == "clip_0.2":
             return 95
         if run.env == "HalfCheetah-v4" and run.setting in ("none", "policy_gradient"):
-            return -1000 if run.seed > 0 else -100
+            return -1100 if run.seed > 0 else -100
         return {**MADE_UP, "policy_gradient": 10, "clip_0.3": 10}.get(run.setting, 0)
 
     text = report.report(*save_made_up(tmp_path, STAGES, score))
     highest = line_of(text, "Clipping at 0.2 has")
-    assert highest == "| Clipping at 0.2 has the highest score | it is in place 1 of 11 | as in the paper | 4 of 4 readings |"
-    # Of ten seeds, nine end at (-1000 + 200) / 300 with the policy before training as 0, and one above it
-    assert "| below -0.5 in 9 of 10 runs" in line_of(text, "On HalfCheetah it has a very")
+    assert highest.startswith("| Clipping at 0.2 has the highest score | place 1 of 11. Better than: No clipping or penalty; ")
+    assert highest.endswith("; Fixed KL, beta = 10. | as in the paper | any reading |")
+    # Of ten seeds, nine end at (-1100 + 200) / 300 with the policy before training as 0, and one above it
+    very = line_of(text, "On HalfCheetah it has a very")
+    assert "| below that policy in 9 of 10 runs, and below -2.73, which " in very
+    assert " in 9, if that policy is 0: 0.33, -3.00, -3.00" in very
     assert "| in some runs |" in line_of(text, "On HalfCheetah it has a very")
     # The three seeds that both have are alike, but differ by far more than the margin from each other
     assert line_of(text, "L^PG over several epochs is similar").endswith("| cannot be told | 4 of 4 readings |")
@@ -530,18 +572,15 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     ("cheetah", "reacher", "verdicts"),
     [
         # The mean may be of either sign
-        ([-100, 100, 100], [-100, 100, -100], (claims.OPEN, claims.OPEN)),
-        # ... but HalfCheetah's is positive
-        ([50, 51, 52], [-300, 100, 100], (claims.OPEN, claims.OPPOSITE)),
-        # Negative with HalfCheetah and without it
-        ([-50, -51, -52], [-50, -51, -52], (claims.SAME, claims.OPPOSITE)),
-        ([50, 51, 52], [50, 51, 52], (claims.OPPOSITE, claims.OPPOSITE)),
+        ([-100, 100, 100], [-90, 90, -90], (claims.OPEN, claims.MIXED)),
+        ([-50, -51, -52], [-60, -61, -62], (claims.SAME, claims.OPPOSITE)),
+        ([51, 52, 53], [50, 51, 52], (claims.OPPOSITE, claims.OPPOSITE)),
         ([-90, -91, -92], [50, 51, 52], (claims.SAME, claims.SAME)),
     ],
 )
 def test_verdicts_on_no_clipping(cheetah, reacher, verdicts):
     scores = made_up_scores({"none": {"HalfCheetah-v4": cheetah, "Reacher-v4": reacher}})
-    assert (claims.negative(scores).verdict, claims.without_cheetah(scores).verdict) == verdicts
+    assert (claims.negative(scores).verdict, claims.because_of_cheetah(scores).verdict) == verdicts
 
 
 @pytest.mark.parametrize(
@@ -572,14 +611,14 @@ def made_up_scores(returns):
 
 
 def test_numbers_in_words():
-    assert [claims.format_score(score) for score in (-0.001, 0.125, -99.994, -1234.5)] == [
+    assert [words.format_score(score) for score in (-0.001, 0.125, -99.994, -1234.5)] == [
         "0.00",
         "0.12",
         "-99.99",
-        "-1.23e+03",
+        "-1.2e+03",
     ]
-    assert claims.format_score(0.5, sign="+") == "+0.50"
-    assert [tables.format_return(number) for number in (-3.25, 99.96, 1443.4, -14018407.3)] == [
+    assert words.format_score(0.5, sign="+") == "+0.50"
+    assert [words.format_return(number) for number in (-3.25, 99.96, 1443.4, -14018407.3)] == [
         "-3.2",
         "100.0",
         "1443",

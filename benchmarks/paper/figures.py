@@ -215,6 +215,8 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
         grid = np.linspace(0, max(curve.row["steps"] for some in curves.values() for curve in some), points + 1)[1:]
         values = {name: np.array([running_score(curve.curves, grid) for curve in some]) for name, some in curves.items()}
         for axes, row in zip(panels[:, column], rows, strict=True):
+            if row is not rows[0] and family(row[0]) not in ("none", "policy_gradient"):
+                axes.sharey(panels[0, column])
             if "clip_0.2" in values and "clip_0.2" not in row:
                 axes.plot(grid, values["clip_0.2"].mean(axis=0), color="0.6", linewidth=3, label=SETTINGS["clip_0.2"].label)
             for setting in row:

@@ -89,7 +89,8 @@ def table_1(scores: Scores) -> str:
     """
     paper, (uniform, untrained) = paper_scores(), scores.readings_of_random()
     rows = []
-    for setting in (*scores.settings(), "untrained"):
+    references = ["untrained"] if scores.returns("untrained").size else []
+    for setting in (*scores.settings(), *references):
         normalized = uniform.normalized(setting)
         difference = ""
         if setting in paper:
@@ -398,7 +399,12 @@ def other_libraries(scores: Scores) -> str:
     for other in others:
         numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
         rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
-    return table(["", *short(scores.tasks)], rows)
+    others_of_task = [[float(other[env]) for other in others if other[env]] for env in scores.tasks]
+    n_within = sum(
+        min(numbers) <= mean <= max(numbers) for numbers, mean in zip(others_of_task, returns.mean(axis=1), strict=True)
+    )
+    found = f"In {n_within} of {len(scores.tasks)} tasks, the mean here is within the range of the others."
+    return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
 
 
 def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
