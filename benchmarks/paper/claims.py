@@ -96,7 +96,7 @@ def highest(scores: Scores) -> Claim:
         "After": differences < 0,
         "Better than": differ & (differences > 0),
         "Worse than": differ & (differences < 0),
-        "No difference can be told from": ~differ,
+        "Cannot be told from": ~differ,
     }.items():
         if those.any():
             here += f" {words}: {'; '.join(SETTINGS[others[i]].label for i in np.flatnonzero(those))}."
@@ -158,9 +158,11 @@ def because_of_cheetah(scores: Scores) -> Claim:
     n_lowest, n_seeds = int((own.argmin(axis=0) == cheetah).sum()), own.shape[1]
     means = own.mean(axis=1)
     lowest = int(means.argmin())
-    here = f"with {n_lowest} of {n_seeds} seeds, it is the lowest task; on average that is {scores.tasks[lowest]}, with "
-    here += f"{format_score(means[lowest])}, and the mean of the others {format_score(np.delete(means, lowest).mean())}; "
-    here += f"HalfCheetah has {format_score(means[cheetah])}"
+    here = f"the lowest task is HalfCheetah with {n_lowest} of {n_seeds} seeds; on average it is {scores.tasks[lowest]}, with "
+    here += (
+        f"{format_score(means[lowest])}. HalfCheetah has {format_score(means[cheetah])}, and all tasks but the lowest have "
+    )
+    here += f"{format_score(np.delete(means, lowest).mean())} on average"
     return Claim("That is because of HalfCheetah", here, of_all(n_lowest, n_seeds))
 
 
@@ -176,10 +178,10 @@ def very_negative(scores: Scores) -> Claim:
     # What the paper's mean takes if no other task is negative
     limit = paper_scores()["none"] * len(scores.tasks)
     n_collapsed = int((own < limit).sum())
-    here = f"below that policy in {(own < 0).sum()} of {len(own)} runs, and below {format_score(limit)}, which the paper's "
-    here += (
-        f"mean takes if no other task is negative, in {n_collapsed}, if that policy is 0: {', '.join(map(format_score, own))}"
+    here = (
+        f"scores if that policy is 0: {', '.join(map(format_score, own))}; below 0 in {(own < 0).sum()} of {len(own)} runs, "
     )
+    here += f"below {format_score(limit)}, which the paper's mean takes if no other task is negative, in {n_collapsed}"
     said = "On HalfCheetah it has a very negative score, worse than the policy before training"
     return Claim(said, here, of_all(n_collapsed, len(own)))
 

@@ -32,6 +32,7 @@ def summary(scores: Scores) -> dict[str, Any]:
     distances = {setting: abs(here[setting] - paper[setting]) for setting in limited}
     n_seeds = samples["none"].shape[1]
     inflation = math.sqrt(1 + n_seeds / PAPER_SEEDS)
+    half_widths = {setting: inflation * statistics.half_width(samples[setting]) for setting in limited}
     others = [setting for setting in paper if setting != "clip_0.2"]
     is_alike = adjusted(scores, "clip_0.2", others) >= LEVEL
     return {
@@ -41,7 +42,8 @@ def summary(scores: Scores) -> dict[str, Any]:
         "mean_distance": format_score(float(np.mean(list(distances.values())))),
         "largest_distance": format_score(max(distances.values())),
         "most_distant": label_of(max(distances, key=distances.__getitem__)),
-        "n_distant": sum(distances[setting] > inflation * statistics.half_width(samples[setting]) for setting in limited),
+        "n_distant": sum(distances[setting] > half_widths[setting] for setting in limited),
+        "half_widths": range_of(list(half_widths.values())),
         "correlation": correlation(here, paper, limited),
         "correlation_of_all": correlation(here, paper, list(paper)),
         "places": places(scores, "clip_0.2", list(paper)),
