@@ -571,6 +571,7 @@ def test_one_thread_inside_of_learn(monkeypatch):
         return n_threads[-1]
 
     # As where a process may use two of the cores
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 7}, raising=False)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
