@@ -159,10 +159,8 @@ def because_of_cheetah(scores: Scores) -> Claim:
     means = own.mean(axis=1)
     lowest = int(means.argmin())
     here = f"the lowest task is HalfCheetah with {n_lowest} of {n_seeds} seeds; on average it is {scores.tasks[lowest]}, with "
-    here += (
-        f"{format_score(means[lowest])}. HalfCheetah has {format_score(means[cheetah])}, and all tasks but the lowest have "
-    )
-    here += f"{format_score(np.delete(means, lowest).mean())} on average"
+    here += f"{format_score(means[lowest])}. HalfCheetah has {format_score(means[cheetah])}, and all tasks but the lowest "
+    here += f"have {format_score(np.delete(means, lowest).mean())} on average"
     return Claim("That is because of HalfCheetah", here, of_all(n_lowest, n_seeds))
 
 

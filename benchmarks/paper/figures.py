@@ -37,8 +37,6 @@ FAMILIES = {
     "none": ("black", "x"),
     "policy_gradient": ("C3", "d"),
 }
-# The rows of the learning curves: kinds that are drawn together
-ROWS = (("clip",), ("adaptive_kl",), ("fixed_kl",), ("none",), ("policy_gradient",))
 EPSILON = 0.2
 
 
@@ -59,7 +57,7 @@ def rows_of_kinds(settings: Sequence[str]) -> list[list[str]]:
     :param settings: names
     :return: the same, without empty rows
     """
-    return [row for row in ([name for name in settings if family(name) in kinds] for kinds in ROWS) if row]
+    return [row for row in ([name for name in settings if family(name) == kind] for kind in FAMILIES) if row]
 
 
 def style(setting: str) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndar
 def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     """
     Returns over training: a row for each kind of setting, a column for each task; the mean over seeds of the running score
-    (last 100 episodes), and the range of the seeds. Clipping at 0.2 is gray in all rows.
+    (last 100 episodes), and the range of the seeds. Clipping at 0.2 is gray in the other rows.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
@@ -260,7 +258,7 @@ def running_score(curves: dict[str, np.ndarray], grid: np.ndarray) -> np.ndarray
 def performance_profile(scores: Scores) -> Any:
     """
     The fraction of runs above each normalised score, with 95% bootstrap intervals: a panel for each kind of setting. Clipping
-    at 0.2 is gray in all of them.
+    at 0.2 is gray in the others.
 
     :param scores: the scores of Table 1's runs
     :return: the figure

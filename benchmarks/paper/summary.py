@@ -1,6 +1,5 @@
 """The numbers of the report's summary."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from benchmarks.paper import statistics
 from benchmarks.paper.claims import CHEETAH, LEVEL, adjusted
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
-from benchmarks.paper.tables import PAPER_SEEDS, label_of, n_below_start, returns_by_seed
+from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
 from benchmarks.paper.words import SEED, format_p, format_score, mean_in_words, pairs_in_words
 
 # Kinds of settings, by the beginning of their names
@@ -31,8 +30,7 @@ def summary(scores: Scores) -> dict[str, Any]:
     limited = [setting for setting in paper if setting != "none"]
     distances = {setting: abs(here[setting] - paper[setting]) for setting in limited}
     n_seeds = samples["none"].shape[1]
-    inflation = math.sqrt(1 + n_seeds / PAPER_SEEDS)
-    half_widths = {setting: inflation * statistics.half_width(samples[setting]) for setting in limited}
+    half_widths = {setting: half_width_to_paper(samples[setting]) for setting in limited}
     others = [setting for setting in paper if setting != "clip_0.2"]
     is_alike = adjusted(scores, "clip_0.2", others) >= LEVEL
     return {
@@ -43,7 +41,7 @@ def summary(scores: Scores) -> dict[str, Any]:
         "largest_distance": format_score(max(distances.values())),
         "most_distant": label_of(max(distances, key=distances.__getitem__)),
         "n_distant": sum(distances[setting] > half_widths[setting] for setting in limited),
-        "half_widths": range_of(list(half_widths.values())),
+        "half_widths": f"±{format_score(min(half_widths.values()))} to ±{format_score(max(half_widths.values()))}",
         "correlation": correlation(here, paper, limited),
         "correlation_of_all": correlation(here, paper, list(paper)),
         "places": places(scores, "clip_0.2", list(paper)),

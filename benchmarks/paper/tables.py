@@ -80,6 +80,16 @@ def label_of(setting: str) -> str:
     return {**SETTINGS, **REFERENCES}[setting].label
 
 
+def half_width_to_paper(normalized: np.ndarray) -> float:
+    """
+    Half the width of the interval of a difference from the paper's mean, if that varies as ours would with as many seeds.
+
+    :param normalized: scores of a setting, shape ``(n_tasks, n_seeds)``
+    :return: half the width
+    """
+    return statistics.half_width(normalized) * math.sqrt(1 + normalized.shape[1] / PAPER_SEEDS)
+
+
 def table_1(scores: Scores) -> str:
     """
     Table 1 beside the paper's.
@@ -94,9 +104,8 @@ def table_1(scores: Scores) -> str:
         normalized = uniform.normalized(setting)
         difference = ""
         if setting in paper:
-            # The paper's mean is as uncertain as that of so many runs
-            half_width = statistics.half_width(normalized) * math.sqrt(1 + normalized.shape[1] / PAPER_SEEDS)
-            difference = interval_in_words(float(statistics.mean(normalized)) - paper[setting], half_width, sign="+")
+            distance = float(statistics.mean(normalized)) - paper[setting]
+            difference = interval_in_words(distance, half_width_to_paper(normalized), sign="+")
         rows.append(
             [
                 label_of(setting),
