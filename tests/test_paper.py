@@ -490,17 +490,17 @@ def test_report_says_what_the_results_show(made_up):
     # 85 is more than 80, and 79.9 nearly as much
     highest = line("Clipping at 0.2 has")
     assert (
-        "| place 2 of 11. After: Clipping, epsilon = 0.3. Better than: No clipping or penalty; Clipping, epsilon = 0.1;"
+        "| rank 2 of 11. Behind: Clipping, epsilon = 0.3. Better than: No clipping or penalty; Clipping, epsilon = 0.1;"
         in highest
     )
-    assert "Worse than: Clipping, epsilon = 0.3. Cannot be told from: Adaptive KL, d_targ = 0.01. |" in highest
+    assert "Worse than: Clipping, epsilon = 0.3. No significant difference from: Adaptive KL, d_targ = 0.01. |" in highest
     assert highest.endswith("| **not** as in the paper | any reading |")
     pair = line("Clipping, epsilon = 0.2 has a higher score than Fixed KL, beta = 3, by 0.10 | by +0.20")
     assert "; ahead in 63 of 63 pairs of runs; adjusted p < 0.001 | as in the paper | 4 of 4 readings |" in pair
     # In each task, 79, 80 and 81 are more than 78.9, more than 78.9 and 79.9, and more than all: 6 of 9 pairs
     pair = line("Clipping, epsilon = 0.2 has a higher score than Adaptive")
     assert "; ahead in 42 of 63 pairs of runs; adjusted p 0." in pair
-    assert pair.endswith("| cannot be told | 4 of 4 readings |")
+    assert pair.endswith("| inconclusive | 4 of 4 readings |")
     # If 0 is the policy before training: HalfCheetah has (-300 + 200) / 300, and the mean is (-1/3 + 0.6) / 7 > 0
     assert line("No clipping or penalty has a negative score, -0.39 | -0.34 (").endswith(
         "| as in the paper | 2 of 4 readings |"
@@ -516,26 +516,29 @@ def test_report_says_what_the_results_show(made_up):
     assert " in 0 | **not** as in the paper |" in very
     assert line("L^PG over several epochs is similar").endswith("| **not** as in the paper | 4 of 4 readings |")
     # 0.30 instead of 0.69
-    assert "and by 0.39 at most\n  (Fixed KL, beta = 10); for 10 of them the difference can be told from chance" in text
-    # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
-    assert "with no clipping or penalty 0.68 (p = 0.0" in text
-    # Clipping at 0.3 is better, and fixed KL is best with beta = 3
-    assert "clipping at 0.2 is in place 2 of 11 under the four readings of 0 and 1" in text
     assert (
-        "setting of 2 of the 3 kinds is the paper's.\n  Clipping at 0.2 cannot be told from: Adaptive KL, d_targ = 0.01.\n"
+        "and by 0.39 at most\n  (Fixed KL, beta = 10); 10 of these differences\n  are significant (95% intervals of ±0.01 to"
         in text
     )
+    # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
+    assert 'with "no clipping or penalty" included, 0.68 (p = 0.0' in text
+    # Clipping at 0.3 is better, and fixed KL is best with beta = 3
+    assert "Clipping at 0.2 ranks 2 of 11 under the four readings of what scores 0 and 1." in text
+    assert (
+        "of each kind is the paper's for 2 of the 3 kinds.\n  Clipping at 0.2 does not differ significantly from: "
+        "Adaptive KL, d_targ = 0.01.\n" in text
+    )
     # 2.802 sqrt(2 * 7 / 3) 0.01 / 7
-    assert "finds a difference of 0.01 with 3 and 0.00 with 10 seeds four times in five" in text
+    assert "has a power of 80% for a difference of 0.01 with 3 and 0.00 with 10 seeds" in text
     # 235 / 3 against 189.9 / 3 and 175 / 4, in hundredths
     assert "ahead of adaptive KL by +0.15 (0.14 to 0.16) and of fixed KL by +0.35 (0.34 to 0.35)" in text
-    assert "The lowest task is HalfCheetah, as in the paper." in text
+    assert "Its lowest task is HalfCheetah, as in the paper." in text
     assert line("Clipping, epsilon = 0.3 | +0.12 | -0.05 (").endswith("| 0 of 63 | < 0.001 | < 0.001 |")
     assert line("HalfCheetah-v4 | -301, -300, -299") == "| HalfCheetah-v4 | -301, -300, -299 | -3.00 | -0.33 | 3 |"
     # A quarter of the KL above, half below, and beta like the KL
     cells = "50% | 25% | 25% | 0.75 | 2 | 2 | 0.003 to 0.06 | 0 of 84"
     assert line("Adaptive KL, d_targ = 0.03 | 50%") == f"| Adaptive KL, d_targ = 0.03 | {cells} |"
-    assert "count: No clipping or penalty on Swimmer-v4, seed 2, after 4096 timesteps." in text
+    assert "before that: No clipping or penalty on Swimmer-v4, seed 2, after 4096 timesteps." in text
     # 80 of 90
     assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89 (")
     # All of the first part of the details are there, one of the second is not
@@ -555,7 +558,7 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
 
     text = report.report(*save_made_up(tmp_path, STAGES, score))
     highest = line_of(text, "Clipping at 0.2 has")
-    assert highest.startswith("| Clipping at 0.2 has the highest score | place 1 of 11. Better than: No clipping or penalty; ")
+    assert highest.startswith("| Clipping at 0.2 has the highest score | rank 1 of 11. Better than: No clipping or penalty; ")
     assert highest.endswith("; Fixed KL, beta = 10. | as in the paper | any reading |")
     # Of ten seeds, nine end at (-1100 + 200) / 300 with the policy before training as 0, and one above it
     very = line_of(text, "On HalfCheetah it has a very")
@@ -563,11 +566,11 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "; below 0 in 9 of 10 runs, below -2.73, which the paper's mean takes if no other task is negative, in 9 |" in very
     assert "| in some runs |" in line_of(text, "On HalfCheetah it has a very")
     # The three seeds that both have are alike, but differ by far more than the margin from each other
-    assert line_of(text, "L^PG over several epochs is similar").endswith("| cannot be told | 4 of 4 readings |")
+    assert line_of(text, "L^PG over several epochs is similar").endswith("| inconclusive | 4 of 4 readings |")
     assert "Table 1 with the seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, for" in text
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
-    assert "Not part of this report" not in text
+    assert "not part of this report" not in text
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ MARGIN = 0.08
 
 SAME = "as in the paper"
 OPPOSITE = "**not** as in the paper"
-OPEN = "cannot be told"
+OPEN = "inconclusive"
 MIXED = "in some runs"
 
 
@@ -91,12 +91,12 @@ def highest(scores: Scores) -> Claim:
     others = [setting for setting in scores.settings() if setting in paper_scores() and setting != "clip_0.2"]
     differences = np.array([statistics.difference(*scores.pair("clip_0.2", setting)) for setting in others])
     differ = adjusted(scores, "clip_0.2", others) < LEVEL
-    here = f"place {1 + (differences < 0).sum()} of {len(others) + 1}."
+    here = f"rank {1 + (differences < 0).sum()} of {len(others) + 1}."
     for words, those in {
-        "After": differences < 0,
+        "Behind": differences < 0,
         "Better than": differ & (differences > 0),
         "Worse than": differ & (differences < 0),
-        "Cannot be told from": ~differ,
+        "No significant difference from": ~differ,
     }.items():
         if those.any():
             here += f" {words}: {'; '.join(SETTINGS[others[i]].label for i in np.flatnonzero(those))}."
