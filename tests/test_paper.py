@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from scipy import stats
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.paper import claims, experiments, figures, report, runner, statistics, training, words
 from benchmarks.paper.__main__ import FIGURES, main
-from benchmarks.paper.experiments import REFERENCES, SETTINGS, STAGES, TASKS, Run
+from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants
 from benchmarks.paper.training import Result
@@ -521,7 +522,7 @@ def test_report_says_what_the_results_show(made_up):
         in text
     )
     # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
-    assert 'with "no clipping or penalty" included, 0.68 (p = 0.0' in text
+    assert 'with "no clipping or penalty" included,\n  0.68 (p = 0.0' in text
     # Clipping at 0.3 is better, and fixed KL is best with beta = 3
     assert "Clipping at 0.2 ranks 2 of 11 under the four readings of what scores 0 and 1." in text
     assert (
@@ -529,15 +530,28 @@ def test_report_says_what_the_results_show(made_up):
         "Adaptive KL, d_targ = 0.01.\n" in text
     )
     # 2.802 sqrt(2 * 7 / 3) 0.01 / 7
-    assert "has a power of 80% for a difference of 0.01 with 3 and 0.00 with 10 seeds" in text
+    assert "detects a difference of 0.01 with 3 and 0.00 with 10 seeds with a power of 80%" in text
     # 235 / 3 against 189.9 / 3 and 175 / 4, in hundredths
-    assert "ahead of adaptive KL by +0.15 (0.14 to 0.16) and of fixed KL by +0.35 (0.34 to 0.35)" in text
+    assert "clipping leads adaptive KL by +0.15 (0.14 to 0.16) and fixed KL by +0.35 (0.34 to 0.35)" in text
+    kinds = (
+        "clipping leads adaptive KL by +0.15 (0.14 to 0.16), adjusted p < 0.001; fixed KL by +0.35 (0.34 to 0.35), adjusted p"
+    )
+    assert line("The KL penalty performs worse").endswith(f"{kinds} < 0.001 | as in the paper | 4 of 4 readings |")
+    # On average 59.99 / 90 against 0.715; if 0 is the policy before training, HalfCheetah has 259.99 / 290
+    assert "With\n  the best setting as 1, on the other hand, they are between -0.05 and -0.02 away" in text
+    # All seeds and all tasks have the same order
+    limited = [name for name in MADE_UP if "_0" in name or "fixed" in name]
+    papers = [paper_scores()[name] for name in limited]
+    of_limited = f"{stats.spearmanr([MADE_UP[name] for name in limited], papers).statistic:.2f}"
+    assert f"of the two columns is {of_limited} (p" in text
+    assert f"between {of_limited} and {of_limited} with a single seed, and between {of_limited} and {of_limited} wi" in text
     assert "Its lowest task is HalfCheetah, as in the paper." in text
     assert line("Clipping, epsilon = 0.3 | +0.12 | -0.05 (").endswith("| 0 of 63 | < 0.001 | < 0.001 |")
     assert line("HalfCheetah-v4 | -301, -300, -299") == "| HalfCheetah-v4 | -301, -300, -299 | -3.00 | -0.33 | 3 |"
     # A quarter of the KL above, half below, and beta like the KL
     cells = "50% | 25% | 25% | 0.75 | 2 | 2 | 0.003 to 0.06 | 0 of 84"
     assert line("Adaptive KL, d_targ = 0.03 | 50%") == f"| Adaptive KL, d_targ = 0.03 | {cells} |"
+    assert "Here, 75% to 75%\nof the updates" in text
     assert "before that: No clipping or penalty on Swimmer-v4, seed 2, after 4096 timesteps." in text
     # 80 of 90
     assert line("Clipping, epsilon = 0.2 | 0.82 | 0.80 (0.80 to 0.80) | 0.89 (")
@@ -824,6 +838,20 @@ def test_committed_table_is_that_of_the_committed_runs():
         rows = list(csv.DictReader(file))
     assert rows == [{name: str(value) for name, value in row.items()} for _, row in sorted(results.rows().items())]
     assert {row["timesteps"] for row in rows} == {"1000000"}
+
+
+def test_committed_runs_of_a_seed_start_alike():
+    """All settings have the same first rollout, to the last bit: the same policy and the same random numbers."""
+    results = Results(DEFAULT)
+    for env in TASKS:
+        for seed in SEEDS:
+            first = set()
+            for setting in SETTINGS:
+                curves = results.load(Run("paper", setting, env, seed)).curves
+                in_first_rollout = curves["lengths"].cumsum() <= 2048
+                first.add(tuple(curves["returns"][in_first_rollout].tolist()))
+            assert len(first) == 1, (env, seed)
+            assert len(first.pop()) >= 2
 
 
 def test_committed_report_is_that_of_the_committed_runs(tmp_path):

@@ -18,6 +18,8 @@ PAIRS = (
     ("clip_0.2", "fixed_kl_3"),
     ("adaptive_kl_0.01", "fixed_kl_3"),
 )
+# Kinds of settings, by the beginning of their names
+KINDS = {"clip_": "clipping", "adaptive_kl_": "adaptive KL", "fixed_kl_": "fixed KL"}
 CHEETAH = "HalfCheetah-v4"
 # Settings are "similar" if one is better by less than this: what lies between clipping and adaptive KL in Table 1
 MARGIN = 0.08
@@ -42,7 +44,7 @@ class Claim(NamedTuple):
     verdict: str
 
 
-def p_values(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+def p_values(pairs: Sequence[Sequence[np.ndarray]]) -> list[float]:
     """
     Whether the settings of each pair differ.
 
@@ -54,13 +56,15 @@ def p_values(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
 
 def claims(scores: Scores) -> list[Claim]:
     """
-    The claims of section 6.1 that the settings at hand allow to check.
+    The claims of sections 2.1, 4 and 6.1 that the settings at hand allow to check.
 
     :param scores: the scores
     :return: the claims
     """
     settings = set(scores.settings())
     found = [highest(scores)] if "clip_0.2" in settings else []
+    if all(any(setting.startswith(kind) for setting in settings) for kind in KINDS):
+        found.append(penalties_are_worse(scores))
     found += pairs(scores, [pair for pair in PAIRS if settings.issuperset(pair)])
     if "none" in settings and CHEETAH in scores.tasks:
         found += [negative(scores), because_of_cheetah(scores), very_negative(scores)]
@@ -78,7 +82,7 @@ def adjusted(scores: Scores, one: str, others: Sequence[str]) -> np.ndarray:
     :param others: names of the others
     :return: p-values after Holm's adjustment for their number
     """
-    return statistics.holm(p_values([scores.pair(one, other) for other in others]))
+    return statistics.holm(p_values([scores.of_common_seeds(one, other) for other in others]))
 
 
 def highest(scores: Scores) -> Claim:
@@ -89,7 +93,7 @@ def highest(scores: Scores) -> Claim:
     :return: the claim
     """
     others = [setting for setting in scores.settings() if setting in paper_scores() and setting != "clip_0.2"]
-    differences = np.array([statistics.difference(*scores.pair("clip_0.2", setting)) for setting in others])
+    differences = np.array([statistics.difference(*scores.of_common_seeds("clip_0.2", setting)) for setting in others])
     differ = adjusted(scores, "clip_0.2", others) < LEVEL
     here = f"rank {1 + (differences < 0).sum()} of {len(others) + 1}."
     for words, those in {
@@ -104,6 +108,41 @@ def highest(scores: Scores) -> Claim:
     return Claim("Clipping at 0.2 has the highest score", here, verdict)
 
 
+def clipping_and_penalties(scores: Scores) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    Clipping and each kind of penalty, on average over the settings of a kind.
+
+    :param scores: the scores
+    :return: by the name of the penalty, the scores of both, each of shape ``(n_tasks, n_seeds)``
+    """
+    settings = [setting for setting in scores.settings() if setting.startswith(tuple(KINDS))]
+    samples = dict(zip(settings, scores.of_common_seeds(*settings), strict=True))
+    clipping, *penalties = (
+        np.mean([runs for setting, runs in samples.items() if setting.startswith(kind)], axis=0) for kind in KINDS
+    )
+    return {name: (clipping, runs) for name, runs in zip(list(KINDS.values())[1:], penalties, strict=True)}
+
+
+def penalties_are_worse(scores: Scores) -> Claim:
+    """
+    Whether both kinds of penalty are worse than clipping.
+
+    :param scores: the scores
+    :return: the claim
+    """
+    samples = clipping_and_penalties(scores)
+    p = statistics.holm(p_values(list(samples.values())))
+    differences = np.array([statistics.difference(*pair) for pair in samples.values()])
+    found = [
+        f"{name} by {mean_in_words(*pair)}, adjusted p {format_p(of_pair)}"
+        for (name, pair), of_pair in zip(samples.items(), p, strict=True)
+    ]
+    is_worse, is_better = (p < LEVEL) & (differences > 0), (p < LEVEL) & (differences < 0)
+    verdict = OPPOSITE if is_better.any() else SAME if is_worse.all() else OPEN
+    here = f"on average over the settings of a kind, clipping leads {'; '.join(found)}"
+    return Claim("The KL penalty performs worse than clipping (section 4)", here, verdict)
+
+
 def pairs(scores: Scores, names: Sequence[tuple[str, str]]) -> list[Claim]:
     """
     Whether the first setting of each pair has the higher score.
@@ -113,7 +152,7 @@ def pairs(scores: Scores, names: Sequence[tuple[str, str]]) -> list[Claim]:
     :return: a claim for each
     """
     paper = paper_scores()
-    samples = [scores.pair(one, other) for one, other in names]
+    samples = [scores.of_common_seeds(one, other) for one, other in names]
     found = []
     for (one, other), pair, p in zip(names, samples, statistics.holm(p_values(samples)), strict=True):
         verdict = OPEN if p >= LEVEL else SAME if statistics.difference(*pair) > 0 else OPPOSITE
@@ -191,7 +230,7 @@ def similar_or_worse(scores: Scores) -> Claim:
     :param scores: the scores
     :return: the claim
     """
-    pair = scores.pair("policy_gradient", "none")
+    pair = scores.of_common_seeds("policy_gradient", "none")
     difference, half_width = statistics.difference(*pair), statistics.half_width(*pair)
     is_worse = difference < 0 and p_values([pair])[0] < LEVEL
     verdict = SAME if is_worse or difference + half_width < MARGIN else OPPOSITE if difference - half_width > MARGIN else OPEN

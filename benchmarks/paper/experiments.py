@@ -29,8 +29,8 @@ TASKS = (
 
 class PolicyGradient(PPOFixedKL):
     """
-    L^PG, equation (2), over several epochs of minibatches: section 6.1 mentions it without a number ("similar or worse than
-    the no clipping or penalty setting").
+    L^PG, equation (2), over several epochs of minibatches: section 2.1 says, without numbers, that it was "similar or worse
+    than the 'no clipping or penalty' setting".
     """
 
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:  # noqa: D102

@@ -105,17 +105,16 @@ class Scores:
         """
         return normalize(self.returns(setting, variant), self.constant(self.random), self.constant(self.best))
 
-    def pair(self, one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+    def of_common_seeds(self, *settings: str) -> list[np.ndarray]:
         """
-        The normalised scores of two settings, of the seeds that both have.
+        The normalised scores of some settings, of the seeds that all of them have.
 
-        :param one: name of the one
-        :param other: name of the other
-        :return: two arrays of shape ``(n_tasks, n_seeds)``
+        :param settings: their names
+        :return: for each, an array of shape ``(n_tasks, n_seeds)``
         """
-        seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in (one, other)]
-        scores = self.only([run for run in self.rows if run.seed in seeds[0] & seeds[1]])
-        return scores.normalized(one), scores.normalized(other)
+        seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in settings]
+        scores = self.only([run for run in self.rows if run.seed in set.intersection(*seeds)])
+        return [scores.normalized(setting) for setting in settings]
 
     def constant(self, name: str) -> np.ndarray:
         """

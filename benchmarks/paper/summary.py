@@ -1,17 +1,15 @@
 """The numbers of the report's summary."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, LEVEL, adjusted
+from benchmarks.paper.claims import CHEETAH, KINDS, LEVEL, adjusted, clipping_and_penalties
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
 from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
 from benchmarks.paper.words import SEED, format_p, format_score, mean_in_words, pairs_in_words
-
-# Kinds of settings, by the beginning of their names
-KINDS = {"clip_": "clipping", "adaptive_kl_": "adaptive KL", "fixed_kl_": "fixed KL"}
 
 
 def summary(scores: Scores) -> dict[str, Any]:
@@ -28,9 +26,12 @@ def summary(scores: Scores) -> dict[str, Any]:
     here = {setting: float(statistics.mean(runs)) for setting, runs in samples.items()}
     # All but "no clipping or penalty", which varies by far more
     limited = [setting for setting in paper if setting != "none"]
-    distances = {setting: abs(here[setting] - paper[setting]) for setting in limited}
+    distances = {
+        setting: abs(distance) for setting, distance in zip(limited, distances_to_paper(scores, limited), strict=True)
+    }
     n_seeds = samples["none"].shape[1]
-    half_widths = {setting: half_width_to_paper(samples[setting]) for setting in limited}
+    half_widths = [half_width_to_paper(samples[setting]) for setting in limited]
+    by_best_setting = [reading for reading in scores.readings() if reading.best == "best_setting"]
     others = [setting for setting in paper if setting != "clip_0.2"]
     is_alike = adjusted(scores, "clip_0.2", others) >= LEVEL
     return {
@@ -40,10 +41,23 @@ def summary(scores: Scores) -> dict[str, Any]:
         "mean_distance": format_score(float(np.mean(list(distances.values())))),
         "largest_distance": format_score(max(distances.values())),
         "most_distant": label_of(max(distances, key=distances.__getitem__)),
-        "n_distant": sum(distances[setting] > half_widths[setting] for setting in limited),
-        "half_widths": f"±{format_score(min(half_widths.values()))} to ±{format_score(max(half_widths.values()))}",
+        "n_distant": n_distant(scores, limited),
+        "half_widths": f"±{format_score(min(half_widths))} to ±{format_score(max(half_widths))}",
+        "by_best_setting": {
+            "distances": range_of([distances_to_paper(reading, limited).mean() for reading in by_best_setting], sign="+"),
+            "n_distant": " or ".join(map(str, sorted({n_distant(reading, limited) for reading in by_best_setting}))),
+        },
         "correlation": correlation(here, paper, limited),
         "correlation_of_all": correlation(here, paper, list(paper)),
+        "correlation_of_seeds": range_of(
+            [rank_correlation({name: samples[name][:, seed] for name in limited}) for seed in range(n_seeds)]
+        ),
+        "correlation_without_a_task": range_of(
+            [
+                rank_correlation({name: np.delete(samples[name], task, 0) for name in limited})
+                for task in range(len(scores.tasks))
+            ]
+        ),
         "places": places(scores, "clip_0.2", list(paper)),
         "n_same_best": sum(best(here, kind) == best(paper, kind) for kind in KINDS),
         "n_kinds": len(KINDS),
@@ -53,23 +67,56 @@ def summary(scores: Scores) -> dict[str, Any]:
             f"{format_score(statistics.detectable_difference([samples[setting] for setting in limited], n))} with {n}"
             for n in (n_seeds, 10)
         ),
-        "kinds": {
-            name: mean_in_words(mean_of_kind(samples, "clip_"), mean_of_kind(samples, kind))
-            for kind, name in KINDS.items()
-            if kind != "clip_"
-        },
+        "kinds": " and ".join(f"{name} by {mean_in_words(*pair)}" for name, pair in clipping_and_penalties(scores).items()),
         "none": no_clipping(scores),
     }
 
 
-def range_of(numbers: list[float]) -> str:
+def range_of(numbers: Sequence[float], sign: str = "") -> str:
     """
     The lowest and the highest of some scores.
 
     :param numbers: the scores
+    :param sign: "+" to write the sign of positive numbers
     :return: the words
     """
-    return f"{format_score(min(numbers))} and {format_score(max(numbers))}"
+    return f"{format_score(min(numbers), sign)} and {format_score(max(numbers), sign)}"
+
+
+def distances_to_paper(scores: Scores, settings: Sequence[str]) -> np.ndarray:
+    """
+    By how much the means of some settings are above those of the paper.
+
+    :param scores: the scores
+    :param settings: names of the settings
+    :return: the differences, one for each setting
+    """
+    paper = paper_scores()
+    return np.array([float(statistics.mean(scores.normalized(setting))) - paper[setting] for setting in settings])
+
+
+def n_distant(scores: Scores, settings: Sequence[str]) -> int:
+    """
+    How many settings differ significantly from the paper.
+
+    :param scores: the scores
+    :param settings: names of the settings
+    :return: that number
+    """
+    half_widths = [half_width_to_paper(scores.normalized(setting)) for setting in settings]
+    return int((np.abs(distances_to_paper(scores, settings)) > half_widths).sum())
+
+
+def rank_correlation(samples: Mapping[str, np.ndarray]) -> float:
+    """
+    The rank correlation of the means of some runs and the paper's.
+
+    :param samples: scores by setting
+    :return: the correlation
+    """
+    paper = paper_scores()
+    means = np.array([runs.mean() for runs in samples.values()])
+    return float(statistics.rank_correlation(means, np.array([paper[setting] for setting in samples])))
 
 
 def correlation(ours: dict[str, float], papers: dict[str, float], settings: list[str]) -> str:
@@ -111,17 +158,6 @@ def best(column: dict[str, float], kind: str) -> str:
     :return: its name
     """
     return max((setting for setting in column if setting.startswith(kind)), key=column.__getitem__)
-
-
-def mean_of_kind(samples: dict[str, np.ndarray], kind: str) -> np.ndarray:
-    """
-    The mean over the settings of a kind.
-
-    :param samples: scores by setting, each of shape ``(n_tasks, n_seeds)``
-    :param kind: beginning of the names of that kind
-    :return: shape ``(n_tasks, n_seeds)``
-    """
-    return np.mean([runs for setting, runs in samples.items() if setting.startswith(kind)], axis=0)
 
 
 def no_clipping(scores: Scores) -> dict[str, Any]:

@@ -343,15 +343,15 @@ def short(tasks: Sequence[str]) -> list[str]:
     return [env.removesuffix("-v4") for env in tasks]
 
 
-def adaptation(results: Results, scores: Scores) -> str:
+def adaptation(results: Results, scores: Scores) -> dict[str, str]:
     """
     How well the adaptive penalty meets its target.
 
     :param results: the results, with KL and beta of each update
     :param scores: the scores
-    :return: Markdown, empty if there are no such settings
+    :return: Markdown, and the shares of the updates outside the band; empty if there are no such settings
     """
-    rows = []
+    rows, outside = [], []
     for setting in scores.settings():
         if not setting.startswith("adaptive"):
             continue
@@ -359,17 +359,22 @@ def adaptation(results: Results, scores: Scores) -> str:
         kl = np.concatenate([curve["kl"] for curve in curves]) / SETTINGS[setting].kwargs["target_kl"]
         beta = np.concatenate([curve["kl_coef"] for curve in curves])
         low, high = KL_COEF_BOUNDS
+        is_below, is_above = kl < 1 / 1.5, kl > 1.5
+        outside.append(np.mean(is_below | is_above))
         rows.append(
             [
                 label_of(setting),
-                *(f"{np.mean(part):.0%}" for part in (kl < 1 / 1.5, (kl >= 1 / 1.5) & (kl <= 1.5), kl > 1.5)),
+                *(f"{np.mean(part):.0%}" for part in (is_below, ~is_below & ~is_above, is_above)),
                 *(f"{number:.3g}" for number in (np.median(kl), np.quantile(kl, 0.95), kl.max())),
                 f"{beta.min():.2g} to {beta.max():.2g}",
                 f"{((beta <= low) | (beta >= high)).sum()} of {len(beta)}",
             ]
         )
     header = ["", "below the band", "in it", "above it", "KL / d_targ: median", "95% quantile", "largest", "beta"]
-    return table([*header, "updates with beta at a bound"], rows) if rows else ""
+    return {
+        "adaptation": table([*header, "updates with beta at a bound"], rows) if rows else "",
+        "outside": f"{min(outside):.0%} to {max(outside):.0%}" if outside else "",
+    }
 
 
 def sensitivity(scores: Scores) -> str:
