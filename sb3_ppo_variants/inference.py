@@ -254,6 +254,7 @@ class ModulePolicy:
         :return: what ``ActorCriticPolicy.forward`` makes of them
         :raises ValueError: if they are not finite
         """
+        checks.check_observation(observations)
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with th.no_grad(), unvalidated_distributions():
             actions, values, log_probs = self.policy(obs_tensor)
@@ -261,8 +262,6 @@ class ModulePolicy:
                 # Custom distributions may be of another kind
                 with suppress(NotImplementedError):
                     self.steps.append(distribution_parameters(self.policy.action_dist))
-        if not math.isfinite(values.sum()):
-            checks.check_observation(observations)
         return Action(obs_tensor, actions.cpu().numpy(), values, log_probs)
 
     def parameters(self) -> tuple[th.Tensor, ...]:

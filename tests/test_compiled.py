@@ -6,6 +6,7 @@ import shutil
 import warnings
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
@@ -18,6 +19,7 @@ from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy,
 from torch.utils._pytree import tree_map
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, proximal
+from sb3_ppo_variants.inference import StackedPolicy
 from sb3_ppo_variants.loss import METRICS
 from sb3_ppo_variants.objectives import kl_penalized_surrogate
 from sb3_ppo_variants.rollout import Rollout
@@ -34,7 +36,7 @@ def interpreted(monkeypatch):
 
 
 def updated(model, data, path):
-    """Parameters, buffers, optimizer state and metrics after an update from the same state, rollout and random numbers."""
+    """Parameters, optimizer state, metrics and number of epochs of an update, from the same state and random numbers."""
     original, model = model, copy.copy(model)
     # Copies do not take along what has been compiled
     model._compiled_update = original._compiled_update
@@ -48,7 +50,8 @@ def updated(model, data, path):
     model.compile = model._uses_compiled = path == "compiled"
     metrics = model._optimize(rollout, model.coefficients())
     original._compiled_update = model._compiled_update
-    result = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict(), metrics))
+    n_updates = model._n_updates - original._n_updates
+    result = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict(), metrics, n_updates))
     model.policy.load_state_dict(state[0])
     optimizer.load_state_dict(state[1])
     return result
@@ -157,6 +160,7 @@ def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
     n_steps = [sum(map(len, result[2])) for result in (reference, other)]
     assert 1 < n_steps[0] < 12
     assert n_steps[0] == n_steps[1]
+    assert reference[3] == other[3] == 1 + (n_steps[0] - 1) // 4
     assert reference[1]["state"][0]["step"] == other[1]["state"][0]["step"]
     approx_kl = th.cat(other[2])[:, METRICS.index("approx_kl")]
     assert (approx_kl[:-1] <= 1.05e-2).all()
@@ -213,13 +217,16 @@ class KeepRollout(BaseCallback):
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("action", ["box", "discrete"])
-def test_rollouts_in_numpy_are_the_policys(action, n_envs):
+def test_rollouts_in_numpy_are_the_policys(action, n_envs, monkeypatch):
+    in_use, init = [], StackedPolicy.__init__
+    monkeypatch.setattr(StackedPolicy, "__init__", lambda self, *arguments: in_use.append(self) or init(self, *arguments))
     make = functools.partial(SpaceEnv, spaces.Box(-1, 1, (5,), np.float64), ACTION_SPACES[action])
     env = make_vec_env(make, n_envs=n_envs, seed=0)
     model = PPOClip("MlpPolicy", env, n_steps=64, batch_size=64, seed=0, device="cpu", compile=True)
     policy = copy.deepcopy(model.policy)
     callback = KeepRollout()
     model.learn(64 * n_envs, callback)
+    assert in_use
     obs, actions, values, log_probs = (th.cat(tensors) for tensors in zip(*callback.steps, strict=True))
     with th.no_grad():
         expected_values, expected_log_probs, _ = policy.evaluate_actions(obs.float(), actions)
@@ -231,17 +238,82 @@ def test_rollouts_in_numpy_are_the_policys(action, n_envs):
         np.testing.assert_array_equal(array.ravel(), tensor.view(64, n_envs).T.reshape(-1).numpy())
 
 
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_actions_drawn_in_numpy_have_the_policys_distribution(action):
+    n_steps = 4000
+    model = PPOClip(
+        "MlpPolicy", space_env("box", action, n_envs=1)(), n_steps=n_steps, batch_size=n_steps, seed=0, device="cpu"
+    )
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100)
+        if action == "box":
+            model.policy.log_std[:] = th.tensor([-1.0, 0.0, 0.5])
+    observation = np.full((1, 5), 0.5, np.float32)
+    policy = StackedPolicy(model.policy, model.rollout_buffer)
+    actions = np.concatenate([policy(observation).actions for _ in range(n_steps)])
+    distribution = model.policy.get_distribution(th.as_tensor(observation)).distribution
+    # Four standard errors
+    if action == "box":
+        noise = (actions - distribution.mean.detach().numpy()) / distribution.stddev.detach().numpy()
+        assert np.abs(noise.mean(axis=0)).max() < 4 / np.sqrt(n_steps)
+        assert np.abs(noise.std(axis=0) - 1).max() < 4 / np.sqrt(2 * n_steps)
+    else:
+        probs = distribution.probs.detach().numpy()[0]
+        assert np.ptp(probs) > 0.1
+        assert np.abs(np.bincount(actions, minlength=3) / n_steps - probs).max() < 4 * np.sqrt(0.25 / n_steps)
+
+
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_observations_that_are_not_finite_are_found_at_once(dtype):
+def test_changed_parameters_count_in_the_next_rollout():
+    class Anneal(KeepRollout):
+        def _on_step(self):
+            self.model.policy.log_std.data.sub_(0.01)
+            return super()._on_step()
+
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), learning_rate=0.0, n_steps=26, batch_size=52, compile=True)
+    for _ in range(2):
+        policy, callback = copy.deepcopy(model.policy), Anneal()
+        model.learn(52, callback, reset_num_timesteps=False)
+        obs, actions, _, log_probs = (th.cat(tensors) for tensors in zip(*callback.steps, strict=True))
+        with th.no_grad():
+            assert th.allclose(log_probs, policy.evaluate_actions(obs, actions)[1], atol=1e-5)
+
+
+def test_replaced_modules_count_in_the_next_rollout():
+    class Replace(KeepRollout):
+        def _on_step(self):
+            if len(self.steps) == 5:
+                self.model.policy.action_net = th.nn.Linear(64, 3)
+            return super()._on_step()
+
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), learning_rate=0.0, n_steps=26, batch_size=52, compile=False)
+    policies, callback = [copy.deepcopy(model.policy)], Replace()
+    model.learn(104, callback)
+    policies.append(model.policy)
+    for policy, steps in zip(policies, (callback.steps[:26], callback.steps[26:]), strict=True):
+        obs, actions, _, log_probs = (th.cat(tensors) for tensors in zip(*steps, strict=True))
+        with th.no_grad():
+            assert th.allclose(log_probs, policy.evaluate_actions(obs, actions)[1], atol=1e-5)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("compile_", [True, False])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("observation", ["float32", "float64", "dict"])
+def test_observations_that_are_not_finite_are_found_at_once(observation, number, compile_):
     class Broken(SpaceEnv):
         def step(self, action):
             obs, *others = super().step(action)
-            return np.full_like(obs, np.nan) if self.steps == 5 else obs, *others
+            if self.steps == 5:
+                vector = obs["vector"] if observation == "dict" else obs
+                vector[:] = number
+            return obs, *others
 
-    env = DummyVecEnv([lambda: Broken(spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES["box"])] * 2)
-    model = PPOClip("MlpPolicy", env, n_steps=64, device="cpu", compile=True)
-    with pytest.raises(ValueError, match=r"not finite: observation\[0, 0\] = nan"):
+    space = OBSERVATION_SPACES["dict"] if observation == "dict" else spaces.Box(-1, 1, (5,), observation)
+    env = DummyVecEnv([lambda: Broken(space, ACTION_SPACES["box"])] * 2)
+    model = PPOClip(POLICIES["dict" if observation == "dict" else "box"], env, n_steps=64, device="cpu", compile=compile_)
+    name = "vector" if observation == "dict" else "observation"
+    with pytest.raises(ValueError, match=rf"not finite: {name}\[0, 0\] = {number}"):
         model.learn(128)
     assert model.num_timesteps == 10
 
@@ -286,8 +358,14 @@ def test_changes_between_two_learns_count():
     model.lr_schedule = lambda _: 1e-3
     model.policy.optimizer.param_groups[0]["betas"] = (0.5, 0.9)
     model.set_env(space_env("box", "box", n_envs=2)())
+    model.ent_coef = 0.5
     model.learn(52)
     assert not equal(model.policy.state_dict(), other.policy.state_dict())
+    for group in model.policy.optimizer.param_groups:
+        group["betas"] = (0.3, 0.7)
+    model.vf_coef = 2.0
+    reference, compiled_ = (stops(model, path)[0] for path in ("reference", "compiled"))
+    assert max((reference[name] - compiled_[name]).abs().max() for name in reference) < 1e-5
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -450,6 +528,10 @@ def test_objective_that_reads_attributes_is_not_compiled(monkeypatch, capsys):
     assert "Not compiled" not in capsys.readouterr().out
     assert not learn(Weighted)._uses_compiled
     assert "Not compiled: surrogate reads self.weight, which compiled code would not see change" in capsys.readouterr().out
+    with pytest.raises(compiled.CompilationError, match=r"self\.weight"):
+        Weighted("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, compile=True).learn(52)
+    models = [train(cls, "MlpPolicy", space_env("box", "box"), compile=False)[0] for cls in (Weighted, WeightedCoefficient)]
+    assert equal(models[0].policy.state_dict(), models[1].policy.state_dict())
 
 
 class ChangeBuffer(BaseCallback):
@@ -543,12 +625,19 @@ def test_hooks_are_a_reason_not_to_compile():
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_model_trained_on_the_compiled_path_can_be_pickled_and_loaded_without_a_compiler(tmp_path):
+def test_model_trained_on_the_compiled_path_can_be_pickled_and_loaded_without_a_compiler(tmp_path, monkeypatch):
     model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
     assert model._compiled_update is not None
     assert model.__getstate__()["_compiled_update"] is None
     model.save(tmp_path / "model")
-    assert PPOClip.load(tmp_path / "model").compile == "auto"
+    model.env = model._logger = None
+    pickled = cloudpickle.loads(cloudpickle.dumps(model))
+    assert equal(pickled.policy.state_dict(), model.policy.state_dict())
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    loaded = PPOClip.load(tmp_path / "model", env=space_env("box", "box")())
+    assert loaded.compile == "auto"
+    loaded.learn(52)
+    assert not loaded._uses_compiled
     assert PPOClip.load(tmp_path / "model", compile=True).compile is True
 
 

@@ -25,6 +25,7 @@ SOURCES = (
     "_sb3_ppo_variants_hook.py",
     "sb3_ppo_variants.pth",
 )
+PAPER_FILES = sorted((ROOT / "hyperparams" / "paper").glob("*.yml"))
 VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text().strip()
 ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
 # Prints whether the hook has run, and what of the heavy packages Python's start has imported
@@ -137,6 +138,8 @@ def test_wheel(wheel: Path) -> None:
         for algo in ALGOS:
             shipped = archive.read(f"sb3_ppo_variants/hyperparams/{algo}.yml")
             assert shipped == (ROOT / "hyperparams" / f"{algo}.yml").read_bytes()
+        for path in PAPER_FILES:
+            assert archive.read(f"sb3_ppo_variants/hyperparams/paper/{path.name}") == path.read_bytes()
         modules = {path.name for path in (ROOT / "sb3_ppo_variants").glob("*.py")}
         assert {f"sb3_ppo_variants/{name}" for name in modules | {"py.typed", "version.txt"}} <= names
         assert {f"sb3_ppo_variants-{VERSION}.data/purelib/sb3_ppo_variants.pth", "_sb3_ppo_variants_hook.py"} <= names
@@ -154,6 +157,7 @@ def test_wheel(wheel: Path) -> None:
 def test_sdist(dist: Path) -> None:
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"hyperparams/paper/{path.name}" for path in PAPER_FILES} <= names
     assert {*(f"hyperparams/{algo}.yml" for algo in ALGOS), "sb3_ppo_variants.pth", "README.md", "LICENSE"} <= names
 
 

@@ -215,6 +215,26 @@ def test_files_for_the_zoo_are_yaml(name):
         assert {"n_timesteps", "policy", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda"} <= entry.keys()
 
 
+def assert_has(name, env, expected):
+    entry = yaml.safe_load((ROOT / "hyperparams" / "paper" / f"{name}.yml").read_text(encoding="utf-8"))[env]
+    assert {key: entry[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "n_envs"),
+    [("RoboschoolHumanoid-v1", 32), ("RoboschoolHumanoidFlagrun-v1", 128), ("RoboschoolHumanoidFlagrunHarder-v1", 128)],
+)
+def test_table_4(env, n_envs):
+    expected = {"n_steps": 512, "n_epochs": 15, "batch_size": 4096, "gamma": 0.99, "gae_lambda": 0.95, "n_envs": n_envs}
+    assert_has("table4_roboschool", env, expected)
+
+
+def test_table_5():
+    expected = {"n_steps": 128, "learning_rate": "lin_2.5e-4", "n_epochs": 3, "batch_size": 32 * 8, "gamma": 0.99}
+    expected |= {"gae_lambda": 0.95, "n_envs": 8, "clip_range": "lin_0.1", "vf_coef": 1.0, "ent_coef": 0.01}
+    assert_has("table5_atari", "atari", expected | {"n_timesteps": 10_000_000})
+
+
 def test_policy_gradient_is_equation_2():
     model = experiments.PolicyGradient("MlpPolicy", "Pendulum-v1")
     terms = type("Terms", (), {"log_prob": th.tensor([-1.0, -2.0]), "advantages": th.tensor([3.0, -0.5])})
@@ -772,7 +792,8 @@ def test_bad_arguments_are_named(arguments, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["paper", "run", *arguments])
     with pytest.raises(SystemExit):
         main()
-    error = capsys.readouterr().err
+    # Its last line: the usage has all names
+    error = capsys.readouterr().err.splitlines()[-1]
     assert all(argument in error for argument in arguments)
 
 

@@ -415,6 +415,11 @@ def test_modules_with_a_state_of_their_own():
 
     model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), policy_kwargs={"features_extractor_class": Extractor})
     assert model._n_updates == 9
+    model.lr_schedule = lambda _: 1e30
+    with pytest.raises(FloatingPointError):
+        model.learn(52)
+    # Undone, with that state
+    assert model.policy.features_extractor.state == {"version": 2}
 
 
 def test_gradients_are_left_as_sb3_leaves_them():

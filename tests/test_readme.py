@@ -1,13 +1,20 @@
+import ast
+import inspect
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sb3_ppo_variants import PPOClip, ProximalPolicyOptimization
+from benchmarks import learning
+from sb3_ppo_variants import PPOClip, PPOFixedKL, ProximalPolicyOptimization
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+ZOO_PARAMETERS = re.findall(
+    r"^python -m rl_zoo3\.train .*-params (.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -20,7 +27,16 @@ def test_example_runs(block, monkeypatch, tmp_path):
     assert namespace["model"]._n_updates > 0
 
 
-def test_tables_are_those_of_the_results():
+@pytest.mark.parametrize("line", ZOO_PARAMETERS)
+def test_parameters_for_the_zoo_are_python(line):
+    """As the Zoo evaluates them."""
+    pairs = [argument.split(":", 1) for argument in shlex.split(line)]
+    for name, value in pairs:
+        assert name in inspect.signature(PPOFixedKL).parameters
+        assert isinstance(ast.literal_eval(value), float | str)
+
+
+def test_tables_are_those_of_the_results(capsys):
     """Measured tables stand in the documents as they were written by the benchmarks."""
     results = README.parent / "benchmarks" / "results"
     overview, *_, footer = (results / "speed.md").read_text(encoding="utf-8").strip().split("\n\n")
@@ -31,6 +47,10 @@ def test_tables_are_those_of_the_results():
     assert (results / "ablations.md").read_text(encoding="utf-8").strip() in document
     for table in (results / "profile.md").read_text(encoding="utf-8").strip().split("\n\n"):
         assert table in document
+    assert learning.report() == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line in readme
+        assert line in document
 
 
 def test_own_objective_trains():

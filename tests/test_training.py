@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,7 +180,9 @@ def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observati
 
         def _on_rollout_end(self):
             buffer = copy.deepcopy(self.model.rollout_buffer)
-            kept = Rollout(buffer, self.model.policy, self.model._kept.of(buffer)).data.old_parameters
+            of_buffer = self.model._kept.of(buffer)
+            assert of_buffer
+            kept = Rollout(buffer, self.model.policy, of_buffer).data.old_parameters
             computed = Rollout(buffer, self.model.policy).data.old_parameters
             for one, other in zip(kept, computed, strict=True):
                 assert one.shape == other.shape
@@ -353,6 +356,62 @@ def test_policy_that_torch_compile_wraps():
         actual = evaluate_policy(th.compile(model.policy), observations, actions)
     assert equal(actual[:3], expected[:3])
     assert equal(actual.parameters(), expected.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_kl_penalty_trains_a_policy_that_torch_compile_wraps():
+    def learn(wrap):
+        model = PPOFixedKL("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, learning_rate=1e-3, seed=0)
+        model.policy = wrap(model.policy)
+        model.learn(104)
+        return model.logger.name_to_value["train/kl"], model.policy.action_net.weight
+
+    kl, weight = learn(lambda policy: th.compile(policy, backend="eager"))
+    expected_kl, expected_weight = learn(lambda policy: policy)
+    assert kl == pytest.approx(expected_kl, rel=1e-4)
+    assert kl > 0
+    assert th.allclose(weight, expected_weight, atol=1e-6)
+
+
+def test_kl_with_a_rollout_buffer_of_another_class():
+    class OwnBuffer(RolloutBuffer):
+        pass
+
+    (model, rows), (expected, expected_rows) = (
+        train(PPOFixedKL, "MlpPolicy", space_env("box", "box"), learning_rate=1e-3, **kwargs)
+        for kwargs in ({"rollout_buffer_class": OwnBuffer}, {})
+    )
+    assert updates(rows)[-1]["train/kl"] == pytest.approx(updates(expected_rows)[-1]["train/kl"], rel=1e-3)
+    assert updates(rows)[-1]["train/kl"] > 1e-4
+    for one, other in zip(model.policy.parameters(), expected.policy.parameters(), strict=True):
+        assert th.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [PPOFixedKL, PPOKLPen])
+def test_surrogate_is_equation_8_and_clipping_in_addition(cls):
+    model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13)
+    terms = SimpleNamespace(ratio=th.tensor([1.5, 0.5]), advantages=th.tensor([2.0, -2.0]), kl=th.tensor([0.125, 0.25]))
+    # 3 - 4 / 8, -1 - 4 / 4
+    assert model.surrogate(terms, {"kl_coef": 4.0}).tolist() == [2.5, -2.0]
+    # min(3, 1.25 * 2) - 4 / 8, min(-1, 0.75 * -2) - 4 / 4
+    assert model.surrogate(terms, {"kl_coef": 4.0, "clip_range": 0.25}).tolist() == [2.0, -2.5]
+
+
+def test_target_kl_of_a_fixed_penalty_ends_updates_early():
+    model, _ = train(PPOFixedKL, "MlpPolicy", space_env("box", "box"), learning_rate=3e-3, target_kl=1e-3)
+    # Of three epochs in each of three updates
+    assert 3 <= model._n_updates < 9
+
+
+def test_kl_coef_may_be_assigned():
+    model = PPOFixedKL("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13)
+    model.kl_coef = 2.0
+    assert model.kl_coef == 2
+    # At the start of the training, all of it remains
+    model.kl_coef = lambda remaining: 4 * remaining
+    assert model.kl_coef == 4
+    model.learn(52)
+    assert model.logger.name_to_value["train/kl_coef"] == 0
 
 
 class KeepLocals(BaseCallback):

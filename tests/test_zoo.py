@@ -450,7 +450,9 @@ import rl_zoo3.utils
         assert spec is not None
         assert spec.origin is not None
         code = f"""
-import sys, time
+import os, sys, time
+# Not turned off
+os.environ.pop({OPT_OUT!r}, None)
 before = set(sys.modules)
 source = compile(open({spec.origin!r}).read(), "hook", "exec")
 start = time.perf_counter()

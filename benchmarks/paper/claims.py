@@ -51,7 +51,7 @@ def p_values(pairs: Sequence[Sequence[np.ndarray]]) -> list[float]:
     :param pairs: scores of both
     :return: p-values by permutation, of each pair by itself
     """
-    return [statistics.permutation_test(*pair, np.random.default_rng(SEED)) for pair in pairs]
+    return [statistics.permutation_test(one, other, np.random.default_rng(SEED)) for one, other in pairs]
 
 
 def claims(scores: Scores) -> list[Claim]:
