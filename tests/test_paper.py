@@ -2,6 +2,7 @@
 
 import csv
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from scipy import stats
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from benchmarks.paper import claims, experiments, figures, report, runner, statistics, training, words
 from benchmarks.paper.__main__ import FIGURES, main
@@ -305,6 +307,28 @@ def test_normalized_rewards():
     assert np.abs(model.rollout_buffer.rewards[1000:]).max() < 1
     # The score is of the returns as they are
     assert np.mean([episode["r"] for episode in model.ep_info_buffer]) < -50
+
+
+def test_further_variants_change_one_thing():
+    def made(variant):
+        run = Run(variant, "none", "HalfCheetah-v4", 0)
+        return training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=0))
+
+    paper, raw, annealed, epsilon = map(made, ("paper", "raw_observations", "annealed", "small_epsilon"))
+    # Not normalised
+    assert isinstance(paper.env, VecNormalize)
+    assert isinstance(raw.env, DummyVecEnv)
+    assert [model.lr_schedule(0.5) for model in (paper, annealed)] == [3e-4, 1.5e-4]
+    assert [model.policy.optimizer.param_groups[0]["eps"] for model in (paper, epsilon)] == [1e-5, 1e-8]
+    assert (paper.normalize_advantage, made("raw_advantages").normalize_advantage) == ("batch", False)
+    for other in (raw, annealed, epsilon):
+        for one, parameter in zip(paper.policy.parameters(), other.policy.parameters(), strict=True):
+            assert th.equal(one, parameter)
+    with_raw_observations = training.train(Run("raw_observations", "none", "Reacher-v4", 0), 2048, "")
+    assert with_raw_observations.row["steps"] == 2048
+    assert f"Python {platform.python_version()} on {platform.system()} {platform.machine()}; sb3_ppo_variants 0." in str(
+        with_raw_observations.row["versions"]
+    )
 
 
 def test_initial_policy_is_that_of_ppo1():
@@ -604,6 +628,9 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "Table 1 with the seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, for" in text
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
+    # On HalfCheetah alone
+    cells = "|  |  |  | -101, -1100, -1099 | 2 |"
+    assert line_of(text, "No clipping or penalty; step size") == f"| No clipping or penalty; step size annealed to 0 {cells}"
     assert "not part of this report" not in text
 
 

@@ -84,16 +84,19 @@ class Scores:
         :param variant: name of the variant
         :return: shape ``(n_tasks, n_seeds)``
         """
-        return np.array(
-            [
-                [
-                    row["score"]
-                    for run, row in self.rows.items()
-                    if (run.variant, run.setting, run.env) == (variant, setting, env)
-                ]
-                for env in self.tasks
-            ]
-        )
+        return np.array([self.returns_in(env, setting, variant) for env in self.tasks])
+
+    def returns_in(self, env: str, setting: str, variant: str = "paper") -> np.ndarray:
+        """
+        The scores of a setting in a task as they are: mean returns.
+
+        :param env: id of the task
+        :param setting: name of the setting
+        :param variant: name of the variant
+        :return: shape ``(n_seeds,)``
+        """
+        key = (variant, setting, env)
+        return np.array([row["score"] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
 
     def normalized(self, setting: str, variant: str = "paper") -> np.ndarray:
         """

@@ -186,14 +186,13 @@ def n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper"
     :param variant: name of the variant
     :return: that number
     """
-    task = scores.tasks.index(env)
-    start = scores.constant("untrained")[task]
+    start = scores.constants[env]["untrained"]
     if VARIANTS[variant].bounded_actions:
-        returns = scores.returns("untrained", "bounded_actions")[task]
+        returns = scores.returns_in(env, "untrained", "bounded_actions")
         if not len(returns):
             raise MissingRunsError("The policy before training has not been run with bounded actions: stage details_sb3")
         start = returns.mean()
-    return int((scores.returns(setting, variant)[task] < start).sum())
+    return int((scores.returns_in(env, setting, variant) < start).sum())
 
 
 def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "paper") -> str:
@@ -206,7 +205,7 @@ def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pape
     :param variant: name of the variant
     :return: the words
     """
-    return ", ".join(format_return(score) for score in scores.returns(setting, variant)[scores.tasks.index(env)])
+    return ", ".join(format_return(score) for score in scores.returns_in(env, setting, variant))
 
 
 def comparisons(scores: Scores, to: str) -> str:
@@ -281,13 +280,17 @@ def details(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
         for variant in VARIANTS:
             if (setting, variant) not in keys:
                 continue
-            own, papers = scores.normalized(setting, variant), scores.normalized(setting)
-            cells = ["", ""]
-            if variant != "paper":
-                cells = [mean_in_words(own, papers), format_p(p_values([(own, papers)])[0])]
             label = f"{label_of(setting)}; {VARIANTS[variant].label}"
-            rows.append([label, mean_in_words(own), *cells, *cheetah_cells(scores, setting, variant)])
-            by_task.append([label, *means_by_task(scores, setting, variant)])
+            # Some have been run on HalfCheetah alone
+            has_all_tasks = all(scores.returns_in(env, setting, variant).size for env in scores.tasks)
+            cells = ["", "", ""]
+            if has_all_tasks:
+                own, papers = scores.normalized(setting, variant), scores.normalized(setting)
+                cells[0] = mean_in_words(own)
+                if variant != "paper":
+                    cells[1:] = [mean_in_words(own, papers), format_p(p_values([(own, papers)])[0])]
+                by_task.append([label, *means_by_task(scores, setting, variant)])
+            rows.append([label, *cells, *cheetah_cells(scores, setting, variant)])
     header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "of them below the policy before training"]
     return {
         "details": table(header, rows),

@@ -1,5 +1,6 @@
 """One run: where the paper is silent, as its authors' code of 2017 (openai/baselines, ppo1) did it."""
 
+import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -163,9 +164,11 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
         steps = play(run, env, recorder)
     else:
         model = make_model(run, env)
-        assert isinstance(model.env, VecNormalize)
+        callbacks: list[BaseCallback] = [recorder]
+        if isinstance(model.env, VecNormalize):
+            callbacks.insert(0, ObservationFilter(model.env))
         try:
-            model.learn(timesteps, callback=[ObservationFilter(model.env), recorder])
+            model.learn(timesteps, callback=callbacks)
         except (NonFiniteUpdateError, NonFiniteEnvironmentError):
             # A result, too: the score is that of the episodes until then
             diverged = True
@@ -184,7 +187,12 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
         "episodes": len(recorder.returns),
         "score": round(float(np.mean(recorder.returns[-LAST_EPISODES:])), 4),
         "seconds": round(time.perf_counter() - start, 1),
-        "versions": "; ".join(f"{package} {version(package)}" for package in packages),
+        "versions": "; ".join(
+            [
+                f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+                *(f"{package} {version(package)}" for package in packages),
+            ]
+        ),
         "commit": commit,
     }
     curves = {
@@ -201,17 +209,18 @@ def make_model(run: Run, env: Any, compile: Any = "auto") -> BaseAlgorithm:  # n
     The model of a run.
 
     :param run: the run
-    :param env: its vectorized environment, without the filter of observations
+    :param env: its vectorized environment, without normalisation
     :param compile: as the algorithm's
     :return: the model
     """
-    arguments = hyperparameters(run)
-    if VARIANTS[run.variant].normalized_rewards:
+    arguments, variant = hyperparameters(run), VARIANTS[run.variant]
+    if variant.normalized_rewards:
         env = VecNormalize(env, norm_obs=False, clip_reward=10.0, gamma=arguments["gamma"])
-    filtered = VecNormalize(env, training=False, norm_reward=False, clip_obs=5.0, epsilon=0.0)
+    if not variant.raw_observations:
+        env = VecNormalize(env, training=False, norm_reward=False, clip_obs=5.0, epsilon=0.0)
     algorithm = SETTINGS[run.setting].algorithm
     assert algorithm is not None
-    model = algorithm("MlpPolicy", filtered, seed=run.seed, device="cpu", compile=compile, **arguments)
+    model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", compile=compile, **arguments)
     initialize_as_baselines(model.policy)
     return model
 
