@@ -417,10 +417,10 @@ def other_libraries(scores: Scores) -> str:
         numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
         rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
     others_of_task = [[float(other[env]) for other in others if other[env]] for env in scores.tasks]
-    n_within = sum(
-        min(numbers) <= mean <= max(numbers) for numbers, mean in zip(others_of_task, returns.mean(axis=1), strict=True)
-    )
-    found = f"In {n_within} of {len(scores.tasks)} tasks, the mean here is within the range of the others."
+    means = dict(zip(short(scores.tasks), zip(others_of_task, returns.mean(axis=1), strict=True), strict=True))
+    outside = [task for task, (numbers, mean) in means.items() if not min(numbers) <= mean <= max(numbers)]
+    found = f"In {len(means) - len(outside)} of {len(means)} tasks, the mean here is within the range of the others"
+    found += f"; in {', '.join(outside)} it is not." if outside else "."
     return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
 
 
