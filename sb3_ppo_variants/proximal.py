@@ -1,18 +1,16 @@
 """Algorithm 1 of the PPO paper on Stable-Baselines3's ``OnPolicyAlgorithm``: what the variants share."""
 
-import copy
 import inspect
 import io
 import json
 import math
-import os
 import pathlib
 import warnings
 import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -24,14 +22,11 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants import checks, compiled
+from sb3_ppo_variants import checks
 from sb3_ppo_variants.adam import ForeachAdam, not_plain_adam
-from sb3_ppo_variants.collect import FastRolloutAlgorithm
 from sb3_ppo_variants.inference import (
     Evaluation,
-    StackedPolicy,
     StraightPolicy,
     evaluate_policy,
     is_of_sb3,
@@ -40,36 +35,22 @@ from sb3_ppo_variants.inference import (
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import (
     METRICS,
-    N_LOSSES,
-    Surrogate,
     SurrogateTerms,
     ppo_loss,
     standardize,
     unvalidated_distributions,
 )
 from sb3_ppo_variants.objectives import Coefficient
-from sb3_ppo_variants.rollout import KeptDistributions, Rollout, RolloutData, is_standard
+from sb3_ppo_variants.paths import TwoPathAlgorithm
+from sb3_ppo_variants.rollout import KeptDistributions, Rollout, RolloutData
+from sb3_ppo_variants.undo import NonFiniteUpdateError, Snapshot
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
 PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 
-# Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
-# takes some seconds. Not measured, so that the same seed always takes the same path.
-MIN_STEPS_TO_COMPILE = 12_000
-# Images of 84x84x4 on which the compiled step saves as much as that
-IMAGES_PER_STEP = 6
 
-
-class NonFiniteUpdateError(FloatingPointError, ValueError):
-    """
-    A policy update made a parameter or a loss NaN or infinite. The model is as it was before that update.
-
-    Also a ``ValueError``, which is what SB3's distributions raise in the same place and what RL Zoo's search prunes.
-    """
-
-
-class ProximalPolicyOptimization(FastRolloutAlgorithm):
+class ProximalPolicyOptimization(TwoPathAlgorithm):
     """
     Proximal policy optimization, Algorithm 1 of https://arxiv.org/abs/1707.06347, but for the surrogate objective L^S,
     which a subclass defines in ``surrogate``. The loss that is minimised is equation (9) with its sign turned::
@@ -182,11 +163,6 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.compile = compile
-        # How this process trains, not what: none of these is saved
-        self._compiled_update: compiled.CompiledUpdate | None = None
-        self._uses_compiled = False
-        self._cannot_compile: str | None = None
-        self._n_steps_planned = 0.0
         self._kept: KeptDistributions | None = None
 
         if _init_setup_model:
@@ -249,36 +225,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             )
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_uses_compiled", "_cannot_compile", "_n_steps_planned", "_kept"]
-        return [*super()._excluded_save_params(), *own]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Compiled functions cannot be pickled
-        return {**self.__dict__, "_compiled_update": None}
-
-    def _choose_path(self, total_timesteps: float) -> None:
-        """
-        Decide whether the coming ``learn`` compiles its updates.
-
-        :param total_timesteps: its length
-        :raises RuntimeError: if ``compile=True`` and they cannot be compiled; says why
-        """
-        rollout_size = self.n_steps * self.n_envs
-        n_steps = total_timesteps / rollout_size * self.n_epochs * math.ceil(rollout_size / self.batch_size)
-        n_images = total_timesteps * self.n_epochs * compiled.image_work(self.policy)
-        n_steps = max(n_steps, n_images / IMAGES_PER_STEP)
-        # A training in many short pieces is a long one
-        self._n_steps_planned += n_steps
-        self._uses_compiled = False
-        if self.compile is False or (self.compile == "auto" and self._n_steps_planned < MIN_STEPS_TO_COMPILE):
-            return
-        reason = _unsupported_buffer(self.rollout_buffer) or self._cannot_compile or compiled.unsupported_reason(self.policy)
-        if reason is None:
-            self._uses_compiled = True
-        elif self.compile is True:
-            raise RuntimeError(f"compile=True is not possible: {reason}")
-        else:
-            self._print(f"Not compiled: {reason}")
+        return [*super()._excluded_save_params(), "_kept"]
 
     @abstractmethod
     def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:
@@ -338,7 +285,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         """
         self._update_learning_rate(self.policy.optimizer)
         coef = self.coefficients()
-        before = _Snapshot(self)
+        before = Snapshot(self)
         try:
             with unvalidated_distributions():
                 # theta_old <- theta
@@ -349,13 +296,13 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
                 epochs = self._optimize(rollout, coef)
                 kl = rollout.mean_kl()
             # The KL is part of the loss where it has a weight
-            self._check_finite(before, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
+            before.check(self, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
         # Also when the user interrupts it: half an update would be saved without its beta
         except BaseException as error:
             before.restore(self)
             # What torch's optimizers raise where a step size does not fit into a float32
             if isinstance(error, RuntimeError) and "without overflow" in str(error):
-                raise NonFiniteUpdateError(self._non_finite_message(["the optimizer's step"])) from error
+                raise NonFiniteUpdateError.of(["the optimizer's step"], self.num_timesteps) from error
             raise
         self._record(epochs, coef, kl)
         if kl is not None:
@@ -367,26 +314,12 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
 
         :return: the values of ``METRICS`` at each step of each epoch, of shape ``(n_steps, n_metrics)``
         """
-        max_approx_kl = self._max_approx_kl()
+        max_approx_kl, normalize = self._max_approx_kl(), self._advantage_normalizer()
         if self._uses_compiled:
-            numpy_state = np.random.get_state()
-            # A callback may have frozen layers, say
-            reason = _unsupported_buffer(rollout.buffer) or compiled.unsupported_policy(self.policy)
-            try:
-                if reason is not None:
-                    raise compiled.CompilationError(reason)
-                return self._optimize_compiled(rollout, coef, max_approx_kl)
-            except compiled.CompilationError as error:
-                if self.compile is True:
-                    raise
-                np.random.set_state(numpy_state)
-                self._uses_compiled = False
-                if reason is None:
-                    # The next attempt would fail, too, and take its time
-                    self._cannot_compile = str(error)
-                self._print(f"Not compiled: {error}")
+            compiled_epochs = self._optimize_compiled(rollout, coef, max_approx_kl, normalize)
+            if compiled_epochs is not None:
+                return compiled_epochs
         epochs: list[th.Tensor] = []
-        normalize = self._advantage_normalizer()
         with self._evaluate_and_step() as (evaluate, step):
             for epoch in range(self.n_epochs):
                 self._n_updates += 1
@@ -432,41 +365,6 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
 
         yield evaluate, step
 
-    def _optimize_compiled(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
-        """As ``_optimize``, with the compiled minibatch step."""
-        assert rollout.data is not None
-        data = rollout.data
-        if self.normalize_advantage == "batch":
-            data = data._replace(advantages=self._advantage_normalizer()(data.advantages))
-        options = (tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
-        update = self._compiled_update
-        if update is None or not update.serves(self.policy, options):
-            update = compiled.CompiledUpdate(self.policy, self._surrogate_to_compile(), *options)
-            self._compiled_update = update
-        epochs = [rollout.permutation() for _ in range(self.n_epochs)]
-        metrics = update.run(data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
-        update.store()
-        self._n_updates += len(metrics)
-        return metrics
-
-    def _surrogate_to_compile(self) -> Surrogate:
-        """``surrogate`` of an object that has methods only: a trace would take attributes for constants."""
-        cls = type(self)
-
-        class Methods(cls):  # type: ignore[misc, valid-type]
-            def __getattribute__(self, name: str) -> Any:
-                if name.startswith("__") or inspect.isroutine(getattr(cls, name, None)):
-                    return super().__getattribute__(name)
-                raise compiled.CompilationError(
-                    f"surrogate reads self.{name}, which compiled code would not see change: let coefficients() return it"
-                )
-
-        return vars(self).get("surrogate", object.__new__(Methods).surrogate)
-
-    def _print(self, message: str) -> None:
-        if self.verbose >= 1:
-            print(message)
-
     def _advantage_normalizer(self) -> Callable[[th.Tensor], th.Tensor]:
         """The function that shifts and scales the advantages of a minibatch."""
         if self.normalize_advantage == "batch":
@@ -474,34 +372,6 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
             mean, std = float(self.rollout_buffer.advantages.mean()), float(self.rollout_buffer.advantages.std())
             return lambda advantages: (advantages - mean) / (std + 1e-8)
         return standardize if self.normalize_advantage else lambda advantages: advantages
-
-    def _check_finite(self, before: "_Snapshot", epochs: list[th.Tensor], kl: float | None) -> None:
-        """
-        Check what the update has made.
-
-        :raises NonFiniteUpdateError: if something has become NaN or infinite
-        """
-        names = [
-            f"policy.{name}"
-            for name, tensor in self.policy.state_dict().items()
-            # Buffers such as masks may be infinite by intent
-            if isinstance(tensor, th.Tensor) and not th.isfinite(tensor).all() and th.isfinite(before.policy[name]).all()
-        ]
-        if not th.isfinite(th.cat(epochs)[:, :N_LOSSES]).all():
-            names.append("loss")
-        if kl is not None and not math.isfinite(kl):
-            names.append("KL[pi_old, pi]")
-        if names:
-            raise NonFiniteUpdateError(self._non_finite_message(names))
-
-    def _non_finite_message(self, names: list[str]) -> str:
-        if len(names) > 3:
-            names = [*names[:3], f"and {len(names) - 3} more"]
-        return (
-            f"The policy update after {self.num_timesteps} timesteps made these NaN or infinite: {', '.join(names)}. "
-            "The model has been put back to its state before that update and can be saved. "
-            "Try a smaller learning_rate or n_epochs, a max_grad_norm, or VecNormalize for the rewards."
-        )
 
     def _record(self, epochs: list[th.Tensor], coef: Mapping[str, float], kl: float | None) -> None:
         """Log the update under SB3's keys."""
@@ -550,7 +420,7 @@ class ProximalPolicyOptimization(FastRolloutAlgorithm):
         """
         checks.check_number("total_timesteps", total_timesteps, minimum=0)
         self._choose_path(total_timesteps)
-        with _one_thread() if self._uses_compiled and StackedPolicy.supports(self.policy) else nullcontext():
+        with self._threads():
             return super().learn(
                 total_timesteps=math.ceil(total_timesteps),
                 callback=callback,
@@ -625,46 +495,3 @@ def _saved_names(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
             file.seek(0)
         else:
             file.close()
-
-
-def _unsupported_buffer(buffer: RolloutBuffer) -> str | None:
-    """Why updates from a rollout buffer cannot be compiled, or ``None``."""
-    return None if is_standard(buffer) else f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)
-
-
-class _Snapshot:
-    """What an update changes, as it is before."""
-
-    def __init__(self, algorithm: ProximalPolicyOptimization) -> None:
-        # Modules may add states of their own to the tensors
-        self.policy = {name: _copy(value) for name, value in algorithm.policy.state_dict().items()}
-        # Faster than a deep copy
-        self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
-        self.n_updates = algorithm._n_updates
-
-    def restore(self, algorithm: ProximalPolicyOptimization) -> None:
-        """Put it back."""
-        algorithm.policy.load_state_dict(self.policy)
-        algorithm.policy.optimizer.load_state_dict(self.optimizer)
-        algorithm._n_updates = self.n_updates
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: more only get in each other's way with small networks. A number that the user has set stays."""
-    n_threads = th.get_num_threads()
-    # Those that this process may use
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Torch's own choice is the number of cores, which may count twice as many as there are
-    is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)
-    try:
-        if is_default:
-            th.set_num_threads(1)
-        yield
-    finally:
-        if is_default:
-            th.set_num_threads(n_threads)

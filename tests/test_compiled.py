@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy, equal, space_env, train
 from torch.utils._pytree import tree_map
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, proximal
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, paths
 from sb3_ppo_variants.inference import StackedPolicy
 from sb3_ppo_variants.loss import METRICS
 from sb3_ppo_variants.objectives import kl_penalized_surrogate
@@ -387,7 +387,7 @@ def test_without_a_compiler(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(RuntimeError, match="compile=True is not possible: there is no C\\+\\+ compiler"):
         train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
-    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
     auto, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1)
     assert "Not compiled: there is no C++ compiler" in capsys.readouterr().out
     reference, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=False)
@@ -401,7 +401,7 @@ def test_compiler_that_fails(monkeypatch, capsys):
     monkeypatch.setattr(compiled, "_compile", fail)
     with pytest.raises(compiled.CompilationError, match="OSError: the disk is full"):
         train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
-    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
     train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1)
     assert "Not compiled: OSError: the disk is full" in capsys.readouterr().out
 
@@ -484,7 +484,7 @@ class Freeze(BaseCallback):
 
 @pytest.mark.usefixtures("interpreted")
 def test_layers_frozen_in_between(monkeypatch, capsys):
-    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
     callback = Freeze()
     model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=2, verbose=1)
     model.learn(156, callback)
@@ -517,7 +517,7 @@ class WeightedCoefficient(Weighted):
 
 @pytest.mark.usefixtures("interpreted")
 def test_objective_that_reads_attributes_is_not_compiled(monkeypatch, capsys):
-    monkeypatch.setattr(proximal, "MIN_STEPS_TO_COMPILE", 1)
+    monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
 
     def learn(cls):
         model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, verbose=1, seed=0)
