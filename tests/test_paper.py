@@ -602,6 +602,13 @@ def test_report_says_what_the_results_show(made_up):
     # All of the first part of the details are there, one of the second is not
     assert line("No clipping or penalty; SB3's: actions clipped").endswith("| 19.0, 20.0, 21.0 | 0 |")
     assert "rewards normalised" not in text
+    # (0.2 + 6 * 0.1) / 7, and (0.2 + 3) / 7 more
+    assert '"No clipping or penalty" scores 0.11 (0.11 to 0.12), which is\n  +0.46 (0.45 to 0.46) compared with' in text
+    assert '"Clipping, epsilon = 0.2" scores 0.80 (0.80 to 0.80), which is\n  +0.00 (-0.01 to 0.01) compared with' in text
+    assert (
+        "Of the 3 runs of no clipping or penalty on HalfCheetah under\n  1 other conventions, 0 end below the policy" in text
+    )
+    assert "none of the [details tried](#other-implementation-details) explains the collapse" in text
     assert "\n- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
     assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
 
@@ -628,6 +635,10 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "Table 1 with the seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, for" in text
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
+    # In each of nine variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
+    assert "Of the 27 runs of no clipping or penalty on HalfCheetah under\n  9 other conventions, 20 end below" in text
+    assert "before training, and 18 as low as" in text
+    assert "explains the collapse" not in text
     # On HalfCheetah alone
     cells = "|  |  |  | -101, -1100, -1099 | 2 |"
     assert line_of(text, "No clipping or penalty; step size") == f"| No clipping or penalty; step size annealed to 0 {cells}"

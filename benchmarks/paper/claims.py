@@ -203,6 +203,28 @@ def because_of_cheetah(scores: Scores) -> Claim:
     return Claim("That is because of HalfCheetah", here, of_all(n_lowest, n_seeds))
 
 
+def collapse(scores: Scores) -> float:
+    """
+    The score on HalfCheetah that gives the paper's mean of "no clipping or penalty" if the other tasks have 0.
+
+    :param scores: the scores
+    :return: that score
+    """
+    return paper_scores()["none"] * len(scores.tasks)
+
+
+def cheetah_scores(scores: Scores, variant: str = "paper") -> np.ndarray:
+    """
+    Scores of "no clipping or penalty" on HalfCheetah, where 0 is the policy before training.
+
+    :param scores: the scores
+    :param variant: name of the variant
+    :return: shape ``(n_seeds,)``
+    """
+    random, best = (np.array([scores.constants[CHEETAH][name]]) for name in ("untrained", scores.best))
+    return statistics.normalize(scores.returns_in(CHEETAH, "none", variant)[None], random, best)[0]
+
+
 def very_negative(scores: Scores) -> Claim:
     """
     Whether "no clipping or penalty" ends far below the policy before training on HalfCheetah.
@@ -210,10 +232,8 @@ def very_negative(scores: Scores) -> Claim:
     :param scores: the scores
     :return: the claim
     """
-    of_untrained = Scores(scores.rows, scores.constants, "untrained", scores.best)
-    own = of_untrained.normalized("none")[scores.tasks.index(CHEETAH)]
-    # What the paper's mean takes if no other task is negative
-    limit = paper_scores()["none"] * len(scores.tasks)
+    own = cheetah_scores(scores)
+    limit = collapse(scores)
     n_collapsed = int((own < limit).sum())
     here = (
         f"scores if that policy is 0: {', '.join(map(format_score, own))}; below 0 in {(own < 0).sum()} of {len(own)} runs, "

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, KINDS, LEVEL, adjusted, clipping_and_penalties
+from benchmarks.paper.claims import (
+    CHEETAH,
+    KINDS,
+    LEVEL,
+    adjusted,
+    cheetah_scores,
+    clipping_and_penalties,
+    collapse,
+)
+from benchmarks.paper.experiments import SETTINGS, Run
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
 from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
 from benchmarks.paper.words import SEED, format_p, format_score, mean_in_words, pairs_in_words
@@ -181,4 +190,33 @@ def no_clipping(scores: Scores) -> dict[str, Any]:
         "cheetah": returns_by_seed(scores, "none", CHEETAH),
         "n_below_start": n_below_start(scores, "none", CHEETAH),
         "n_seeds": own.shape[1],
+    }
+
+
+def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
+    """
+    What other implementation details make of the scores, in numbers.
+
+    :param everything: the scores
+    :param runs: the runs with other details
+    :return: the numbers by name; empty if there are no such runs
+    """
+    if not runs:
+        return {}
+    seeds = {run.seed for run in runs}
+    scores = everything.only([run for run in everything.rows if run.seed in seeds])
+    variants = list(dict.fromkeys(run.variant for run in runs if (run.setting, run.env) == ("none", CHEETAH)))
+    return {
+        "sb3": {
+            label_of(setting): (
+                mean_in_words(scores.normalized(setting, "sb3")),
+                mean_in_words(scores.normalized(setting, "sb3"), scores.normalized(setting)),
+            )
+            for setting in SETTINGS
+            if any((run.variant, run.setting) == ("sb3", setting) for run in runs)
+        },
+        "n_variants": len(variants),
+        "n_runs": sum(cheetah_scores(scores, variant).size for variant in variants),
+        "n_collapsed": sum(int((cheetah_scores(scores, variant) < collapse(scores)).sum()) for variant in variants),
+        "n_below_start": sum(n_below_start(scores, "none", CHEETAH, variant) for variant in variants),
     }
