@@ -606,7 +606,7 @@ def test_report_says_what_the_results_show(made_up):
     assert '"No clipping or penalty" scores 0.11 (0.11 to 0.12), which is\n  +0.46 (0.45 to 0.46) compared with' in text
     assert '"Clipping, epsilon = 0.2" scores 0.80 (0.80 to 0.80), which is\n  +0.00 (-0.01 to 0.01) compared with' in text
     assert (
-        "Of the 3 runs of no clipping or penalty on HalfCheetah under\n  1 other conventions, 0 end below the policy" in text
+        "Of the 3 runs of no clipping or penalty on HalfCheetah with other\n  details, 0 end below the policy" in text
     )
     assert "none of the [details tried](#other-implementation-details) explains the collapse" in text
     assert "\n- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
@@ -636,7 +636,7 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
     # In each of nine variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
-    assert "Of the 27 runs of no clipping or penalty on HalfCheetah under\n  9 other conventions, 20 end below" in text
+    assert "Of the 27 runs of no clipping or penalty on HalfCheetah with other\n  details, 20 end below" in text
     assert "before training, and 18 as low as" in text
     assert "explains the collapse" not in text
     # On HalfCheetah alone

@@ -215,7 +215,6 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
             for setting in SETTINGS
             if any((run.variant, run.setting) == ("sb3", setting) for run in runs)
         },
-        "n_variants": len(variants),
         "n_runs": sum(cheetah_scores(scores, variant).size for variant in variants),
         "n_collapsed": sum(int((cheetah_scores(scores, variant) < collapse(scores)).sum()) for variant in variants),
         "n_below_start": sum(n_below_start(scores, "none", CHEETAH, variant) for variant in variants),
