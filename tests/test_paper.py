@@ -605,9 +605,7 @@ def test_report_says_what_the_results_show(made_up):
     # (0.2 + 6 * 0.1) / 7, and (0.2 + 3) / 7 more
     assert '"No clipping or penalty" scores 0.11 (0.11 to 0.12), which is\n  +0.46 (0.45 to 0.46) compared with' in text
     assert '"Clipping, epsilon = 0.2" scores 0.80 (0.80 to 0.80), which is\n  +0.00 (-0.01 to 0.01) compared with' in text
-    assert (
-        "Of the 3 runs of no clipping or penalty on HalfCheetah with other\n  details, 0 end below the policy" in text
-    )
+    assert "Of the 3 runs of no clipping or penalty on HalfCheetah with other\n  details, 0 end below the policy" in text
     assert "none of the [details tried](#other-implementation-details) explains the collapse" in text
     assert "\n- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
     assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
