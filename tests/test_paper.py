@@ -633,9 +633,9 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "Table 1 with the seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, for" in text
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
-    # In each of nine variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
-    assert "Of the 27 runs of no clipping or penalty on HalfCheetah with other\n  details, 20 end below" in text
-    assert "before training, and 18 as low as" in text
+    # In each of ten variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
+    assert "Of the 30 runs of no clipping or penalty on HalfCheetah with other\n  details, 22 end below" in text
+    assert "before training, and 20 as low as" in text
     assert "explains the collapse" not in text
     # On HalfCheetah alone
     cells = "|  |  |  | -101, -1100, -1099 | 2 |"

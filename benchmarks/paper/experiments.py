@@ -112,6 +112,11 @@ VARIANTS = {
     # What section 6.1 does not mention
     "raw_observations": Variant("observations not normalised", raw_observations=True),
     "raw_advantages": Variant("advantages not standardised", kwargs={"normalize_advantage": False}),
+    "raw": Variant(
+        "observations not normalised, advantages not standardised",
+        raw_observations=True,
+        kwargs={"normalize_advantage": False},
+    ),
     # As in ppo1's later script, and at its release
     "annealed": Variant("step size annealed to 0", kwargs={"learning_rate": LinearSchedule(3e-4, 0.0, 1.0)}),
     "small_epsilon": Variant(
@@ -160,7 +165,7 @@ STAGES: dict[str, list[Run]] = {
     "details_cheetah": [
         Run(variant, "none", "HalfCheetah-v4", seed)
         for seed in SEEDS
-        for variant in ("raw_observations", "raw_advantages", "annealed", "small_epsilon")
+        for variant in ("raw_observations", "raw_advantages", "raw", "annealed", "small_epsilon")
     ],
     "details_each": [
         Run(variant, "none", env, seed)
