@@ -637,6 +637,11 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "Of the 30 runs of no clipping or penalty on HalfCheetah with other\n  details, 22 end below" in text
     assert "before training, and 20 as low as" in text
     assert "explains the collapse" not in text
+    # (1 / 3 - 3 - 3 + 1 / 300) / 3 / 7 with the policy before training as 0
+    assert (
+        "With step size annealed to 0, they end at -101, -1100, -1099, which alone would make the mean of Table 1 -0.27."
+        in text
+    )
     # On HalfCheetah alone
     cells = "|  |  |  | -101, -1100, -1099 | 2 |"
     assert line_of(text, "No clipping or penalty; step size") == f"| No clipping or penalty; step size annealed to 0 {cells}"

@@ -15,7 +15,7 @@ from benchmarks.paper.claims import (
     clipping_and_penalties,
     collapse,
 )
-from benchmarks.paper.experiments import SETTINGS, Run
+from benchmarks.paper.experiments import SETTINGS, VARIANTS, Run
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
 from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
 from benchmarks.paper.words import SEED, format_p, format_score, mean_in_words, pairs_in_words
@@ -205,7 +205,8 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     seeds = {run.seed for run in runs}
     scores = everything.only([run for run in everything.rows if run.seed in seeds])
-    variants = list(dict.fromkeys(run.variant for run in runs if (run.setting, run.env) == ("none", CHEETAH)))
+    variants = dict.fromkeys(run.variant for run in runs if (run.setting, run.env) == ("none", CHEETAH))
+    of_cheetah = {variant: cheetah_scores(scores, variant) for variant in variants}
     return {
         "sb3": {
             label_of(setting): (
@@ -215,7 +216,16 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
             for setting in SETTINGS
             if any((run.variant, run.setting) == ("sb3", setting) for run in runs)
         },
-        "n_runs": sum(cheetah_scores(scores, variant).size for variant in variants),
-        "n_collapsed": sum(int((cheetah_scores(scores, variant) < collapse(scores)).sum()) for variant in variants),
+        "n_runs": sum(own.size for own in of_cheetah.values()),
+        "n_collapsed": sum(int((own < collapse(scores)).sum()) for own in of_cheetah.values()),
+        "collapsed": [
+            {
+                "label": VARIANTS[variant].label,
+                "returns": returns_by_seed(scores, "none", CHEETAH, variant),
+                "mean": format_score(own.mean() / len(scores.tasks)),
+            }
+            for variant, own in of_cheetah.items()
+            if (own < collapse(scores)).any()
+        ],
         "n_below_start": sum(n_below_start(scores, "none", CHEETAH, variant) for variant in variants),
     }
