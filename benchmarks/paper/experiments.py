@@ -165,8 +165,10 @@ STAGES: dict[str, list[Run]] = {
     "details_cheetah": [
         Run(variant, "none", "HalfCheetah-v4", seed)
         for seed in SEEDS
-        for variant in ("raw_observations", "raw_advantages", "raw", "annealed", "small_epsilon")
+        for variant in ("raw_observations", "raw_advantages", "annealed", "small_epsilon")
     ],
+    # There it collapses with each seed. All tasks, and clipping, were added then
+    "details_raw": [Run("raw", setting, env, seed) for setting in ("none", "clip_0.2") for seed in SEEDS for env in TASKS],
     "details_each": [
         Run(variant, "none", env, seed)
         for seed in SEEDS
