@@ -603,10 +603,12 @@ def test_report_says_what_the_results_show(made_up):
     assert line("No clipping or penalty; SB3's: actions clipped").endswith("| 19.0, 20.0, 21.0 | 0 |")
     assert "rewards normalised" not in text
     # (0.2 + 6 * 0.1) / 7, and (0.2 + 3) / 7 more
-    assert '"No clipping or penalty" scores 0.11 (0.11 to 0.12), which is\n  +0.46 (0.45 to 0.46) compared with' in text
-    assert '"Clipping, epsilon = 0.2" scores 0.80 (0.80 to 0.80), which is\n  +0.00 (-0.01 to 0.01) compared with' in text
-    assert "Of the 3 runs of no clipping or penalty on HalfCheetah with other\n  details, 0 end below the policy" in text
-    assert "none of the [details tried](#other-implementation-details) explains the collapse" in text
+    with_sb3s = "\n  With SB3's conventions, "
+    assert f"{with_sb3s}No clipping or penalty scores 0.11 (0.11 to 0.12), a difference of +0.46 (0.45 to 0.46).\n" in text
+    assert f"{with_sb3s}Clipping, epsilon = 0.2 scores 0.80 (0.80 to 0.80), a difference of +0.00 (-0.01 to 0.01).\n" in text
+    assert "Of the 3 runs of no clipping or penalty on HalfCheetah with other [details](" in text
+    assert "\n  0 end below the policy before training, and 0 as low as" in text
+    assert "None of these details explains the collapse" in text
     assert "\n- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
     assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
 
@@ -634,8 +636,9 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
     # In each of ten variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
-    assert "Of the 30 runs of no clipping or penalty on HalfCheetah with other\n  details, 22 end below" in text
-    assert "before training, and 20 as low as" in text
+    assert "Of the 30 runs of no clipping or penalty on HalfCheetah with other [details](" in text
+    assert "\n  22 end below the policy before training, and 20 as low as" in text
+    assert "With actions clipped to their bounds, all end below it: -101, -1100, -1099." in text
     assert "explains the collapse" not in text
     # (1 / 3 - 3 - 3 + 1 / 300) / 3 / 7 with the policy before training as 0
     assert (

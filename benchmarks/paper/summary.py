@@ -20,6 +20,9 @@ from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
 from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
 from benchmarks.paper.words import SEED, format_p, format_score, mean_in_words, pairs_in_words
 
+# Variants in which several details differ
+SEVERAL_DETAILS = {"sb3": "SB3's conventions", "raw": "neither observations nor advantages normalised"}
+
 
 def summary(scores: Scores) -> dict[str, Any]:
     """
@@ -206,16 +209,20 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
     seeds = {run.seed for run in runs}
     scores = everything.only([run for run in everything.rows if run.seed in seeds])
     variants = dict.fromkeys(run.variant for run in runs if (run.setting, run.env) == ("none", CHEETAH))
+    below = {variant: n_below_start(scores, "none", CHEETAH, variant) for variant in variants}
     of_cheetah = {variant: cheetah_scores(scores, variant) for variant in variants}
     return {
-        "sb3": {
-            label_of(setting): (
-                mean_in_words(scores.normalized(setting, "sb3")),
-                mean_in_words(scores.normalized(setting, "sb3"), scores.normalized(setting)),
-            )
+        "several": [
+            {
+                "details": details,
+                "setting": label_of(setting),
+                "score": mean_in_words(scores.normalized(setting, variant)),
+                "difference": mean_in_words(scores.normalized(setting, variant), scores.normalized(setting)),
+            }
+            for variant, details in SEVERAL_DETAILS.items()
             for setting in SETTINGS
-            if any((run.variant, run.setting) == ("sb3", setting) for run in runs)
-        },
+            if any((run.variant, run.setting) == (variant, setting) for run in runs)
+        ],
         "n_runs": sum(own.size for own in of_cheetah.values()),
         "n_collapsed": sum(int((own < collapse(scores)).sum()) for own in of_cheetah.values()),
         "collapsed": [
@@ -227,5 +234,10 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
             for variant, own in of_cheetah.items()
             if (own < collapse(scores)).any()
         ],
-        "n_below_start": sum(n_below_start(scores, "none", CHEETAH, variant) for variant in variants),
+        "n_below_start": sum(below.values()),
+        "all_below_start": [
+            {"label": VARIANTS[variant].label, "returns": returns_by_seed(scores, "none", CHEETAH, variant)}
+            for variant, n in below.items()
+            if n == of_cheetah[variant].size
+        ],
     }
