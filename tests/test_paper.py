@@ -604,8 +604,8 @@ def test_report_says_what_the_results_show(made_up):
     assert "rewards normalised" not in text
     # (0.2 + 6 * 0.1) / 7, and (0.2 + 3) / 7 more
     with_sb3s = "\n  With SB3's conventions, "
-    assert f"{with_sb3s}No clipping or penalty scores 0.11 (0.11 to 0.12), a difference of +0.46 (0.45 to 0.46).\n" in text
-    assert f"{with_sb3s}Clipping, epsilon = 0.2 scores 0.80 (0.80 to 0.80), a difference of +0.00 (-0.01 to 0.01).\n" in text
+    assert f'{with_sb3s}"No clipping or penalty" scores 0.11 (0.11 to 0.12), a difference of +0.46 (0.45 to 0.46).\n' in text
+    assert f'{with_sb3s}"Clipping, epsilon = 0.2" scores 0.80 (0.80 to 0.80), a difference of +0.00 (-0.01 to 0.01).\n' in text
     assert "Of the 3 runs of no clipping or penalty on HalfCheetah with other [details](" in text
     assert "\n  0 end below the policy before training, and 0 as low as" in text
     assert "None of these details explains the collapse" in text
