@@ -133,6 +133,7 @@ def what(request: pytest.FixtureRequest, source: Path) -> Iterator[list[str | Pa
 
 
 def test_wheel(wheel: Path) -> None:
+    assert len(PAPER_FILES) == 3
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         for algo in ALGOS:

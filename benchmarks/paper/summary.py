@@ -38,9 +38,7 @@ def summary(scores: Scores) -> dict[str, Any]:
     here = {setting: float(statistics.mean(runs)) for setting, runs in samples.items()}
     # All but "no clipping or penalty", which varies by far more
     limited = [setting for setting in paper if setting != "none"]
-    distances = {
-        setting: abs(distance) for setting, distance in zip(limited, distances_to_paper(scores, limited), strict=True)
-    }
+    distances = dict(zip(limited, np.abs(distances_to_paper(scores, limited)).tolist(), strict=True))
     n_seeds = samples["none"].shape[1]
     half_widths = [half_width_to_paper(samples[setting]) for setting in limited]
     by_best_setting = [reading for reading in scores.readings() if reading.best == "best_setting"]
