@@ -541,7 +541,7 @@ def test_report_says_what_the_results_show(made_up):
     assert "Worse than: Clipping, epsilon = 0.3. No significant difference from: Adaptive KL, d_targ = 0.01. |" in highest
     assert highest.endswith("| **not** as in the paper | any reading |")
     pair = line("Clipping, epsilon = 0.2 has a higher score than Fixed KL, beta = 3, by 0.10 | by +0.20")
-    assert "; ahead in 63 of 63 pairs of runs; adjusted p < 0.001 | as in the paper | 4 of 4 readings |" in pair
+    assert " with 3 seeds; ahead in 63 of 63 pairs of runs; adjusted p < 0.001 | as in the paper | 4 of 4 readings |" in pair
     # In each task, 79, 80 and 81 are more than 78.9, more than 78.9 and 79.9, and more than all: 6 of 9 pairs
     pair = line("Clipping, epsilon = 0.2 has a higher score than Adaptive")
     assert "; ahead in 42 of 63 pairs of runs; adjusted p 0." in pair
@@ -570,8 +570,8 @@ def test_report_says_what_the_results_show(made_up):
     # Clipping at 0.3 is better, and fixed KL is best with beta = 3
     assert "Clipping at 0.2 ranks 2 of 11 under the four readings of what scores 0 and 1." in text
     assert (
-        "of each kind is the paper's for 2 of the 3 kinds.\n  Clipping at 0.2 does not differ significantly from: "
-        "Adaptive KL, d_targ = 0.01.\n" in text
+        "of each kind is the paper's for 2 of the 3 kinds.\n  With 3 seeds, clipping at 0.2 does not differ significantly "
+        "from: Adaptive KL, d_targ = 0.01.\n" in text
     )
     # 2.802 sqrt(2 * 7 / 3) 0.01 / 7
     assert "detects a difference of 0.01 with 3 and 0.00 with 10 seeds with a power of 80%" in text
@@ -632,8 +632,22 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "| in some runs |" in line_of(text, "On HalfCheetah it has a very")
     # The three seeds that both have are alike, but differ by far more than the margin from each other
     assert line_of(text, "L^PG over several epochs is similar").endswith("| inconclusive | 4 of 4 readings |")
-    assert "Table 1 with the seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, for" in text
-    assert line_of(text.split("## More seeds")[1], "Clipping, epsilon = 0.2").endswith("| 70 |")
+    assert "Table 1 with the seeds 0 to 9, for" in text
+    more_seeds = text.split("## More seeds")[1]
+    assert line_of(more_seeds, "Clipping, epsilon = 0.2").endswith("| 70 |")
+    # Scores are 95 or 79.9, and from -1 to 8 more; the interval of the seeds 3 to 9 is 2.018 (t, 42 degrees of freedom)
+    # sqrt(2.16^2 / 7 / 7) / 100 = 0.006 to either side
+    assert "\n|  | paper | seeds 0 to 2 | seeds 3 to 9 | seeds 0 to 9 | p |\n" in more_seeds
+    cells = "| 0.82 | 0.95 (0.95 to 0.95) | 1.00 (0.99 to 1.01) | 0.98 (0.98 to 0.99) |  |"
+    assert f"\n| Clipping, epsilon = 0.2 {cells}\n" in more_seeds
+    assert line_of(more_seeds, "Clipping, epsilon = 0.2, minus Adaptive KL, d_targ = 0.01 | +0.08 | +0.15 (").endswith(
+        " | < 0.001 |"
+    )
+    assert "| +0.15 (0.14 to 0.16) | +0.15 (0.14 to 0.16) | < 0.001 |" in more_seeds
+    assert "\n- **More seeds.** With 10 seeds, No clipping or penalty scores " in text
+    assert "\n  Clipping, epsilon = 0.2, minus Adaptive KL, d_targ = 0.01: +0.15 (0.14 to 0.16), adjusted p < 0.001.\n" in text
+    pair = line_of(text, "Clipping, epsilon = 0.2 has a higher score than Fixed")
+    assert " with 10 seeds; ahead in 700 of 700 pairs of runs; " in pair
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
     # In each of ten variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
     assert "Of the 30 runs of no clipping or penalty on HalfCheetah with other [details](" in text

@@ -65,7 +65,7 @@ def claims(scores: Scores) -> list[Claim]:
     found = [highest(scores)] if "clip_0.2" in settings else []
     if all(any(setting.startswith(kind) for setting in settings) for kind in KINDS):
         found.append(penalties_are_worse(scores))
-    found += pairs(scores, [pair for pair in PAIRS if settings.issuperset(pair)])
+    found += pairs(scores)
     if "none" in settings and CHEETAH in scores.tasks:
         found += [negative(scores), because_of_cheetah(scores), very_negative(scores)]
     if settings.issuperset(("none", "policy_gradient")):
@@ -143,22 +143,34 @@ def penalties_are_worse(scores: Scores) -> Claim:
     return Claim("The KL penalty performs worse than clipping (section 4)", here, verdict)
 
 
-def pairs(scores: Scores, names: Sequence[tuple[str, str]]) -> list[Claim]:
+def compared_pairs(scores: Scores) -> list[tuple[str, str, list[np.ndarray], float]]:
+    """
+    The pairs of settings in ``PAIRS`` that there are.
+
+    :param scores: the scores
+    :return: for each, the names, the scores of the seeds that both have, and the p-value after Holm's adjustment for the
+        number of pairs
+    """
+    names = [pair for pair in PAIRS if set(scores.settings()).issuperset(pair)]
+    samples = [scores.of_common_seeds(*pair) for pair in names]
+    p = statistics.holm(p_values(samples)).tolist()
+    return [(one, other, *compared) for (one, other), *compared in zip(names, samples, p, strict=True)]
+
+
+def pairs(scores: Scores) -> list[Claim]:
     """
     Whether the first setting of each pair has the higher score.
 
     :param scores: the scores
-    :param names: the pairs
     :return: a claim for each
     """
     paper = paper_scores()
-    samples = [scores.of_common_seeds(one, other) for one, other in names]
     found = []
-    for (one, other), pair, p in zip(names, samples, statistics.holm(p_values(samples)), strict=True):
+    for one, other, pair, p in compared_pairs(scores):
         verdict = OPEN if p >= LEVEL else SAME if statistics.difference(*pair) > 0 else OPPOSITE
         said = f"{SETTINGS[one].label} has a higher score than {SETTINGS[other].label}, by {paper[one] - paper[other]:.2f}"
-        here = f"by {mean_in_words(*pair)}; ahead in {pairs_in_words(*pair)} pairs of runs; adjusted p {format_p(p)}"
-        found.append(Claim(said, here, verdict))
+        here = f"by {mean_in_words(*pair)} with {pair[0].shape[1]} seeds; ahead in {pairs_in_words(*pair)} pairs of runs; "
+        found.append(Claim(said, f"{here}adjusted p {format_p(p)}", verdict))
     return found
 
 

@@ -10,7 +10,7 @@ from benchmarks.paper.claims import LEVEL, MARGIN
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
-from benchmarks.paper.summary import details_summary, summary
+from benchmarks.paper.summary import details_summary, more_seeds_summary, summary
 from benchmarks.paper.training import LAST_EPISODES
 
 REPORT = Path(__file__).parents[2] / "docs" / "paper.md"
@@ -68,6 +68,7 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         claims=tables.claims_table(everything),
         margin=MARGIN,
         summary=summary(scores),
+        more_seeds_summary=more_seeds_summary(everything, complete("seeds")),
         details_summary=details_summary(everything, complete("details")),
         other_summaries=tables.other_summaries(scores),
         comparisons=tables.comparisons(scores, to="clip_0.2"),

@@ -14,6 +14,7 @@ from benchmarks.paper.claims import (
     cheetah_scores,
     clipping_and_penalties,
     collapse,
+    compared_pairs,
 )
 from benchmarks.paper.experiments import SETTINGS, VARIANTS, Run
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
@@ -71,6 +72,7 @@ def summary(scores: Scores) -> dict[str, Any]:
         "places": places(scores, "clip_0.2", list(paper)),
         "n_same_best": sum(best(here, kind) == best(paper, kind) for kind in KINDS),
         "n_kinds": len(KINDS),
+        "n_seeds": n_seeds,
         "alike": [label_of(setting) for setting, alike in zip(others, is_alike, strict=True) if alike],
         "leads": range_of([paper["clip_0.2"] - paper[setting] for setting in limited if setting != "clip_0.2"]),
         "detectable": " and ".join(
@@ -191,6 +193,29 @@ def no_clipping(scores: Scores) -> dict[str, Any]:
         "cheetah": returns_by_seed(scores, "none", CHEETAH),
         "n_below_start": n_below_start(scores, "none", CHEETAH),
         "n_seeds": own.shape[1],
+    }
+
+
+def more_seeds_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
+    """
+    What more seeds show, in numbers.
+
+    :param everything: the scores
+    :param runs: the runs with other seeds
+    :return: the numbers by name; empty if there are no such runs
+    """
+    if not runs:
+        return {}
+    settings = {run.setting for run in runs}
+    means = {setting: everything.normalized(setting) for setting in everything.settings() if setting in settings}
+    return {
+        "n_seeds": " or ".join(sorted({str(samples.shape[1]) for samples in means.values()})),
+        "means": [f"{label_of(setting)} scores {mean_in_words(samples)}" for setting, samples in means.items()],
+        "pairs": [
+            f"{label_of(one)}, minus {label_of(other)}: {mean_in_words(*samples)}, adjusted p {format_p(p)}."
+            for one, other, samples, p in compared_pairs(everything)
+            if settings.issuperset((one, other))
+        ],
     }
 
 

@@ -5,12 +5,11 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, adjusted, claims, p_values
+from benchmarks.paper.claims import CHEETAH, adjusted, claims, compared_pairs, p_values
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, MissingRunsError, Scores, paper_scores
@@ -424,17 +423,40 @@ def other_libraries(scores: Scores) -> str:
     return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
 
 
-def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
+def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
     """
     Table 1 with more seeds, for the settings that have them.
 
     :param everything: the scores
     :param runs: the runs with other seeds
-    :return: the seeds, and Markdown; empty if there are no such runs
+    :return: the seeds and Markdown, by name; empty if there are no such runs
     """
     if not runs:
         return {}
     settings = {run.setting for run in runs}
     scores = everything.only([run for run in everything.rows if run.variant == "paper" and run.setting in settings])
-    tables = {"table_1": table_1(scores), "summaries": other_summaries(scores)}
-    return {"seeds": sorted({run.seed for run in scores.rows}), **tables}
+    new = scores.only(runs)
+    first = scores.only([run for run in scores.rows if run not in new.rows])
+    paper, parts = paper_scores(), (first, new, scores)
+    rows = [
+        [label_of(setting), f"{paper[setting]:.2f}", *(mean_in_words(part.normalized(setting)) for part in parts), ""]
+        for setting in scores.settings()
+    ]
+    rows += [
+        [
+            f"{label_of(one)}, minus {label_of(other)}",
+            f"{paper[one] - paper[other]:+.2f}",
+            *(mean_in_words(part.normalized(one), part.normalized(other)) for part in parts),
+            format_p(p_values([samples])[0]),
+        ]
+        for one, other, samples, _ in compared_pairs(scores)
+    ]
+    seeds = [f"{min(run.seed for run in part.rows)} to {max(run.seed for run in part.rows)}" for part in parts]
+    by_task = [[label_of(setting), *means_by_task(scores, setting)] for setting in scores.settings()]
+    return {
+        "seeds": seeds[-1],
+        "table_1": table_1(scores),
+        "parts": table(["", "paper", *(f"seeds {some}" for some in seeds), "p"], rows),
+        "summaries": other_summaries(scores),
+        "by_task": table(["", *short(scores.tasks)], by_task),
+    }
