@@ -2,7 +2,9 @@
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.flat import FlatParameters
 
 
@@ -22,8 +24,12 @@ def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
     for option in ("amsgrad", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"):
         if group.get(option):
             return f"the optimizer has {option}=True"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer):
-        return "the optimizer's step has hooks, or is wrapped by a learning rate scheduler"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer's step has hooks"
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return "the steps of all optimizers have hooks"
+    if not is_plain(optimizer, th.optim.Adam):
+        return "a method of the optimizer has been replaced, as a learning rate scheduler does"
     parameters = list(policy.parameters())
     if [id(parameter) for parameter in parameters] != [id(parameter) for parameter in group["params"]]:
         return "the optimizer does not train exactly the policy's parameters"
@@ -47,13 +53,8 @@ class ForeachAdam:
         self.optimizer = policy.optimizer
         self.group = self.optimizer.param_groups[0]
         self.parameters: list[th.Tensor] = list(policy.parameters())
-        for parameter in self.parameters:
-            state = self.optimizer.state[parameter]
-            if not state:
-                state["step"] = th.tensor(0.0)
-                state["exp_avg"] = th.zeros_like(parameter)
-                state["exp_avg_sq"] = th.zeros_like(parameter)
-        states = [self.optimizer.state[parameter] for parameter in self.parameters]
+        states = [self.optimizer.state.get(parameter) or _initial_state(parameter) for parameter in self.parameters]
+        self.states = states
         self.steps = [state["step"] for state in states]
         self.exp_avg = [state["exp_avg"] for state in states]
         self.exp_avg_sq = [state["exp_avg_sq"] for state in states]
@@ -93,7 +94,14 @@ class ForeachAdam:
             parameter.grad = gradient
 
     def store(self) -> None:
-        """Put into the optimizer what the steps have made of its state."""
+        """Put into the optimizer what the steps have made of its state, if there were any."""
+        if self.n_steps == 0:
+            return
+        self.optimizer.state.update(zip(self.parameters, self.states, strict=True))
         th._foreach_copy_(self.exp_avg_sq, self.exp_avg_sq_views)
         for step in self.steps:
             step.fill_(self.n_steps)
+
+
+def _initial_state(parameter: th.Tensor) -> dict[str, th.Tensor]:
+    return {"step": th.tensor(0.0), "exp_avg": th.zeros_like(parameter), "exp_avg_sq": th.zeros_like(parameter)}

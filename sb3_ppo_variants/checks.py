@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -152,14 +153,13 @@ def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np
             )
 
 
-def check_rollout(buffer: RolloutBuffer) -> None:
+def check_rewards(buffer: RolloutBuffer) -> None:
     """
-    Check that the observations and rewards of a rollout are finite.
+    Check that the rewards of a rollout are finite.
 
     :param buffer: the rollout; what a custom buffer does not have is not checked
     :raises NonFiniteEnvironmentError: if the environment returned NaN or infinity
     """
-    check_observation(getattr(buffer, "observations", None))
     rewards = getattr(buffer, "rewards", None)
     if rewards is not None and not np.isfinite(rewards).all():
         step, env = np.argwhere(~np.isfinite(rewards))[0]
@@ -174,10 +174,35 @@ def is_plain(instance: Any, *classes: type) -> bool:
     Whether an object does what SB3's class does, so that this package's own code can stand in for its methods.
 
     :param instance: the object
-    :param classes: SB3's classes
-    :return: whether it is of one of them, not of a subclass, and has no methods of its own
+    :param classes: SB3's classes, or torch's
+    :return: whether it is of one of them, not of a subclass, and nobody has replaced a method, in the object or in the class
     """
-    return type(instance) in classes and not any(callable(getattr(type(instance), name, None)) for name in vars(instance))
+    return (
+        type(instance) in classes
+        and not any(callable(getattr(type(instance), name, None)) for name in vars(instance))
+        and not any(map(_has_foreign_methods, type(instance).__mro__))
+    )
+
+
+def _has_foreign_methods(cls: type) -> bool:
+    # Where a function was written, which functools.wraps does not change
+    return cls.__module__.startswith("stable_baselines3.") and not all(
+        _is_of_library(value.__globals__["__name__"]) for value in vars(cls).values() if isinstance(value, FunctionType)
+    )
+
+
+def is_of_library(instance: Any) -> bool:
+    """
+    Whether an object's class is SB3's or torch's own.
+
+    :param instance: the object
+    :return: whether it is
+    """
+    return _is_of_library(type(instance).__module__)
+
+
+def _is_of_library(module: str) -> bool:
+    return module.startswith(("stable_baselines3.", "torch."))
 
 
 def check_type(name: str, value: Any, *types: type) -> None:

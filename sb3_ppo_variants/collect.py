@@ -12,7 +12,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.inference import ModulePolicy, RolloutPolicy, StackedPolicy, is_standard_mlp
+from sb3_ppo_variants.inference import (
+    ModulePolicy,
+    RolloutPolicy,
+    StackedPolicy,
+    is_standard_mlp,
+    may_clean_observations,
+)
 from sb3_ppo_variants.rollout import KeptDistributions, compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
 
@@ -87,8 +93,10 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
-        checks.check_observation(new_obs)
-        checks.check_rollout(rollout_buffer)
+        if not may_clean_observations(self.policy):
+            checks.check_observation(new_obs)
+            checks.check_observation(getattr(rollout_buffer, "observations", None))
+        checks.check_rewards(rollout_buffer)
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         compute_returns_and_advantage(rollout_buffer, values, dones)

@@ -11,13 +11,16 @@ This is the one place that uses the private interfaces of torch's compiler. ``un
 
 import math
 import os
+import pickle
 import platform
+import random
 import shutil
 import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.adam import not_plain_adam
+from sb3_ppo_variants.checks import is_of_library
 from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
-from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks
+from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
+from sb3_ppo_variants.module_state import fingerprint, remember
 from sb3_ppo_variants.rollout import RolloutData
 
 # The oldest torch whose Inductor this module has been tested with
@@ -142,17 +147,19 @@ class CompiledUpdate:
         self.n_steps = 0
         self.functions: dict[Any, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
 
-    def serves(self, policy: ActorCriticPolicy, options: tuple[Any, ...]) -> bool:
+    def serves(self, policy: ActorCriticPolicy, surrogate: Surrogate, options: tuple[Any, ...]) -> bool:
         """
         Whether this can make the steps of an update, or another must be made.
 
         :param policy: the policy to update
-        :param options: the other arguments of the constructor but for the surrogate
+        :param surrogate: the surrogate objective
+        :param options: the other arguments of the constructor
         :return: whether it can
         """
         parameters = list(policy.parameters())
         return (
             policy is self.policy
+            and getattr(surrogate, "__func__", surrogate) is getattr(self.surrogate, "__func__", self.surrogate)
             and options == self.options
             and len(parameters) == len(self.layout.parameters)
             and all(new is old for new, old in zip(parameters, self.layout.parameters, strict=True))
@@ -176,29 +183,7 @@ class CompiledUpdate:
         batch: RolloutData = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
-        advantages = standardize(batch.advantages) if self.standardize_minibatches else batch.advantages
-
-        def loss(
-            parameters: list[th.Tensor], buffers: dict[str, th.Tensor]
-        ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
-            # Batch normalisation writes to its buffers
-            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-            state = {**self.layout.by_place(parameters), **buffers}
-
-            def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
-                terms = SurrogateTerms(
-                    evaluation.log_prob,
-                    batch.old_log_prob,
-                    advantages,
-                    lambda: kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters()),
-                )
-                values, entropy = evaluation.values, evaluation.entropy
-                return ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
-
-            arguments = (batch.observations, batch.actions, loss_of)
-            loss, metrics = functional_call(self.module, state, arguments, tie_weights=False)
-            return loss, (metrics, buffers)
-
+        loss = partial(self._loss, batch, coef)
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_buffers)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), buffers)
         gradient = self.layout.concatenate(gradients)
@@ -228,6 +213,29 @@ class CompiledUpdate:
             old.copy_(new)
         # What is returned is computed once, and the scale else again for each vector of parameters
         return metrics, scale
+
+    def _loss(
+        self, batch: RolloutData, coef: dict[str, Any], parameters: list[th.Tensor], buffers: dict[str, th.Tensor]
+    ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
+        """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
+        advantages = standardize(batch.advantages) if self.standardize_minibatches else batch.advantages
+        # Batch normalisation writes to its buffers
+        buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        state = {**self.layout.by_place(parameters), **buffers}
+
+        def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
+            terms = SurrogateTerms(
+                evaluation.log_prob,
+                batch.old_log_prob,
+                advantages,
+                lambda: kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters()),
+            )
+            values, entropy = evaluation.values, evaluation.entropy
+            return ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
+
+        arguments = (batch.observations, batch.actions, loss_of)
+        loss, metrics = functional_call(self.module, state, arguments, tie_weights=False)
+        return loss, (metrics, buffers)
 
     def run(
         self,
@@ -265,7 +273,7 @@ class CompiledUpdate:
             state = [self.parameters, self.exp_avg, self.exp_avg_sq, self.buffers, rollout]
             leaves, structure = pytree.tree_flatten(state)
             group = self.policy.optimizer.param_groups[0]
-            constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], _attributes(self.policy))
+            constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], fingerprint(self.policy))
             key = (*(leaf.shape for leaf in leaves), *constants)
             functions: dict[int, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
             for epoch in minibatches:
@@ -333,6 +341,7 @@ class CompiledUpdate:
             try:
                 # The same random numbers whether the function is in the compiler's cache or not
                 with th.random.fork_rng(devices=[]):
+                    self._check_gradients(arguments, structure)
                     graph = self._trace(arguments, structure, decompose=compiled)
                     if compiled:
                         self.functions[key] = _compile(graph, arguments)
@@ -345,6 +354,28 @@ class CompiledUpdate:
                 raise CompilationError(f"{type(error).__name__}: {error}") from error
         return self.functions[key]
 
+    def _check_gradients(self, arguments: list[Any], structure: Any) -> None:
+        """
+        Check that torch's Adam would make a step on every parameter: it leaves those alone that the loss does not depend on,
+        while compiled code goes on with their moments and the decay of weights.
+        """
+        if is_of_sb3(self.policy):
+            return
+        *leaves, coef_vector, index = arguments
+        flat, exp_avg, _, buffers, rollout = pytree.tree_unflatten(leaves, structure)
+        batch = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
+        coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
+        parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
+        with _traceable(self.policy), _without_draws(), th.enable_grad():
+            loss, _ = self._loss(batch, coef, parameters, buffers)
+            gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
+        for (name, _), gradient, moment in zip(
+            self.policy.named_parameters(), gradients, self.layout.views(exp_avg), strict=True
+        ):
+            if gradient is None and (decays or moment.any()):
+                raise CompilationError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
+
     def _trace(self, arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
@@ -352,7 +383,7 @@ class CompiledUpdate:
             return self._step(parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
 
         # torch's own modules warn when they are imported
-        with _traceable(self.policy), warnings.catch_warnings():
+        with _traceable(self.policy), _without_draws(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch._inductor import config
             from torch._inductor.decomposition import select_decomp_table
@@ -383,23 +414,6 @@ class _Loss(nn.Module):
     ) -> tuple[th.Tensor, th.Tensor]:
         # Within the forward, as the KL of a custom policy may take a second pass through it
         return loss_of(evaluate_policy(self.policy, observations, actions))
-
-
-def _attributes(policy: ActorCriticPolicy) -> tuple[Any, ...]:
-    """
-    The numbers and texts that the modules of a policy hold (a dropout rate, say), which a trace takes for constants. So it
-    does tensors that are neither parameters nor buffers, whose change would go unnoticed.
-    """
-    return tuple(
-        (prefix, type(module), *((name, value) for name, value in vars(module).items() if _is_constant(value)))
-        for prefix, module in policy.named_modules()
-    )
-
-
-def _is_constant(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_constant, value))
-    return type(value) in (bool, int, float, str) or isinstance(value, np.generic)
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:
@@ -442,14 +456,28 @@ class _OneHotWithoutChecks(TorchFunctionMode):
 
 @contextmanager
 def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Leave nothing of a trace in the policy, which keeps its last distribution as an attribute."""
+    """Leave nothing of a trace in the policy, which keeps its last distribution as an attribute, and may keep other things."""
     before = policy.action_dist.__dict__.copy()
+    put_back = remember([module for module in policy.modules() if not is_of_library(module)])
     try:
         with unvalidated_distributions(), _OneHotWithoutChecks():
             yield
     finally:
         policy.action_dist.__dict__.clear()
         policy.action_dist.__dict__.update(before)
+        put_back()
+
+
+@contextmanager
+def _without_draws() -> Iterator[None]:
+    """Find out whether Python's or NumPy's random numbers are drawn, which compiled code would repeat in each step."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    yield
+    has_drawn = random.getstate() != python_state or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy_state)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    if has_drawn:
+        raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
 
 
 def _compile(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:

@@ -100,6 +100,16 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     )
 
 
+def may_clean_observations(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether a policy has modules of its own, which may replace observations that are NaN, say, by finite numbers.
+
+    :param policy: any policy
+    :return: whether it has
+    """
+    return not all(map(checks.is_of_library, policy.modules()))
+
+
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:
     """
     Whether the policy is of SB3's own classes alone, in which every parameter gets a gradient in each minibatch, on a CPU.
@@ -108,13 +118,12 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
     :return: whether it is
     """
     return (
-        type(policy) in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
-        and type(policy.action_dist) in SB3_DISTRIBUTIONS
+        checks.is_plain(policy, ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
+        and checks.is_plain(policy.action_dist, *SB3_DISTRIBUTIONS)
         and policy.device.type == "cpu"
         and len({parameter.dtype for parameter in policy.parameters()}) == 1
         # Neither hooks nor methods set on an instance
         and not has_hooks(policy)
-        and checks.is_plain(policy, type(policy))
         and not any(METHODS & vars(module).keys() for module in policy.modules())
         # Nothing put in place of a part, or beside it
         and policy.features_extractor is policy.pi_features_extractor
@@ -146,6 +155,8 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
         # Others are reshaped by the policy
         and not (isinstance(policy.action_space, spaces.Box) and len(policy.action_space.shape) != 1)
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
+        # It may have been made a buffer
+        and (type(policy.action_dist) is CategoricalDistribution or "log_std" in policy._parameters)
         and all(type(head) is nn.Linear for head in (policy.action_net, policy.value_net))
         and all(_is_linear_or_function(layer) for layer in _layers(policy))
     )
@@ -160,8 +171,11 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
     """
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    return any(getattr(module, name) for module in policy.modules() for name in names) or any(
-        getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names
+    return (
+        any(getattr(module, name) for module in policy.modules() for name in names)
+        or any(getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names)
+        # For all modules there are
+        or any(getattr(nn.modules.module, f"_global{name}") for name in names)
     )
 
 
@@ -243,6 +257,7 @@ class ModulePolicy:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+        self.may_clean = may_clean_observations(policy)
         self.keeps_parameters = leaves_distribution(policy, "forward")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
@@ -252,12 +267,15 @@ class ModulePolicy:
 
         :param observations: shape ``(n_envs, ...)``, or a dict of such
         :return: what ``ActorCriticPolicy.forward`` makes of them
-        :raises ValueError: if they are not finite
+        :raises ValueError: if they are not finite, unless the policy makes finite numbers of them
         """
-        checks.check_observation(observations)
+        if not self.may_clean:
+            checks.check_observation(observations)
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with th.no_grad(), unvalidated_distributions():
             actions, values, log_probs = self.policy(obs_tensor)
+            if self.may_clean and not (th.isfinite(values).all() and th.isfinite(log_probs).all()):
+                checks.check_observation(observations)
             if self.keeps_parameters:
                 # Custom distributions may be of another kind
                 with suppress(NotImplementedError):

@@ -14,6 +14,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
+from torch.distributions import Bernoulli, Categorical, Normal
 from torch.nn import functional as F
 
 
@@ -68,13 +69,17 @@ def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]
 
     :param distribution: one of SB3's distributions, with its parameters set
     :return: (mean, std) of Gaussians (of the Gaussian beneath, if squashed) and gSDE, logits of the others
-    :raises NotImplementedError: if the distribution is not derived from one of SB3's
+    :raises NotImplementedError: if the distribution is not derived from one of SB3's, or holds one of another family
     """
-    if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
-        return distribution.distribution.mean, distribution.distribution.stddev
-    if isinstance(distribution, (CategoricalDistribution, BernoulliDistribution)):
-        return (distribution.distribution.logits,)
-    if isinstance(distribution, MultiCategoricalDistribution):
+    # A Laplace distribution, say, may come in a class derived from that of the Gaussian
+    beneath = getattr(distribution, "distribution", None)
+    if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and type(beneath) is Normal:
+        return beneath.mean, beneath.stddev
+    if isinstance(distribution, CategoricalDistribution) and type(beneath) is Categorical:
+        return (beneath.logits,)
+    if isinstance(distribution, BernoulliDistribution) and type(beneath) is Bernoulli:
+        return (beneath.logits,)
+    if isinstance(distribution, MultiCategoricalDistribution) and {type(one) for one in beneath or ()} == {Categorical}:
         return tuple(categorical.logits for categorical in distribution.distribution)
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
 
@@ -91,7 +96,10 @@ def kl_from_parameters(
     :param old_parameters: parameters of pi_old, which get no gradient
     :param parameters: parameters of pi
     :return: KL in nats, shape ``(batch,)``
+    :raises NotImplementedError: if there are no parameters of pi_old
     """
+    if not old_parameters:
+        raise NotImplementedError("KL[pi_old, pi] is not known: the policy cannot be copied, or has a distribution of its own")
     old_parameters = tuple(parameter.detach() for parameter in old_parameters)
     if isinstance(kind, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
         return kl_normal(*old_parameters, *parameters)

@@ -99,7 +99,9 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
                 data = data._replace(advantages=normalize(data.advantages))
             options = (tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
             update = self._compiled_update
-            if update is None or not update.serves(self.policy, options):
+            if "surrogate" in vars(self):
+                raise compiled.CompilationError("surrogate has been set on the object: override it in a subclass")
+            if update is None or not update.serves(self.policy, type(self).surrogate, options):  # type: ignore[attr-defined]
                 update = compiled.CompiledUpdate(self.policy, _without_attributes(self, "surrogate"), *options)
                 self._compiled_update = update
             epochs = [rollout.permutation() for _ in range(self.n_epochs)]
@@ -157,5 +159,4 @@ def _without_attributes(algorithm: TwoPathAlgorithm, name: str) -> Callable[...,
                 f"{name} reads self.{attribute}, which compiled code would not see change: let coefficients() return it"
             )
 
-    # It may have been set on the object
-    return vars(algorithm).get(name, getattr(object.__new__(Methods), name))
+    return getattr(object.__new__(Methods), name)

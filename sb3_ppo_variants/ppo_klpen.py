@@ -18,7 +18,8 @@ class PPOKLPen(KLPenaltyPPO):
     PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and the beta that section
     4 adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1.
 
-    beta belongs to the state of the training: it survives ``save`` and ``load`` and goes on in the next ``learn``.
+    beta belongs to the state of the training: it survives ``save`` and ``load`` and goes on in the next ``learn``, unless
+    ``load`` is given a ``kl_coef``.
 
     The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 
@@ -64,7 +65,8 @@ class PPOKLPen(KLPenaltyPPO):
     ) -> None:
         self.init_kl_coef = init_kl_coef
         self.kl_coef_bounds = kl_coef_bounds
-        self.kl_coef = init_kl_coef
+        # It is checked under the name by which it is given
+        self.__dict__["kl_coef"] = init_kl_coef
         super().__init__(
             policy,
             env,
@@ -105,7 +107,19 @@ class PPOKLPen(KLPenaltyPPO):
         checks.check_number("kl_coef_bounds[0]", low, above=0)
         checks.check_number("kl_coef_bounds[1]", high, minimum=low)
         checks.check_number("init_kl_coef", self.init_kl_coef, minimum=low, maximum=high)
-        checks.check_number("kl_coef", self.kl_coef, minimum=0)
+        checks.check_number("kl_coef", self.__dict__["kl_coef"], minimum=0)
+        # That of a loaded model may be outside new bounds
+        self.kl_coef = min(max(self.kl_coef, low), high)
+
+    @property
+    def kl_coef(self) -> float:
+        """The current beta; a number may be assigned."""
+        return float(self.__dict__["kl_coef"])
+
+    @kl_coef.setter
+    def kl_coef(self, kl_coef: float) -> None:
+        checks.check_number("kl_coef", kl_coef, minimum=0)
+        self.__dict__["kl_coef"] = kl_coef
 
     def coefficients(self) -> dict[str, float]:
         """As in the base class, and d_targ as ``kl_target``."""

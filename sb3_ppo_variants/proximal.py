@@ -1,13 +1,7 @@
 """Algorithm 1 of the PPO paper on Stable-Baselines3's ``OnPolicyAlgorithm``: what the variants share."""
 
-import inspect
-import io
-import json
 import math
-import pathlib
 import warnings
-import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +13,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
@@ -33,6 +26,7 @@ from sb3_ppo_variants.inference import (
     is_standard_mlp,
 )
 from sb3_ppo_variants.kl import kl_from_parameters
+from sb3_ppo_variants.loading import LoadableAlgorithm
 from sb3_ppo_variants.loss import (
     METRICS,
     SurrogateTerms,
@@ -47,10 +41,8 @@ from sb3_ppo_variants.undo import NonFiniteUpdateError, Snapshot
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
-PPO_HYPERPARAMETERS = {"batch_size", "clip_range", "n_epochs", "target_kl"}
 
-
-class ProximalPolicyOptimization(TwoPathAlgorithm):
+class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
     """
     Proximal policy optimization, Algorithm 1 of https://arxiv.org/abs/1707.06347, but for the surrogate objective L^S,
     which a subclass defines in ``surrogate``. The loss that is minimised is equation (9) with its sign turned::
@@ -167,10 +159,17 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
 
         if _init_setup_model:
             self._setup_model()
+            if self.env is not None:
+                self._check_rollout_size()
+                self._warn_of_truncated_minibatches()
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        super()._setup_model()
+        try:
+            super()._setup_model()
+        # SB3 checks with asserts whether policy and spaces go together
+        except AssertionError as error:
+            raise ValueError(f"policy or policy_kwargs: {error}") from error
         if self.clip_range is not None:
             self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -202,6 +201,8 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
         checks.check_type("use_sde", self.use_sde, bool)
         checks.check_integer("sde_sample_freq", self.sde_sample_freq, minimum=-1)
         checks.check_type("policy_kwargs", self.policy_kwargs, dict)
+        checks.check_type("rollout_buffer_class", self.rollout_buffer_class, type, type(None))
+        checks.check_type("rollout_buffer_kwargs", self.rollout_buffer_kwargs, dict)
         checks.check_type("seed", self.seed, int, np.integer, type(None))
         checks.check_integer("stats_window_size", self._stats_window_size, minimum=1)
         checks.check_choice("normalize_advantage", self.normalize_advantage, (True, False, "batch"))
@@ -210,18 +211,23 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
             raise ValueError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
         if not hasattr(self, "action_space"):
             raise ValueError("env must be an environment or the id of one, but is None")
-        if self.env is not None:
-            self._check_rollout_size(self.n_steps * self.n_envs)
+        if self.policy_class is MultiInputActorCriticPolicy and not isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(f"policy is for dictionaries of observations, but those of env are {self.observation_space}")
 
-    def _check_rollout_size(self, rollout_size: int) -> None:
-        sizes = f"n_steps * n_envs = {self.n_steps} * {self.n_envs} = {rollout_size}"
-        if self.normalize_advantage and rollout_size == 1:
-            raise ValueError(f"{sizes}, but advantages can only be normalised over more than one sample")
+    def _check_rollout_size(self) -> None:
+        if self.normalize_advantage and self.n_steps * self.n_envs == 1:
+            raise ValueError(
+                f"n_steps * n_envs = {self.n_steps} * {self.n_envs} = 1, but advantages can only be normalised over more than "
+                "one sample"
+            )
+
+    def _warn_of_truncated_minibatches(self) -> None:
+        rollout_size = self.n_steps * self.n_envs
         if rollout_size % self.batch_size > 0:
             warnings.warn(
-                f"batch_size = {self.batch_size} does not divide {sizes}: the last minibatch of each epoch is truncated to "
-                f"{rollout_size % self.batch_size} samples",
-                stacklevel=2,
+                f"batch_size = {self.batch_size} does not divide n_steps * n_envs = {self.n_steps} * {self.n_envs} = "
+                f"{rollout_size}: the last minibatch of each epoch is truncated to {rollout_size % self.batch_size} samples",
+                stacklevel=4,
             )
 
     def _excluded_save_params(self) -> list[str]:
@@ -262,6 +268,8 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
         coefficient = self.__dict__[name]
         if callable(coefficient):
             return checks.scheduled_value(name, coefficient, max(self._current_progress_remaining, 0.0), minimum)
+        # It may have been assigned since it was checked
+        checks.check_number(name, coefficient, minimum=minimum)
         return float(coefficient)
 
     def _max_approx_kl(self) -> float | None:
@@ -284,6 +292,9 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
             Parameters, optimizer and counters are then as they were before the update, as after any error in it.
         """
         self._update_learning_rate(self.policy.optimizer)
+        for group in self.policy.optimizer.param_groups:
+            where = f"learning_rate (at remaining progress {self._current_progress_remaining:g})"
+            checks.check_number(where, group["lr"], minimum=0 if self._current_progress_remaining >= 0 else -math.inf)
         coef = self.coefficients()
         before = Snapshot(self)
         try:
@@ -416,9 +427,14 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
         :param reset_num_timesteps: whether to count the timesteps from 0 again
         :param progress_bar: show a progress bar
         :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is negative or not finite
+        :raises ValueError: if ``total_timesteps`` is negative or not finite, ``log_interval`` not positive, or a rollout too
+            small
         """
         checks.check_number("total_timesteps", total_timesteps, minimum=0)
+        if log_interval is not None:
+            checks.check_integer("log_interval", log_interval, minimum=1)
+        # Not in load, which is also for those who only want to look at a trained policy, in one environment
+        self._check_rollout_size()
         self._choose_path(total_timesteps)
         with self._threads():
             return super().learn(
@@ -429,69 +445,3 @@ class ProximalPolicyOptimization(TwoPathAlgorithm):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-
-    @classmethod
-    def load(
-        cls: type[SelfProximal],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfProximal:
-        """
-        Load a model from a zip-file, as SB3, but with errors that name what is wrong.
-
-        :param path: path to the file (or a file-like)
-        :param env: environment to run the loaded model on; has priority over any saved environment
-        :param device: device on which the code should run
-        :param custom_objects: objects to use instead of the saved ones, by name
-        :param print_system_info: whether to print system info from the saved model and the current system
-        :param force_reset: reset the environment before training
-        :param kwargs: arguments of the constructor to change; the ``compile=True`` of a saved model becomes ``"auto"``
-        :return: the loaded model
-        :raises TypeError: if ``kwargs`` has a name that the class does not know
-        :raises ValueError: if the file is damaged, or not a model of PPO, or one of ``PPOKLPen``, whose ``target_kl`` has
-            another meaning, and no ``target_kl`` is given
-        """
-        known = vars(cls("MlpPolicy", None, _init_setup_model=False)).keys() | inspect.signature(cls).parameters.keys()
-        # The saved policy stays
-        unknown = sorted(kwargs.keys() - (known - {"policy"}))
-        if unknown:
-            raise TypeError(f"{cls.__name__}.load() got an unexpected keyword argument: {', '.join(unknown)}")
-        if "stats_window_size" in kwargs:
-            # The one argument that is not kept under its own name
-            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        try:
-            # Another algorithm's hyperparameters would be taken for those of PPO, the missing ones for the defaults
-            saved = _saved_names(path)
-            missing = PPO_HYPERPARAMETERS - saved
-            if missing:
-                raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {', '.join(sorted(missing))}")
-            if "kl_coef_bounds" in saved - known and "target_kl" not in kwargs:
-                raise ValueError(
-                    f"{path} is a model of PPOKLPen, whose target_kl is d_targ, while that of {cls.__name__} ends updates "
-                    "early: load needs a target_kl (None for no early end)"
-                )
-            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
-        if model.compile is True and "compile" not in kwargs:
-            # There may be no compiler where it is loaded
-            model.compile = "auto"
-        return model
-
-
-def _saved_names(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
-    """The names of the attributes in a saved model."""
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return set(json.loads(archive.read("data")))
-    finally:
-        if file is path:
-            file.seek(0)
-        else:
-            file.close()

@@ -8,6 +8,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 import copy
 import random
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,8 +22,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.checks import is_plain
+from sb3_ppo_variants.checks import is_of_library, is_plain
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
+from sb3_ppo_variants.module_state import remember
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -83,7 +85,11 @@ class Rollout:
                     old_parameters = _parameters(policy, samples.observations)
             self.data = self._with_old_parameters(samples, old_parameters)
         else:
-            self.old_policy = frozen_copy(policy)
+            try:
+                self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
+            # Whatever a custom policy holds that cannot be copied: the KL is not known then
+            except Exception:
+                self.old_policy = None
 
     def epoch(self, batch_size: int) -> Iterator[RolloutData]:
         """
@@ -124,6 +130,8 @@ class Rollout:
         return th.cat(kl).cpu().mean(dtype=th.float64).item()
 
     def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
+        if self.old_policy is None:
+            return ()
         with _evaluation(self.old_policy):
             return _parameters(self.old_policy, samples.observations)
 
@@ -131,7 +139,11 @@ class Rollout:
         actions = samples.actions
         if isinstance(self.policy.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        return RolloutData(samples.observations, actions, *samples[2:6], old_parameters)
+        # By name: the samples of a custom buffer may be of another class
+        old_values, old_log_prob = samples.old_values, samples.old_log_prob
+        return RolloutData(
+            samples.observations, actions, old_values, old_log_prob, samples.advantages, samples.returns, old_parameters
+        )
 
 
 def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
@@ -152,8 +164,12 @@ def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 
 @contextmanager
 def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
-    """The policy in evaluation mode, without gradients; modes, buffers and random generators are as before afterwards."""
+    """
+    The policy in evaluation mode, without gradients; modes, buffers, random generators and what custom modules keep otherwise
+    are as before afterwards.
+    """
     training = policy.training
+    put_back = remember([module for module in policy.modules() if not is_of_library(module)])
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in policy.modules()
@@ -168,6 +184,7 @@ def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
             policy.set_training_mode(training)
             for module, name, buffer, before in buffers:
                 setattr(module, name, buffer.copy_(before))
+            put_back()
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
@@ -235,6 +252,10 @@ def _copy_of_state(buffer: RolloutBuffer) -> RolloutBuffer:
     for name, value in vars(buffer).items():
         if isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
             setattr(duplicate, name, copy.deepcopy(value))
+        elif isinstance(value, th.Generator):
+            setattr(duplicate, name, value.clone_state())
+        elif isinstance(value, list | dict | set | deque):
+            setattr(duplicate, name, copy.copy(value))
     return duplicate
 
 

@@ -46,6 +46,8 @@ class Snapshot:
     def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
         # Modules may add states of their own to the tensors
         self.policy = {name: _copy(value) for name, value in algorithm.policy.state_dict().items()}
+        # Some are no part of it
+        self.buffers = {name: buffer.clone() for name, buffer in algorithm.policy.named_buffers()}
         # Faster than a deep copy
         self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates
@@ -57,6 +59,8 @@ class Snapshot:
         :param algorithm: the algorithm
         """
         algorithm.policy.load_state_dict(self.policy)
+        for name, buffer in algorithm.policy.named_buffers():
+            buffer.copy_(self.buffers[name])
         algorithm.policy.optimizer.load_state_dict(self.optimizer)
         algorithm._n_updates = self.n_updates
 

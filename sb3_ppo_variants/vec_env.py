@@ -36,8 +36,19 @@ def fast_step(env: VecEnv) -> Callable[[np.ndarray], VecEnvStepReturn]:
         and isinstance(env.observation_space, spaces.Box)
         and all(is_plain(vars(env)[name], RunningMeanStd) for name in ("obs_rms", "ret_rms") if name in vars(env))
     ):
-        return partial(_step_normalize, env, fast_step(env.venv))
+        return partial(_step_normalize, env, _step_of_parts(env.venv))
     return env.step
+
+
+def _step_of_parts(env: VecEnv) -> Callable[[np.ndarray], VecEnvStepReturn]:
+    """What a wrapper calls, which need not be ``env.step``."""
+
+    def step(actions: np.ndarray) -> VecEnvStepReturn:
+        env.step_async(actions)
+        return env.step_wait()
+
+    fast = fast_step(env)
+    return step if fast == env.step else fast
 
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
@@ -56,6 +67,8 @@ def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
 
 
 def _copy(info: dict[str, Any]) -> dict[str, Any]:
+    if type(info) is not dict:
+        return deepcopy(info)
     if IMMUTABLE.issuperset(map(type, info.values())):
         return info.copy()
     return {key: value if type(value) in IMMUTABLE else deepcopy(value) for key, value in info.items()}

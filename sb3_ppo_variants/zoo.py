@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_ppo_variants.kl_penalty import KLPenaltyPPO
+from sb3_ppo_variants.loading import parameters_of
 from sb3_ppo_variants.ppo_clip import PPOClip
 from sb3_ppo_variants.ppo_fixedkl import PPOFixedKL
 from sb3_ppo_variants.ppo_klpen import PPOKLPen
+from sb3_ppo_variants.proximal import ProximalPolicyOptimization
 
 if TYPE_CHECKING:
     import optuna
@@ -32,12 +35,13 @@ ALGOS: dict[str, type[BaseAlgorithm]] = {
 
 OLDEST_ZOO = (2, 7)
 
-# Coefficients whose string schedules ("lin_0.2") the Zoo converts itself for every algorithm, and those that it does not know
+# Coefficients whose string schedules ("lin_0.2") the Zoo converts itself for every algorithm, and those that it does not know,
+# of a class and its subclasses
 ZOO_SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-OWN_SCHEDULES = {
-    "ppo_clip": ("ent_coef", "vf_coef"),
-    "ppo_fixedkl": ("ent_coef", "vf_coef", "kl_coef"),
-    "ppo_klpen": ("ent_coef", "vf_coef", "target_kl"),
+OWN_SCHEDULES: dict[type[BaseAlgorithm], tuple[str, ...]] = {
+    ProximalPolicyOptimization: ("ent_coef", "vf_coef"),  # type: ignore[type-abstract]
+    PPOFixedKL: ("kl_coef",),
+    PPOKLPen: ("target_kl",),
 }
 
 # Trial attribute by which the experiment manager tells the samplers that clipping is on: they see nothing else of it
@@ -159,28 +163,29 @@ SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
 def _check_schedule(name: str, value: Any) -> None:
     # The Zoo's own conversion takes any text before the underscore, and fails without a word on texts such as 1e-3
     if isinstance(value, str) and re.fullmatch(r"lin_[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value) is None:
-        raise ValueError(
-            f"{name} must be a number or a schedule such as lin_0.2, but is the text {value!r} "
-            "(in YAML, 1e-3 is a text: write 0.001 or !!float 1e-3)"
-        )
+        hint = " (in YAML, 1e-3 is a text: write 0.001 or !!float 1e-3)" if _is_number(value) else ""
+        raise ValueError(f"{name} must be a number or a schedule such as lin_0.2, but is the text {value!r}{hint}")
 
 
-def _check_keys(algo: str, hyperparams: dict[str, Any], config: str) -> None:
-    # Constructor and `load` name unknown keys too, but not where they come from
-    unknown = sorted(set(hyperparams) - set(inspect.signature(ALGOS[algo]).parameters))
-    if unknown:
-        raise ValueError(
-            f"{algo} has no hyperparameter {', '.join(map(repr, unknown))}, but {config} or the command line gives it"
-        )
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _experiment_manager(base: Any) -> Any:
     """
-    Make the experiment manager that takes the place of the Zoo's. It differs for this package's algorithms only.
+    Make the experiment manager that takes the place of the Zoo's. It differs for this package's algorithms only, and for those
+    that a user derives from them.
 
     :param base: the Zoo's ``ExperimentManager``
     :return: a subclass of it
     """
+    from rl_zoo3.utils import ALGOS as ALL_ALGOS
+    from rl_zoo3.utils import SimpleLinearSchedule
+
     signature = inspect.signature(base.__init__)
 
     class ExperimentManager(base):
@@ -193,26 +198,38 @@ def _experiment_manager(base: Any) -> Any:
                 self.config = str(hyperparams_path(self.algo))
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-            if self.algo not in ALGOS:
+            algorithm = ALL_ALGOS[self.algo]
+            if not issubclass(algorithm, ProximalPolicyOptimization):
                 return super()._preprocess_hyperparams(hyperparams)
-            from rl_zoo3.utils import SimpleLinearSchedule
-
+            own_names = {name for cls, names in OWN_SCHEDULES.items() if issubclass(algorithm, cls) for name in names}
             own: dict[str, Any] = {}
-            for name in (*ZOO_SCHEDULES, *OWN_SCHEDULES[self.algo]):
+            for name in (*ZOO_SCHEDULES, *own_names):
                 value = hyperparams.get(name)
                 _check_schedule(name, value)
-                if name in OWN_SCHEDULES[self.algo] and isinstance(value, str):
+                if name in own_names and isinstance(value, str):
                     own[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
                 elif name in hyperparams and value is None:
                     # For these classes None means "no clipping"; the Zoo takes no None
                     own[name] = None
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
             result.update(own)
-            _check_keys(self.algo, result, self.config)
+            self._check_keys(algorithm, result)
             return (result, *others)
 
+        def _check_keys(self, algorithm: type[BaseAlgorithm], hyperparams: dict[str, Any]) -> None:
+            # Constructor and `load` name unknown keys too, but not where they come from
+            # A training that goes on may be given another beta
+            state = {"kl_coef"} if self.continue_training and issubclass(algorithm, KLPenaltyPPO) else set()
+            unknown = sorted(hyperparams.keys() - parameters_of(algorithm) - state)
+            if unknown:
+                study = f", the study {self.study_name}" if self.trial_id else ""
+                raise ValueError(
+                    f"{self.algo} has no hyperparameter {', '.join(map(repr, unknown))}, "
+                    f"but {self.config}{study} or the command line gives it"
+                )
+
         def objective(self, trial: "optuna.Trial") -> float:
-            if self.algo in ("ppo_fixedkl", "ppo_klpen"):
+            if issubclass(ALL_ALGOS[self.algo], KLPenaltyPPO):
                 trial.set_user_attr(CLIPPING, self._hyperparams.get("clip_range") is not None)
             return float(super().objective(trial))
 

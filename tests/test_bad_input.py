@@ -96,8 +96,17 @@ def test_schedule_that_goes_bad_is_named_before_the_update():
     model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=64, ent_coef=lambda _: float("nan"))
     with pytest.raises(ValueError, match=r"ent_coef .* must be finite, but is nan"):
         model.learn(64)
-    with pytest.raises(ValueError, match="kl_coef"):
-        PPOFixedKL("MlpPolicy", "Pendulum-v1").kl_coef = -2.0
+    for cls in (PPOFixedKL, PPOKLPen):
+        with pytest.raises(ValueError, match="kl_coef must be at least 0, but is -2"):
+            cls("MlpPolicy", "Pendulum-v1").kl_coef = -2.0
+    klpen = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64)
+    klpen.target_kl = -1.0
+    with pytest.raises(ValueError, match="target_kl must be at least 0, but is -1"):
+        klpen.learn(64)
+    model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=64, learning_rate=lambda progress: 1e-3 if progress == 1 else np.nan)
+    with pytest.raises(ValueError, match=r"learning_rate \(at remaining progress 0\) must be finite, but is nan"):
+        model.learn(64)
+    assert model._n_updates == 0
     for name, value, error in (
         ("clip_range", -0.2, ValueError),
         ("clip_range", "a", TypeError),
@@ -115,6 +124,11 @@ def test_total_timesteps(total_timesteps):
         PPOClip("MlpPolicy", "Pendulum-v1").learn(total_timesteps)
 
 
+def test_log_interval():
+    with pytest.raises(ValueError, match="log_interval must be at least 1, but is 0"):
+        PPOClip("MlpPolicy", "Pendulum-v1").learn(64, log_interval=0)
+
+
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_spaces_and_policies(cls):
     with pytest.raises(ValueError, match="Text"):
@@ -125,6 +139,14 @@ def test_spaces_and_policies(cls):
         cls("NoPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="policy must be an ActorCriticPolicy"):
         cls(th.nn.Linear, "Pendulum-v1")
+    with pytest.raises(ValueError, match="policy is for dictionaries of observations, but those of env are Box"):
+        cls("MultiInputPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match=r"policy or policy_kwargs: .* NatureCNN only with images"):
+        cls("CnnPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match="policy or policy_kwargs: squash_output=True is only available when using gSDE"):
+        cls("MlpPolicy", "Pendulum-v1", policy_kwargs={"squash_output": True})
+    with pytest.raises(TypeError, match=r"rollout_buffer_kwargs must be of type dict, but is \[1\]"):
+        cls("MlpPolicy", "Pendulum-v1", rollout_buffer_kwargs=[1])
     with pytest.raises(ValueError, match=r"env must be .* but is None"):
         cls("MlpPolicy", None)
     with pytest.raises(gym.error.NameNotFound, match="NoEnv"):
@@ -238,6 +260,31 @@ class MaskedExtractor(FlattenExtractor):
     def __init__(self, observation_space):
         super().__init__(observation_space)
         self.register_buffer("mask", th.full((3,), -float("inf")))
+
+
+class CountsWithoutSaving(FlattenExtractor):
+    """Has a buffer that is no part of the state that is saved."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layer = th.nn.Linear(3, 3)
+        self.register_buffer("mean", th.zeros(3), persistent=False)
+
+    def forward(self, observations):
+        features = self.layer(observations)
+        self.mean.mul_(0.9).add_(0.1 * features.detach().mean(dim=0))
+        return features
+
+
+def test_buffers_that_are_not_saved_are_put_back():
+    kwargs = {"policy_kwargs": {"features_extractor_class": CountsWithoutSaving}, "n_steps": 64, "n_epochs": 2, "seed": 0}
+    model = PPOClip("MlpPolicy", "Pendulum-v1", **kwargs).learn(64)
+    model.lr_schedule = lambda _: 1e30
+    with pytest.raises(FloatingPointError):
+        model.learn(64)
+    assert th.isfinite(model.policy.features_extractor.mean).all()
+    model.lr_schedule = lambda _: 1e-4
+    model.learn(64)
 
 
 def test_infinite_buffers_are_no_error():

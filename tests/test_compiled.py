@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import random
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import torch as th
 from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy, equal, space_env, train
 from torch.utils._pytree import tree_map
@@ -589,6 +592,143 @@ def test_changed_attributes_of_the_policy_count():
         setattr(owner, name, value)
         reference, other = (stops(model, path) for path in ("reference", "compiled"))
         assert (reference[2][0] - other[2][0]).abs().max() < 1e-4, (name, value)
+
+
+class Configurable(ScaledExtractor):
+    """Its output depends on whatever an object may hold."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.listed, self.named, self.array = [1.0], {"scale": [1.0]}, np.ones(1)
+        self.fn, self.extra = th.tanh, None
+
+    def forward(self, observations):
+        scale = self.listed[0] * self.named["scale"][0] * float(self.array[0])
+        features = self.fn(super().forward(observations))
+        return scale * (features if self.extra is None else self.extra(features))
+
+
+def doubled(method):
+    return lambda *args, **kwargs: 2 * method(*args, **kwargs)
+
+
+def with_doubled_values(method):
+    def evaluate(*args, **kwargs):
+        values, *others = method(*args, **kwargs)
+        return 2 * values, *others
+
+    return evaluate
+
+
+class HalfEntropy(DiagGaussianDistribution):
+    def entropy(self):
+        return 0.5 * super().entropy()
+
+
+def replace_method(owner, name, decorator):
+    setattr(owner, name, decorator(getattr(owner, name)))
+
+
+CHANGES_BETWEEN_UPDATES = {
+    "list": lambda policy, _: policy.features_extractor.listed.__setitem__(0, 0.5),
+    "dictionary": lambda policy, _: policy.features_extractor.named["scale"].__setitem__(0, 0.5),
+    "array": lambda policy, _: policy.features_extractor.array.__setitem__(0, 0.5),
+    "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
+    "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
+    "method of a module": lambda policy, _: replace_method(policy.mlp_extractor, "forward_actor", doubled),
+    "method of the policy": lambda policy, _: replace_method(policy, "evaluate_actions", with_doubled_values),
+    "method of the distribution": lambda policy, _: replace_method(policy.action_dist, "entropy", doubled),
+    "distribution": lambda policy, _: setattr(policy, "action_dist", HalfEntropy(3)),
+    "method of the policy's class": lambda _, patch: patch.setattr(
+        ActorCriticPolicy, "evaluate_actions", with_doubled_values(ActorCriticPolicy.evaluate_actions)
+    ),
+}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("change", CHANGES_BETWEEN_UPDATES)
+def test_changes_between_two_updates_count(change, monkeypatch):
+    """What has been compiled is not what the policy does any more."""
+    kwargs = {"batch_size": 26, "ent_coef": 0.1, "policy_kwargs": {"features_extractor_class": Configurable}}
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), **kwargs)
+    before = stops(model, "compiled")
+    CHANGES_BETWEEN_UPDATES[change](model.policy, monkeypatch)
+    reference, other = (stops(model, path) for path in ("reference", "compiled"))
+    assert (reference[2][0] - before[2][0]).abs().max() > 1e-3
+    assert (reference[2][0] - other[2][0]).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_changed_objective_counts(monkeypatch, capsys):
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=26)
+    stops(model, "compiled")
+    monkeypatch.setattr(PPOClip, "surrogate", doubled(PPOClip.surrogate))
+    reference, other = (stops(model, path) for path in ("reference", "compiled"))
+    assert (reference[2][0] - other[2][0]).abs().max() < 1e-4
+    # It may read anything
+    model.surrogate = doubled(model.surrogate)
+    with pytest.raises(compiled.CompilationError, match="surrogate has been set on the object"):
+        stops(model, "compiled")
+
+
+class DrawsNumbers(ScaledExtractor):
+    """Drops its features now and then, in training only."""
+
+    draw = random.random
+
+    def forward(self, observations):
+        return super().forward(observations) * (float(type(self).draw() < 0.5) if self.training else 1.0)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_random_numbers_that_compiled_code_would_repeat(draw, monkeypatch):
+    monkeypatch.setattr(DrawsNumbers, "draw", draw)
+    kwargs = {"policy_kwargs": {"features_extractor_class": DrawsNumbers}}
+    with pytest.raises(compiled.CompilationError, match="draws random numbers from Python or NumPy"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+    monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
+    (model, _), (expected, _) = (
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=path, **kwargs) for path in ("auto", False)
+    )
+    # The attempt has left no trace
+    assert not model._uses_compiled
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+
+
+class Spare(ScaledExtractor):
+    """Has a layer that is used at will."""
+
+    uses_spare = False
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.spare = th.nn.Linear(8, 8)
+
+    def forward(self, observations):
+        features = super().forward(observations)
+        return features + self.spare(features) if self.uses_spare else features
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_parameters_that_torchs_adam_leaves_alone():
+    def train_spare(compile_, **kwargs):
+        policy_kwargs = {"features_extractor_class": Spare, **kwargs}
+        return train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=compile_, policy_kwargs=policy_kwargs)[0]
+
+    # Neither moments nor decay
+    models = [train_spare(path) for path in (False, True)]
+    assert models[1]._uses_compiled
+    weights = [model.policy.features_extractor.spare.weight for model in models]
+    assert th.equal(*weights)
+    message = "the loss does not depend on policy.features_extractor.spare.weight, which Adam must leave as it is"
+    with pytest.raises(compiled.CompilationError, match=message):
+        train_spare(True, optimizer_kwargs={"weight_decay": 0.1})
+    models[1].policy.features_extractor.uses_spare = True
+    models[1].learn(52, reset_num_timesteps=False)
+    models[1].policy.features_extractor.uses_spare = False
+    with pytest.raises(compiled.CompilationError, match=message):
+        models[1].learn(52, reset_num_timesteps=False)
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -13,7 +13,7 @@ import yaml
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_ppo_variants import zoo
+from sb3_ppo_variants import PPOFixedKL, zoo
 
 ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
 YAMLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -295,3 +295,74 @@ def test_unknown_key_when_training_continues(make_manager: Any, tmp_path: Path) 
     manager = make_manager("ppo_klpen", "CartPole-v1", trained_agent=str(tmp_path / "model.zip"), hyperparams={"beta": 3.0})
     with pytest.raises(ValueError, match="no hyperparameter 'beta'"):
         build(manager)
+
+
+def test_beta_when_training_continues(make_manager: Any, tmp_path: Path) -> None:
+    """It goes on, whatever the first one is to be, unless another one is given."""
+    build(make_manager("ppo_klpen", "CartPole-v1", hyperparams={"init_kl_coef": 2.0})).save(tmp_path / "model.zip")
+
+    def beta(algo: str, **hyperparams: Any) -> float:
+        path = str(tmp_path / "model.zip")
+        return float(build(make_manager(algo, "CartPole-v1", trained_agent=path, hyperparams=hyperparams)).kl_coef)
+
+    assert beta("ppo_klpen", init_kl_coef=4.0) == 2.0
+    assert beta("ppo_klpen", kl_coef=0.5) == 0.5
+    assert beta("ppo_fixedkl", kl_coef=0.5) == 0.5
+    with pytest.raises(ValueError, match="ppo_klpen has no hyperparameter 'kl_coef'"):
+        build(make_manager("ppo_klpen", "CartPole-v1", hyperparams={"kl_coef": 0.5}))
+
+
+def test_models_of_other_algorithms_go_on(make_manager: Any, tmp_path: Path) -> None:
+    """With the hyperparameters of the entry, and without what means something else there."""
+    for saved in ("ppo", "ppo_clip", "ppo_fixedkl", "ppo_klpen"):
+        hyperparams = {"kl_coef": "lin_3.0"} if saved == "ppo_fixedkl" else {}
+        path = tmp_path / saved / "model.zip"
+        build(make_manager(saved, "CartPole-v1", hyperparams=hyperparams)).save(path)
+        for algo, expected in {"ppo_clip": (0.2, None), "ppo_fixedkl": (None, None), "ppo_klpen": (None, 0.01)}.items():
+            model, _ = make_manager(algo, "CartPole-v1", trained_agent=str(path)).setup_experiment()
+            assert (model.clip_range and model.clip_range(1.0), model.target_kl and model.target_kl(1.0)) == expected
+            model.learn(512)
+            model.env.close()
+            model.save(tmp_path / "again.zip")
+            again = build(make_manager(algo, "CartPole-v1", trained_agent=str(tmp_path / "again.zip")))
+            assert type(again) is type(model)
+
+
+class Weighted(PPOFixedKL):
+    """A user's own algorithm."""
+
+    def __init__(self, *args: Any, weight: float = 1.0, **kwargs: Any) -> None:
+        self.weight = weight
+        super().__init__(*args, **kwargs)
+
+
+class Named(PPOFixedKL):
+    """Another one, whose constructor has names for everything."""
+
+    def __init__(self, policy: Any, env: Any, kl_coef: float = 3.0, n_steps: int = 32, weight: float = 1.0) -> None:
+        self.weight = weight
+        super().__init__(policy, env, kl_coef=kl_coef, n_steps=n_steps)
+
+
+@pytest.mark.parametrize("algo", ["ppo_fixedkl", "mine"])
+def test_own_algorithms(make_manager: Any, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.utils import ALGOS
+
+    monkeypatch.setitem(ALGOS, algo, Weighted)
+    config = tmp_path / "mine.yml"
+    config.write_text(
+        "CartPole-v1:\n  n_timesteps: 64\n  policy: MlpPolicy\n  n_steps: 64\n  kl_coef: lin_3.0\n  ent_coef: lin_0.1\n"
+    )
+    model = build(make_manager(algo, "CartPole-v1", config=str(config), hyperparams={"weight": 2.0}))
+    assert (type(model), model.weight, model.kl_coef) == (Weighted, 2.0, 3.0)
+    for cls, unknown in ((Weighted, "'wieght'"), (Named, "'ent_coef', 'wieght'")):
+        monkeypatch.setitem(ALGOS, algo, cls)
+        with pytest.raises(ValueError, match=f"{algo} has no hyperparameter {unknown}, but .*mine.yml or the command line"):
+            build(make_manager(algo, "CartPole-v1", config=str(config), hyperparams={"wieght": 2.0}))
+
+
+def test_hint_on_numbers_in_yaml(make_manager: Any) -> None:
+    for text, has_hint in (("1e-3", True), ("linear_0.001", False)):
+        with pytest.raises(ValueError, match=f"learning_rate must be a number or .*{text}") as raised:
+            build(make_manager("ppo_clip", "CartPole-v1", hyperparams={"learning_rate": text}))
+        assert ("in YAML" in str(raised.value)) == has_hint

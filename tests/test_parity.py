@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import random
+from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,14 +14,17 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants import NonFiniteEnvironmentError, PPOClip, PPOFixedKL, PPOKLPen
 
 POLICIES = {"box": "MlpPolicy", "discrete": "MlpPolicy", "image": "CnnPolicy", "dict": "MultiInputPolicy"}
 
@@ -60,7 +66,7 @@ def equal(a, b):
     if isinstance(a, th.Tensor):
         return th.equal(a, b)
     if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
+        return np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating))
     return a == b or (a != a and b != b)
 
 
@@ -147,6 +153,31 @@ class RunningMeanExtractor(DropoutExtractor):
         return features - self.mean
 
 
+class StatefulExtractor(DropoutExtractor):
+    """Keeps what is no buffer, and draws from generators of its own."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.mean, self.total, self.n_calls = th.zeros(8), np.zeros(8), 0
+        self.statistics = RunningMeanStd(shape=(8,))
+        self.generators = {"torch": th.Generator(), "numpy": [np.random.default_rng(0), np.random.RandomState(0)]}
+        self.python = random.Random(0)
+        self.recent = deque(maxlen=3)
+
+    def forward(self, observations):
+        features = self.layers[0](observations)
+        values = features.detach().numpy()
+        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        self.total += values.sum(axis=0)
+        self.n_calls += 1
+        self.statistics.update(values)
+        self.recent.append(values.mean())
+        noise = th.randn(8, generator=self.generators["torch"])
+        noise = noise * self.generators["numpy"][0].normal() * self.generators["numpy"][1].normal() * self.python.random()
+        scale = 1 + 1e-3 * (self.n_calls % 7) + 1e-3 * sum(self.recent) + 1e-4 * np.tanh(self.total).sum()
+        return scale * (features - self.mean - th.as_tensor(self.statistics.mean, dtype=th.float32)) + 0.1 * noise
+
+
 class InPlaceExtractor(DropoutExtractor):
     """Overwrites its input."""
 
@@ -188,6 +219,34 @@ class OwnOrder(RolloutBuffer):
             yield type(everything)(*(tensor[index] for tensor in everything))
 
 
+class OtherSamples(NamedTuple):
+    """Samples in an order of their own, with a field more."""
+
+    weights: th.Tensor
+    observations: th.Tensor
+    returns: th.Tensor
+    actions: th.Tensor
+    advantages: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+
+
+class WithOtherSamples(RolloutBuffer):
+    """A custom rollout buffer whose samples are no tuple of SB3's, drawn with a generator and a counter of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.generator, self.counts = th.Generator(), {"passes": 0}
+
+    def get(self, batch_size=None):
+        self.counts["passes"] += 1
+        *_, everything = super().get()
+        for index in th.randperm(self.buffer_size * self.n_envs, generator=self.generator).split(13):
+            samples = {name: tensor[index] for name, tensor in everything._asdict().items()}
+            samples["advantages"] = samples["advantages"] / self.counts["passes"]
+            yield OtherSamples(weights=th.ones(len(index)), **samples)
+
+
 SETTINGS = {
     "defaults": {},
     "truncated minibatches": {"batch_size": 17},
@@ -213,9 +272,12 @@ SETTINGS = {
     "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
     "noise in evaluation": {"policy_kwargs": {"features_extractor_class": NoisyExtractor}},
     "running mean": {"policy_kwargs": {"features_extractor_class": RunningMeanExtractor}},
+    "state that is no buffer": {"policy_kwargs": {"features_extractor_class": StatefulExtractor}},
     "overwritten input": {"policy_kwargs": {"features_extractor_class": InPlaceExtractor}},
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
     "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
+    "custom buffer with other samples": {"rollout_buffer_class": WithOtherSamples},
+    "end before the first step": {"target_kl": 1e-12, "rollout_buffer_class": HalvedAdvantages, "n_epochs": 1},
     "numbers of NumPy": {"gamma": np.float64(0.97), "gae_lambda": np.float64(0.9)},
     "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
     "other activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "net_arch": {"pi": [8], "vf": [16, 8]}}},
@@ -374,6 +436,8 @@ CHANGED_METHODS = {
     "get": lambda model: patch(model.rollout_buffer, "get", lambda batches: reversed(list(batches))),
     "forward_actor": lambda model: patch(model.policy.mlp_extractor, "forward_actor", lambda latent: 2 * latent),
     "flatten": lambda model: setattr(model.policy.features_extractor, "flatten", Double()),
+    "log_prob": lambda model: patch(model.policy.action_dist, "log_prob", lambda log_prob: 1.1 * log_prob),
+    "zero_grad": lambda model: setattr(model.policy.optimizer, "zero_grad", lambda *_: None),
 }
 
 
@@ -389,6 +453,97 @@ def test_changed_methods_are_called(change):
     unchanged, expected, actual = states
     assert not equal(unchanged, expected)
     assert equal(expected, actual)
+
+
+CHANGED_CLASSES = {
+    "get": (RolloutBuffer, "get", lambda batches: reversed(list(batches))),
+    "evaluate_actions": (ActorCriticPolicy, "evaluate_actions", lambda result: (1.5 * result[0], *result[1:])),
+    "log_prob": (DiagGaussianDistribution, "log_prob", lambda log_prob: 1.1 * log_prob),
+    "rewards": (DummyVecEnv, "step_wait", lambda step: (step[0], 0.5 * step[1], *step[2:])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_CLASSES)
+def test_changed_methods_of_sb3_are_called(change, monkeypatch):
+    """Also where a decorator has left their names as they were."""
+    owner, name, what = CHANGED_CLASSES[change]
+    method = getattr(owner, name)
+
+    @functools.wraps(method)
+    def changed(self, *args, **kwargs):
+        return what(method(self, *args, **kwargs))
+
+    states = []
+    for cls, kwargs in ((PPO, {}), (PPO, {}), (PPOClip, {"compile": False})):
+        if states:
+            monkeypatch.setattr(owner, name, changed)
+        model, _ = train(cls, "MlpPolicy", space_env("box", "box"), **kwargs)
+        states.append(model.policy.state_dict())
+    unchanged, expected, actual = states
+    assert not equal(unchanged, expected)
+    assert equal(expected, actual)
+
+
+def test_hooks_for_all_modules_and_optimizers_are_called():
+    calls = {"step": 0, "forward": 0}
+
+    def count(name):
+        calls[name] += 1
+
+    handles = [
+        register_optimizer_step_post_hook(lambda *_: count("step")),
+        th.nn.modules.module.register_module_forward_hook(lambda *_: count("forward")),
+    ]
+    try:
+        counts = []
+        for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+            before = dict(calls)
+            model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=2, seed=0, **kwargs)
+            model.learn(52)
+            counts.append({name: calls[name] - before[name] for name in calls})
+    finally:
+        for handle in handles:
+            handle.remove()
+    # 2 epochs of 4 minibatches; train/kl takes passes of its own
+    assert counts[0]["step"] == counts[1]["step"] == 8
+    assert counts[1]["forward"] >= counts[0]["forward"] > 26
+
+
+def test_log_std_that_is_a_buffer():
+    results = []
+    for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=2, seed=0, **kwargs)
+        log_std = model.policy.log_std.detach().clone() - 1
+        del model.policy.log_std
+        model.policy.register_buffer("log_std", log_std)
+        model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-4)
+        results.append(model.learn(104).policy.state_dict())
+    assert equal(*results)
+
+
+class Cleans(DropoutExtractor):
+    """Knows what to do with observations that are missing or infinite."""
+
+    def forward(self, observations):
+        return self.layers[0](th.nan_to_num(observations, nan=0.0, posinf=1.0, neginf=-1.0))
+
+
+class MissingEnv(SpaceEnv):
+    def step(self, action):
+        observation, *rest = super().step(action)
+        observation[self.steps % 5] = np.nan if self.steps % 2 else np.inf
+        return observation, *rest
+
+
+def test_policy_that_cleans_its_observations():
+    make = functools.partial(MissingEnv, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
+    make_env = functools.partial(make_vec_env, make, n_envs=2, seed=0)
+    kwargs = {"policy_kwargs": {"features_extractor_class": Cleans}}
+    assert_same_training(train(PPO, "MlpPolicy", make_env, **kwargs), train(PPOClip, "MlpPolicy", make_env, **kwargs))
+    # Without that, it is reported
+    kwargs["policy_kwargs"]["features_extractor_class"] = InPlaceExtractor
+    with pytest.raises(NonFiniteEnvironmentError, match="observation that is not finite"):
+        train(PPOClip, "MlpPolicy", make_env, **kwargs)
 
 
 def test_policy_that_overwrites_its_input_only_in_the_update():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from test_parity import POLICIES, Record, equal, space_env, train
 
@@ -344,6 +346,67 @@ def test_own_distribution_without_closed_form():
     model, _ = train(PPOFixedKL, Policy, space_env("box", "box"), kl_coef=0, clip_range=0.2)
     expected, _ = train(PPOClip, Policy, space_env("box", "box"))
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
+
+
+class Laplace(DiagGaussianDistribution):
+    """Of another family than its base class: there is no closed form of its KL here."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        self.distribution = th.distributions.Laplace(mean_actions, log_std.exp().expand_as(mean_actions))
+        return self
+
+
+class WithoutTorch(DiagGaussianDistribution):
+    """Holds no distribution of torch's at all."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        self.gaussian = th.distributions.Normal(mean_actions, log_std.exp().expand_as(mean_actions))
+        return self
+
+    def log_prob(self, actions):
+        return self.gaussian.log_prob(actions).sum(dim=1)
+
+    def entropy(self):
+        return self.gaussian.entropy().sum(dim=1)
+
+    def sample(self):
+        return self.gaussian.rsample()
+
+
+@pytest.mark.parametrize("distribution", [Laplace, WithoutTorch])
+def test_distribution_of_another_family_than_its_class(distribution):
+    class Policy(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            super()._build(lr_schedule)
+            self.action_dist = distribution(3)
+
+    model, rows = train(PPOClip, Policy, space_env("box", "box"), compile=False)
+    expected, _ = train(PPO, Policy, space_env("box", "box"))
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    assert "train/kl" not in updates(rows)[-1]
+    with pytest.raises(NotImplementedError, match=f"No closed form .* {distribution.__name__}"):
+        train(PPOKLPen, Policy, space_env("box", "box"))
+
+
+class Locked(FlattenExtractor):
+    """Cannot be copied."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.lock = threading.Lock()
+
+
+def test_policy_that_cannot_be_copied_with_a_custom_buffer():
+    class OwnBuffer(RolloutBuffer):
+        pass
+
+    kwargs = {"policy_kwargs": {"features_extractor_class": Locked}, "rollout_buffer_class": OwnBuffer}
+    model, rows = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=False, **kwargs)
+    expected, _ = train(PPO, "MlpPolicy", space_env("box", "box"), **kwargs)
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    assert "train/kl" not in updates(rows)[-1]
+    with pytest.raises(NotImplementedError, match="the policy cannot be copied"):
+        train(PPOFixedKL, "MlpPolicy", space_env("box", "box"), **kwargs)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

@@ -1,6 +1,7 @@
 """Our steps of DummyVecEnv and VecNormalize are SB3's, bit for bit."""
 
 import functools
+from collections import defaultdict
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from conftest import SpaceEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from test_parity import equal
 
 from sb3_ppo_variants.vec_env import fast_step
@@ -79,6 +80,43 @@ def test_steps_are_those_of_sb3(space, n_envs, wrapper):
                 assert equal(vars(theirs.obs_rms), vars(ours.obs_rms))
     # Episodes of 13 steps
     assert episodes == 3 * n_envs
+
+
+class TripleInStep(VecEnvWrapper):
+    """Its ``step`` is for those who call it; a wrapper around it calls the two others."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+    def step(self, actions):
+        observations, rewards, dones, infos = super().step(actions)
+        return observations, 3 * rewards, dones, infos
+
+
+def test_wrapper_within_normalization_is_called_as_by_sb3():
+    expected, actual = (make("float32", 2, lambda env: VecNormalize(TripleInStep(env))) for _ in range(2))
+    step = fast_step(actual)
+    for _ in range(3):
+        actions = np.ones(2, dtype=int)
+        assert equal(expected.step(actions)[:2], step(actions)[:2])
+    assert equal(expected.get_original_reward(), actual.get_original_reward())
+
+
+def test_infos_keep_their_type():
+    class DefaultEnv(SpaceEnv):
+        def step(self, action):
+            *rest, _ = super().step(action)
+            return *rest, defaultdict(float, array=np.ones(2))
+
+    env = DummyVecEnv([lambda: DefaultEnv(SPACES["float32"], spaces.Discrete(3))])
+    env.reset()
+    info = fast_step(env)(np.array([0]))[3][0]
+    assert info["missing"] == 0.0
+    info["array"][0] = 7
+    assert env.buf_infos[0]["array"][0] == 1
 
 
 def test_infos_belong_to_the_caller():

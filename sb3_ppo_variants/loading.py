@@ -1,0 +1,139 @@
+"""Models from files: of the same class, of SB3's ``PPO``, and of another variant, whose arguments may mean something else."""
+
+import inspect
+import io
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv
+
+SelfLoadable = TypeVar("SelfLoadable", bound="LoadableAlgorithm")
+
+PPO_HYPERPARAMETERS = {"clip_range", "n_epochs"}
+# What SB3's load takes besides the arguments
+OF_ENVIRONMENT = {"observation_space", "action_space", "n_envs", "lr_schedule"}
+# What only variants with a KL penalty have
+KL_ATTRIBUTES = {"kl_coef", "init_kl_coef", "kl_coef_bounds"}
+
+
+class LoadableAlgorithm(OnPolicyAlgorithm):
+    """SB3's ``OnPolicyAlgorithm`` with a ``load`` that says what is wrong."""
+
+    compile: bool | Literal["auto"]
+
+    @classmethod
+    def load(
+        cls: type[SelfLoadable],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfLoadable:
+        """
+        Load a model from a zip-file, as SB3, but with errors that name what is wrong. It may be of SB3's ``PPO`` or of another
+        of the variants: a ``target_kl``, ``clip_range`` or ``kl_coef`` that means something else there is not taken from it.
+
+        :param path: path to the file (or a file-like)
+        :param env: environment to run the loaded model on; has priority over any saved environment
+        :param device: device on which the code should run
+        :param custom_objects: objects to use instead of the saved ones, by name
+        :param print_system_info: whether to print system info from the saved model and the current system
+        :param force_reset: reset the environment before training
+        :param kwargs: arguments of the constructor to change; the ``compile=True`` of a saved model becomes ``"auto"``
+        :return: the loaded model
+        :raises TypeError: if ``kwargs`` has a name that the class does not know
+        :raises ValueError: if the file is damaged, or not a model of PPO
+        """
+        constructor: Any = cls
+        default = vars(constructor(ActorCriticPolicy, None, _init_setup_model=False))
+        known = {*default, *OF_ENVIRONMENT, *parameters_of(cls)}
+        # The saved policy stays
+        unknown = sorted(kwargs.keys() - (known - {"policy"}))
+        if unknown:
+            raise TypeError(f"{cls.__name__}.load() got an unexpected keyword argument: {', '.join(unknown)}")
+        if "stats_window_size" in kwargs:
+            # The one argument that is not kept under its own name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+        try:
+            saved = _saved_attributes(path)
+            # Another algorithm's hyperparameters would be taken for those of PPO
+            if not saved.keys() & PPO_HYPERPARAMETERS:
+                missing = " and no ".join(sorted(PPO_HYPERPARAMETERS))
+                raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {missing}")
+            replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in kwargs}
+            if "kl_coef" in replaced and "init_kl_coef" in kwargs:
+                replaced["kl_coef"] = kwargs["init_kl_coef"]
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **replaced, **kwargs)
+        except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
+        if replaced and model.verbose >= 1:
+            values = ", ".join(f"{name} = {value}" for name, value in replaced.items())
+            print(f"A model of another class, which is loaded with {values}")
+        for name in KL_ATTRIBUTES - known:
+            # Or the next load would take the model for one of the other class
+            vars(model).pop(name, None)
+        if model.compile is True and "compile" not in kwargs:
+            # There may be no compiler where it is loaded
+            model.compile = "auto"
+        return model
+
+
+def parameters_of(cls: type) -> set[str]:
+    """
+    The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``.
+
+    :param cls: the class
+    :return: names
+    """
+    names: set[str] = set()
+    for init in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
+        parameters = inspect.signature(init).parameters
+        names |= parameters.keys()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
+
+
+def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """
+    The arguments that mean something else in the class that a model was saved by.
+
+    :param saved: the attributes in the file
+    :param own: those of the class that loads it
+    :return: names
+    """
+    names = []
+    # That of the surrogate, or one in addition to the penalty
+    if ("kl_coef" in saved) != ("kl_coef" in own):
+        names.append("clip_range")
+    # d_targ, or where an update ends
+    if ("kl_coef_bounds" in saved) != ("kl_coef_bounds" in own):
+        names.append("target_kl")
+        # A schedule of beta, where it is to be adapted; a number goes on
+        if "kl_coef_bounds" in own and not isinstance(saved.get("kl_coef", 0.0), int | float):
+            names.append("kl_coef")
+    return names
+
+
+def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
+    """The attributes in a saved model: those that JSON cannot hold as dictionaries."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return dict(json.loads(archive.read("data")))
+    finally:
+        if file is path:
+            file.seek(0)
+        else:
+            file.close()
