@@ -14,6 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -117,6 +118,8 @@ def _frozen(value: Any) -> Hashable:
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, np.generic):
         return type(value), value.item()
+    if isinstance(value, RunningMeanStd):
+        return _frozen(vars(value))
     return _Same(value) if callable(value) else type(value).__qualname__
 
 

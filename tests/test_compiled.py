@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy, equal, space_env, train
 from torch.utils._pytree import tree_map
@@ -601,10 +602,12 @@ class Configurable(ScaledExtractor):
         super().__init__(observation_space)
         self.listed, self.named, self.array = [1.0], {"scale": [1.0]}, np.ones(1)
         self.fn, self.extra = th.tanh, None
+        self.statistics = RunningMeanStd(shape=(8,))
 
     def forward(self, observations):
         scale = self.listed[0] * self.named["scale"][0] * float(self.array[0])
         features = self.fn(super().forward(observations))
+        features = features - th.as_tensor(self.statistics.mean, dtype=features.dtype)
         return scale * (features if self.extra is None else self.extra(features))
 
 
@@ -633,6 +636,7 @@ CHANGES_BETWEEN_UPDATES = {
     "list": lambda policy, _: policy.features_extractor.listed.__setitem__(0, 0.5),
     "dictionary": lambda policy, _: policy.features_extractor.named["scale"].__setitem__(0, 0.5),
     "array": lambda policy, _: policy.features_extractor.array.__setitem__(0, 0.5),
+    "statistics": lambda policy, _: policy.features_extractor.statistics.update(np.ones((9, 8))),
     "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
     "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
     "method of a module": lambda policy, _: replace_method(policy.mlp_extractor, "forward_actor", doubled),
