@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache, partialmethod
 from numbers import Integral, Real
 from types import FunctionType
 from typing import Any
@@ -175,20 +176,34 @@ def is_plain(instance: Any, *classes: type) -> bool:
 
     :param instance: the object
     :param classes: SB3's classes, or torch's
-    :return: whether it is of one of them, not of a subclass, and nobody has replaced a method, in the object or in the class
+    :return: whether it is of one of them, not of a subclass, and nobody has replaced a method, in the object or in SB3's class
     """
+    kind = type(instance)
     return (
-        type(instance) in classes
-        and not any(callable(getattr(type(instance), name, None)) for name in vars(instance))
-        and not any(map(_has_foreign_methods, type(instance).__mro__))
+        kind in classes
+        and not any(callable(getattr(kind, name, None)) for name in vars(instance))
+        and not any(map(has_replaced_methods, kind.__mro__))
     )
 
 
-def _has_foreign_methods(cls: type) -> bool:
-    # Where a function was written, which functools.wraps does not change
-    return cls.__module__.startswith("stable_baselines3.") and not all(
-        _is_of_library(value.__globals__["__name__"]) for value in vars(cls).values() if isinstance(value, FunctionType)
-    )
+@cache
+def has_replaced_methods(cls: type) -> bool:
+    """
+    Whether somebody has replaced a method of one of SB3's classes. ``cache_clear`` is for when that may have happened.
+
+    :param cls: any class
+    :return: whether that is so
+    """
+    return cls.__module__.startswith("stable_baselines3.") and any(map(_is_foreign, vars(cls).values()))
+
+
+def _is_foreign(method: Any) -> bool:
+    if not isinstance(method, FunctionType):
+        return isinstance(method, partialmethod) or (callable(method) and not isinstance(method, staticmethod | type))
+    # Where it was written, and what it wraps: a decorator leaves the name of what it decorates
+    wrapped = getattr(method, "__wrapped__", None)
+    is_own = _is_of_library(method.__globals__.get("__name__", ""))
+    return not is_own or (wrapped is not None and _is_foreign(wrapped))
 
 
 def is_of_library(instance: Any) -> bool:

@@ -16,8 +16,8 @@ from sb3_ppo_variants.inference import (
     ModulePolicy,
     RolloutPolicy,
     StackedPolicy,
+    check_observation,
     is_standard_mlp,
-    may_clean_observations,
 )
 from sb3_ppo_variants.rollout import KeptDistributions, compute_returns_and_advantage
 from sb3_ppo_variants.vec_env import fast_step
@@ -93,9 +93,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
-        if not may_clean_observations(self.policy):
-            checks.check_observation(new_obs)
-            checks.check_observation(getattr(rollout_buffer, "observations", None))
+        check_observation(self.policy, new_obs)  # type: ignore[arg-type]
         checks.check_rewards(rollout_buffer)
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]

@@ -35,12 +35,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.adam import not_plain_adam
-from sb3_ppo_variants.checks import is_of_library
 from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
-from sb3_ppo_variants.module_state import fingerprint, remember
+from sb3_ppo_variants.module_state import State, fingerprint
 from sb3_ppo_variants.rollout import RolloutData
 
 # The oldest torch whose Inductor this module has been tested with
@@ -117,6 +116,7 @@ class CompiledUpdate:
 
     :param policy: the policy, with its optimizer
     :param surrogate: the surrogate objective
+    :param source: what it has been made of: another one would need another update
     :param coef_names: names of the coefficients of the loss
     :param standardize_minibatches: whether advantages are standardised in each minibatch
     :param ends_early: whether a step is to be left out whose approximate KL exceeds the coefficient ``max_approx_kl``
@@ -126,6 +126,7 @@ class CompiledUpdate:
         self,
         policy: ActorCriticPolicy,
         surrogate: Surrogate,
+        source: object,
         coef_names: Sequence[str],
         standardize_minibatches: bool,
         ends_early: bool,
@@ -133,7 +134,7 @@ class CompiledUpdate:
         self.policy = policy
         self.module = _Loss(policy)
         self.surrogate = surrogate
-        self.options = (tuple(coef_names), standardize_minibatches, ends_early)
+        self.options = (source, tuple(coef_names), standardize_minibatches, ends_early)
         self.standardize_minibatches = standardize_minibatches
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
@@ -147,19 +148,17 @@ class CompiledUpdate:
         self.n_steps = 0
         self.functions: dict[Any, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
 
-    def serves(self, policy: ActorCriticPolicy, surrogate: Surrogate, options: tuple[Any, ...]) -> bool:
+    def serves(self, policy: ActorCriticPolicy, options: tuple[Any, ...]) -> bool:
         """
         Whether this can make the steps of an update, or another must be made.
 
         :param policy: the policy to update
-        :param surrogate: the surrogate objective
-        :param options: the other arguments of the constructor
+        :param options: the other arguments of the constructor but for the surrogate
         :return: whether it can
         """
         parameters = list(policy.parameters())
         return (
             policy is self.policy
-            and getattr(surrogate, "__func__", surrogate) is getattr(self.surrogate, "__func__", self.surrogate)
             and options == self.options
             and len(parameters) == len(self.layout.parameters)
             and all(new is old for new, old in zip(parameters, self.layout.parameters, strict=True))
@@ -341,7 +340,7 @@ class CompiledUpdate:
             try:
                 # The same random numbers whether the function is in the compiler's cache or not
                 with th.random.fork_rng(devices=[]):
-                    self._check_gradients(arguments, structure)
+                    self._check(arguments, structure)
                     graph = self._trace(arguments, structure, decompose=compiled)
                     if compiled:
                         self.functions[key] = _compile(graph, arguments)
@@ -354,10 +353,11 @@ class CompiledUpdate:
                 raise CompilationError(f"{type(error).__name__}: {error}") from error
         return self.functions[key]
 
-    def _check_gradients(self, arguments: list[Any], structure: Any) -> None:
+    def _check(self, arguments: list[Any], structure: Any) -> None:
         """
-        Check that torch's Adam would make a step on every parameter: it leaves those alone that the loss does not depend on,
-        while compiled code goes on with their moments and the decay of weights.
+        Check what compiled code takes for granted of a custom policy: that its evaluation changes but buffers, and that the
+        loss depends on all parameters. Torch's Adam leaves the others alone, while compiled code goes on with their moments
+        and the decay of weights.
         """
         if is_of_sb3(self.policy):
             return
@@ -366,13 +366,24 @@ class CompiledUpdate:
         batch = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
-        with _traceable(self.policy), _without_draws(), th.enable_grad():
-            loss, _ = self._loss(batch, coef, parameters, buffers)
-            gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        state, python_state, numpy_state = State(self.policy), random.getstate(), np.random.get_state()
+        try:
+            with _traceable(self.policy), th.enable_grad():
+                loss, _ = self._loss(batch, coef, parameters, buffers)
+                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        finally:
+            numpy_has_changed = pickle.dumps(np.random.get_state()) != pickle.dumps(numpy_state)
+            has_drawn = numpy_has_changed or random.getstate() != python_state
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            changed = state.put_back()
+        if has_drawn:
+            raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
+        if changed is not None:
+            raise CompilationError(f"the evaluation of the policy changes {changed}, which compiled code would not")
         decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
-        for (name, _), gradient, moment in zip(
-            self.policy.named_parameters(), gradients, self.layout.views(exp_avg), strict=True
-        ):
+        names = [name for name, _ in self.policy.named_parameters()]
+        for name, gradient, moment in zip(names, gradients, self.layout.views(exp_avg), strict=True):
             if gradient is None and (decays or moment.any()):
                 raise CompilationError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
 
@@ -383,7 +394,7 @@ class CompiledUpdate:
             return self._step(parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
 
         # torch's own modules warn when they are imported
-        with _traceable(self.policy), _without_draws(), warnings.catch_warnings():
+        with _traceable(self.policy), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch._inductor import config
             from torch._inductor.decomposition import select_decomp_table
@@ -456,28 +467,14 @@ class _OneHotWithoutChecks(TorchFunctionMode):
 
 @contextmanager
 def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Leave nothing of a trace in the policy, which keeps its last distribution as an attribute, and may keep other things."""
+    """Leave nothing of a trace in the policy, which keeps its last distribution as an attribute."""
     before = policy.action_dist.__dict__.copy()
-    put_back = remember([module for module in policy.modules() if not is_of_library(module)])
     try:
         with unvalidated_distributions(), _OneHotWithoutChecks():
             yield
     finally:
         policy.action_dist.__dict__.clear()
         policy.action_dist.__dict__.update(before)
-        put_back()
-
-
-@contextmanager
-def _without_draws() -> Iterator[None]:
-    """Find out whether Python's or NumPy's random numbers are drawn, which compiled code would repeat in each step."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    yield
-    has_drawn = random.getstate() != python_state or pickle.dumps(np.random.get_state()) != pickle.dumps(numpy_state)
-    random.setstate(python_state)
-    np.random.set_state(numpy_state)
-    if has_drawn:
-        raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
 
 
 def _compile(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:

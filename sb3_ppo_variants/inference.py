@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
+from sb3_ppo_variants.rollout import evaluation_mode
 
 # The parts of SB3's policies
 SB3_MODULES = (
@@ -100,14 +101,24 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     )
 
 
-def may_clean_observations(policy: ActorCriticPolicy) -> bool:
+def check_observation(policy: ActorCriticPolicy, observation: np.ndarray | dict[str, np.ndarray]) -> None:
     """
-    Whether a policy has modules of its own, which may replace observations that are NaN, say, by finite numbers.
+    Check that an observation is finite, or that a custom policy makes finite features of it.
 
-    :param policy: any policy
-    :return: whether it has
+    :param policy: the policy
+    :param observation: the observations of all environments, possibly a dict of them
+    :raises NonFiniteEnvironmentError: if it is neither
     """
-    return not all(map(checks.is_of_library, policy.modules()))
+    try:
+        checks.check_observation(observation)
+    except checks.NonFiniteEnvironmentError:
+        if all(map(checks.is_of_library, policy.modules())):
+            raise
+        with evaluation_mode(policy):
+            features = policy.extract_features(obs_as_tensor(observation, policy.device))
+        # One tensor, or those of policy and value function
+        if not all(th.isfinite(part).all() for part in (features if isinstance(features, tuple) else (features,))):
+            raise
 
 
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:
@@ -125,6 +136,7 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
         # Neither hooks nor methods set on an instance
         and not has_hooks(policy)
         and not any(METHODS & vars(module).keys() for module in policy.modules())
+        and not any(map(checks.has_replaced_methods, SB3_MODULES))
         # Nothing put in place of a part, or beside it
         and policy.features_extractor is policy.pi_features_extractor
         and (policy.features_extractor is policy.vf_features_extractor) == policy.share_features_extractor
@@ -257,7 +269,6 @@ class ModulePolicy:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
-        self.may_clean = may_clean_observations(policy)
         self.keeps_parameters = leaves_distribution(policy, "forward")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
@@ -267,15 +278,12 @@ class ModulePolicy:
 
         :param observations: shape ``(n_envs, ...)``, or a dict of such
         :return: what ``ActorCriticPolicy.forward`` makes of them
-        :raises ValueError: if they are not finite, unless the policy makes finite numbers of them
+        :raises ValueError: if they are not finite, unless the policy makes finite features of them
         """
-        if not self.may_clean:
-            checks.check_observation(observations)
+        check_observation(self.policy, observations)
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with th.no_grad(), unvalidated_distributions():
             actions, values, log_probs = self.policy(obs_tensor)
-            if self.may_clean and not (th.isfinite(values).all() and th.isfinite(log_probs).all()):
-                checks.check_observation(observations)
             if self.keeps_parameters:
                 # Custom distributions may be of another kind
                 with suppress(NotImplementedError):

@@ -5,6 +5,8 @@ All divergences are in nats, per state (shape ``(batch,)``), summed over the act
 respect to the new policy only.
 """
 
+from typing import Any, TypeGuard
+
 import torch as th
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -71,17 +73,22 @@ def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]
     :return: (mean, std) of Gaussians (of the Gaussian beneath, if squashed) and gSDE, logits of the others
     :raises NotImplementedError: if the distribution is not derived from one of SB3's, or holds one of another family
     """
-    # A Laplace distribution, say, may come in a class derived from that of the Gaussian
-    beneath = getattr(distribution, "distribution", None)
-    if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and type(beneath) is Normal:
+    # One of another family, Laplace's say, may come in a class derived from that of the Gaussian
+    beneath: Any = getattr(distribution, "distribution", None)
+    if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and _is_a(Normal, beneath):
         return beneath.mean, beneath.stddev
-    if isinstance(distribution, CategoricalDistribution) and type(beneath) is Categorical:
+    if isinstance(distribution, CategoricalDistribution) and _is_a(Categorical, beneath):
         return (beneath.logits,)
-    if isinstance(distribution, BernoulliDistribution) and type(beneath) is Bernoulli:
+    if isinstance(distribution, BernoulliDistribution) and _is_a(Bernoulli, beneath):
         return (beneath.logits,)
-    if isinstance(distribution, MultiCategoricalDistribution) and {type(one) for one in beneath or ()} == {Categorical}:
+    if isinstance(distribution, MultiCategoricalDistribution) and all(_is_a(Categorical, one) for one in beneath or [None]):
         return tuple(categorical.logits for categorical in distribution.distribution)
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
+
+
+def _is_a(family: type[th.distributions.Distribution], distribution: Any) -> TypeGuard[Any]:
+    """Whether a distribution of torch's is one of a family: also masked, say, but with the family's probabilities."""
+    return isinstance(distribution, family) and type(distribution).log_prob is family.log_prob
 
 
 def kl_from_parameters(

@@ -28,6 +28,7 @@ class LoadableAlgorithm(OnPolicyAlgorithm):
     """SB3's ``OnPolicyAlgorithm`` with a ``load`` that says what is wrong."""
 
     compile: bool | Literal["auto"]
+    kl_coef: Any
 
     @classmethod
     def load(
@@ -56,7 +57,7 @@ class LoadableAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: if the file is damaged, or not a model of PPO
         """
         constructor: Any = cls
-        default = vars(constructor(ActorCriticPolicy, None, _init_setup_model=False))
+        default = vars(constructor(policy=ActorCriticPolicy, env=None, _init_setup_model=False))
         known = {*default, *OF_ENVIRONMENT, *parameters_of(cls)}
         # The saved policy stays
         unknown = sorted(kwargs.keys() - (known - {"policy"}))
@@ -71,7 +72,8 @@ class LoadableAlgorithm(OnPolicyAlgorithm):
             if not saved.keys() & PPO_HYPERPARAMETERS:
                 missing = " and no ".join(sorted(PPO_HYPERPARAMETERS))
                 raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {missing}")
-            replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in kwargs}
+            given = {**(custom_objects or {}), **kwargs}
+            replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
             if "kl_coef" in replaced and "init_kl_coef" in kwargs:
                 replaced["kl_coef"] = kwargs["init_kl_coef"]
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **replaced, **kwargs)
@@ -79,10 +81,13 @@ class LoadableAlgorithm(OnPolicyAlgorithm):
             raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
         if replaced and model.verbose >= 1:
             values = ", ".join(f"{name} = {value}" for name, value in replaced.items())
-            print(f"A model of another class, which is loaded with {values}")
+            print(f"{path} is not a model of {cls.__name__}: it is loaded with {values}")
         for name in KL_ATTRIBUTES - known:
             # Or the next load would take the model for one of the other class
             vars(model).pop(name, None)
+        if "kl_coef" in kwargs and "kl_coef" in known:
+            # SB3's load has not checked it
+            model.kl_coef = kwargs["kl_coef"]
         if model.compile is True and "compile" not in kwargs:
             # There may be no compiler where it is loaded
             model.compile = "auto"
@@ -97,10 +102,13 @@ def parameters_of(cls: type) -> set[str]:
     :return: names
     """
     names: set[str] = set()
-    for init in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
-        parameters = inspect.signature(init).parameters
-        names |= parameters.keys()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        # Of an object, as that of a class may be a descriptor
+        parameters = inspect.signature(vars(base)["__init__"].__get__(object(), base)).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names
 

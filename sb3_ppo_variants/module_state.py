@@ -1,92 +1,188 @@
 """
-What modules hold besides parameters, buffers and modules: numbers, functions, arrays, statistics, random generators. Passes
-through a policy that SB3 does not make must leave it as it is, and compiled code takes it for constant.
+What custom modules keep besides parameters, buffers and modules: numbers, arrays, statistics, random generators, functions.
+
+SB3 evaluates a policy less often than this package, so that it must be as before after each pass that SB3 does not make; and
+compiled code takes it for constant, so that it must not change unnoticed. Both look into plain containers and running
+statistics of moderate size only, not into other objects: those may lead anywhere.
 """
 
+import dataclasses
+import functools
+import hashlib
 import random
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from gymnasium.wrappers.utils import RunningMeanStd as GymnasiumRunningMeanStd
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
+from sb3_ppo_variants.checks import is_of_library
+
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-# How far to look into the objects that a module holds: the array in its statistics, the generator in its list
-DEPTH = 3
-# What an object may be called by while a policy is evaluated
+STATISTICS = (RunningMeanStd, GymnasiumRunningMeanStd)
+# How far to look into containers, into how long ones, and into arrays of how many bytes
+DEPTH = 4
+LONGEST = 1000
+LARGEST = 2**20
+# What is called while a policy is evaluated
 POLICY_METHODS = ("evaluate_actions", "extract_features", "get_distribution", "predict_values", "_get_action_dist_from_latent")
 DISTRIBUTION_METHODS = ("proba_distribution", "log_prob", "entropy")
+MODULE_METHODS = ("forward", "forward_actor", "forward_critic")
 
 
-def remember(modules: Sequence[nn.Module]) -> Callable[[], None]:
+class State:
     """
-    Remember what modules keep besides parameters and buffers: numbers, arrays, statistics, random generators.
+    What a policy's custom modules keep, as it is now.
 
-    :param modules: the modules
-    :return: a function that puts it back
+    :param policy: any policy
     """
-    steps: list[Callable[[], Any]] = []
-    seen: set[int] = set()
-    for module in modules:
-        own = {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
-        steps.append(partial(vars(module).update, own))
-        for value in own.values():
-            _remember(value, DEPTH, steps, seen)
 
-    def put_back() -> None:
-        for step in steps:
-            step()
+    def __init__(self, policy: nn.Module) -> None:
+        self.modules = [(name, module) for name, module in policy.named_modules() if not is_of_library(module)]
+        self.attributes = [_own_attributes(module) for _, module in self.modules]
+        self.contents = Contents(value for attributes in self.attributes for value in attributes.values())
+
+    def put_back(self) -> str | None:
+        """
+        Put back what has changed since.
+
+        :return: the name of something that has, or ``None``
+        """
+        changed = self.contents.put_back()
+        for (prefix, module), attributes in zip(self.modules, self.attributes, strict=True):
+            for name, value in _own_attributes(module).items():
+                if name in attributes and attributes[name] is not value:
+                    vars(module)[name] = attributes[name]
+                    changed = changed or f"{prefix}.{name}".lstrip(".")
+        return changed
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
+
+
+class Contents:
+    """
+    The contents of arrays, containers, statistics and random generators, as they are now.
+
+    :param values: objects of any type; others are left alone
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        # A function for each that puts it back where it has changed, and says whether it has
+        self._steps: list[tuple[str, Callable[[], bool]]] = []
+        self._seen: set[int] = set()
+        for value in values:
+            self._remember(value, DEPTH)
+
+    def put_back(self) -> str | None:
+        """
+        Put back what has changed since.
+
+        :return: a word for something that has, or ``None``
+        """
+        changed = [kind for kind, step in self._steps if step()]
+        return changed[0] if changed else None
+
+    def _remember(self, value: Any, depth: int) -> None:
+        if depth == 0 or id(value) in self._seen:
+            return
+        step: Callable[[], bool] | None = None
+        inside: Iterable[Any] = ()
+        if type(value) in (tuple, list, deque, set, dict, OrderedDict, defaultdict) and len(value) <= LONGEST:
+            inside = value.values() if isinstance(value, dict) else value
+            if type(value) is not tuple:
+                step = _restoring_container(value)
+        elif isinstance(value, STATISTICS):
+            inside, step = vars(value).values(), _restoring_container(vars(value))
+        elif type(value) is np.ndarray and value.flags.writeable and value.nbytes <= LARGEST:
+            step = functools.partial(_restore_array, value, value.copy())
+        elif type(value) is th.Tensor and _can_be_put_back(value):
+            step = functools.partial(_restore_tensor, value, value._version, value.detach().clone())
+        elif isinstance(value, th.Generator):
+            step = _restoring_generator(value.get_state, value.set_state)
+        elif isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            step = _restoring_generator(lambda: bits.state, lambda state: setattr(bits, "state", state))
+        elif isinstance(value, np.random.RandomState):
+            step = _restoring_generator(value.get_state, value.set_state)
+        elif isinstance(value, random.Random):
+            step = _restoring_generator(value.getstate, value.setstate)
+        if step is not None:
+            self._steps.append((f"a {type(value).__name__}", step))
+            self._seen.add(id(value))
+        for part in inside:
+            self._remember(part, depth - 1)
+
+
+def _restoring_container(value: Any) -> Callable[[], bool]:
+    before = list(value.items()) if isinstance(value, dict) else list(value)
+
+    def put_back() -> bool:
+        now = list(value.items()) if isinstance(value, dict) else list(value)
+        if len(now) == len(before) and all(map(_is_same, now, before)):
+            return False
+        value.clear()
+        (value.extend if isinstance(value, list | deque) else value.update)(before)
+        return True
 
     return put_back
 
 
-def _remember(value: Any, depth: int, steps: list[Callable[[], Any]], seen: set[int]) -> None:
-    is_part_of_sb3 = isinstance(value, nn.Module | th.optim.Optimizer | Distribution | spaces.Space)
-    if depth == 0 or id(value) in seen or is_part_of_sb3 or isinstance(value, type | str | int | float | None):
-        return
-    seen.add(id(value))
-    inside: Sequence[Any] = ()
-    match value:
-        case th.Tensor():
-            tensor = value.detach()
-            steps.append(partial(tensor.copy_, tensor.clone()))
-        case np.ndarray() if value.flags.writeable:
-            steps.append(partial(np.copyto, value, value.copy()))
-        case th.Generator():
-            steps.append(partial(value.set_state, value.get_state()))
-        case np.random.Generator():
-            generator = value.bit_generator
-            steps.append(partial(setattr, generator, "state", generator.state))
-        case np.random.RandomState():
-            steps.append(partial(value.set_state, value.get_state()))
-        case random.Random():
-            steps.append(partial(value.setstate, value.getstate()))
-        case list() | deque():
-            inside = list(value)
-            steps += [value.clear, partial(value.extend, inside)]
-        case set():
-            steps += [value.clear, partial(value.update, set(value))]
-        case dict():
-            inside = list(value.values())
-            steps += [value.clear, partial(value.update, dict(value))]
-        case _ if hasattr(value, "__dict__") and not callable(value):
-            inside = list(vars(value).values())
-            steps.append(partial(vars(value).update, dict(vars(value))))
-    for part in inside:
-        _remember(part, depth - 1, steps, seen)
+def _is_same(one: Any, other: Any) -> bool:
+    # Pairs of dictionaries are made anew
+    return one is other or (type(one) is type(other) is tuple and len(one) == len(other) and all(map(_is_same, one, other)))
+
+
+def _restore_array(value: np.ndarray, before: np.ndarray) -> bool:
+    if value.dtype == before.dtype and value.tobytes() == before.tobytes():
+        return False
+    np.copyto(value, before)
+    return True
+
+
+def _restore_tensor(value: th.Tensor, version: int, before: th.Tensor) -> bool:
+    if value._version == version:
+        return False
+    value.detach().copy_(before)
+    return True
+
+
+def _can_be_put_back(value: th.Tensor) -> bool:
+    return value.layout is th.strided and not value.is_inference() and value.nbytes <= LARGEST
+
+
+def _restoring_generator(get: Callable[[], Any], set_: Callable[[Any], Any]) -> Callable[[], bool]:
+    before = get()
+
+    def put_back() -> bool:
+        if _is_equal(get(), before):
+            return False
+        set_(before)
+        return True
+
+    return put_back
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether two states of a generator are the same."""
+    if isinstance(one, dict):
+        return all(_is_equal(part, other[name]) for name, part in one.items())
+    if isinstance(one, tuple):
+        return all(map(_is_equal, one, other))
+    return bool(np.array_equal(one, other))
 
 
 def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     """
-    What the evaluation of a policy depends on besides its tensors. Tensors that are neither parameters nor buffers are left
-    out: a trace refuses them.
+    What the evaluation of a policy depends on besides its tensors, as far as this module looks. Tensors that are neither
+    parameters nor buffers are left out: a trace refuses them.
 
     :param policy: any policy
     :return: something that is equal as long as that is
@@ -94,33 +190,44 @@ def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     distribution = policy.action_dist
     methods = [getattr(type(policy), name, None) for name in POLICY_METHODS]
     methods += [getattr(type(distribution), name, None) for name in DISTRIBUTION_METHODS]
-    of_distribution = [(name, _Same(value)) for name, value in vars(distribution).items() if callable(value)]
+    of_distribution = [
+        (name, _frozen(value)) for name, value in vars(distribution).items() if callable(value) or _is_constant(value)
+    ]
     of_modules = [
         (
             prefix,
             type(module),
-            type(module).forward,
-            *((name, _frozen(value)) for name, value in vars(module).items() if name not in OF_EVERY_MODULE),
+            *(getattr(type(module), name, None) for name in MODULE_METHODS),
+            *((name, _frozen(value)) for name, value in _own_attributes(module).items()),
         )
         for prefix, module in policy.named_modules()
     ]
     return (type(distribution), *methods, *of_distribution, *of_modules)
 
 
-def _frozen(value: Any) -> Hashable:
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, list | tuple | deque):
-        return (type(value), *map(_frozen, value))
-    if isinstance(value, dict):
-        return (dict, *((name, _frozen(part)) for name, part in value.items()))
-    if isinstance(value, np.ndarray):
-        return value.shape, value.dtype.str, value.tobytes()
+def _is_constant(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _frozen(value: Any, depth: int = DEPTH) -> Hashable:
+    if _is_constant(value):
+        return (type(value), value)
     if isinstance(value, np.generic):
-        return type(value), value.item()
-    if isinstance(value, RunningMeanStd):
-        return _frozen(vars(value))
-    return _Same(value) if callable(value) else type(value).__qualname__
+        return (type(value), value.tobytes())
+    if depth == 0 or isinstance(value, th.Tensor):
+        return type(value).__qualname__
+    if isinstance(value, (*STATISTICS, SimpleNamespace)) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        return _frozen(vars(value), depth)
+    if isinstance(value, functools.partial):
+        return (_Same(value.func), _frozen(value.args, depth - 1), _frozen(value.keywords, depth - 1))
+    if isinstance(value, list | tuple | deque | set | frozenset | dict) and len(value) <= LONGEST:
+        parts = [_frozen(part, depth - 1) for part in value]
+        if isinstance(value, dict):
+            parts += [_frozen(part, depth - 1) for part in value.values()]
+        return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
+    if type(value) is np.ndarray and value.nbytes <= LARGEST and not value.dtype.hasobject:
+        return (value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
+    return _Same(value)
 
 
 class _Same:

@@ -90,6 +90,9 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
         numpy_state = np.random.get_state()
         # A callback may have frozen layers, say
         reason = _unsupported_buffer(rollout.buffer) or compiled.unsupported_policy(self.policy)
+        if "surrogate" in vars(self):
+            # It may read anything
+            reason = "surrogate has been set on the object: override it in a subclass"
         try:
             if reason is not None:
                 raise compiled.CompilationError(reason)
@@ -97,11 +100,10 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
             data = rollout.data
             if self.normalize_advantage == "batch":
                 data = data._replace(advantages=normalize(data.advantages))
-            options = (tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
+            source = inspect.getattr_static(type(self), "surrogate")
+            options = (source, tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
             update = self._compiled_update
-            if "surrogate" in vars(self):
-                raise compiled.CompilationError("surrogate has been set on the object: override it in a subclass")
-            if update is None or not update.serves(self.policy, type(self).surrogate, options):  # type: ignore[attr-defined]
+            if update is None or not update.serves(self.policy, options):
                 update = compiled.CompiledUpdate(self.policy, _without_attributes(self, "surrogate"), *options)
                 self._compiled_update = update
             epochs = [rollout.permutation() for _ in range(self.n_epochs)]

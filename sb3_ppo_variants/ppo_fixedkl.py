@@ -58,7 +58,7 @@ class PPOFixedKL(KLPenaltyPPO):
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
     ) -> None:
         # Under the name of the property, as `load` writes constructor arguments into __dict__
-        self.__dict__["kl_coef"] = kl_coef
+        self.kl_coef = kl_coef
         super().__init__(
             policy,
             env,
@@ -97,7 +97,7 @@ class PPOFixedKL(KLPenaltyPPO):
     @kl_coef.setter
     def kl_coef(self, kl_coef: float | Schedule) -> None:
         checks.check_coefficient("kl_coef", kl_coef, minimum=0)
-        self.__dict__["kl_coef"] = kl_coef
+        self.__dict__["kl_coef"] = kl_coef if callable(kl_coef) else float(kl_coef)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

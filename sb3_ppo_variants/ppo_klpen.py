@@ -108,18 +108,19 @@ class PPOKLPen(KLPenaltyPPO):
         checks.check_number("kl_coef_bounds[1]", high, minimum=low)
         checks.check_number("init_kl_coef", self.init_kl_coef, minimum=low, maximum=high)
         checks.check_number("kl_coef", self.__dict__["kl_coef"], minimum=0)
-        # That of a loaded model may be outside new bounds
-        self.kl_coef = min(max(self.kl_coef, low), high)
 
     @property
     def kl_coef(self) -> float:
-        """The current beta; a number may be assigned."""
-        return float(self.__dict__["kl_coef"])
+        """The current beta; a number within ``kl_coef_bounds`` may be assigned."""
+        low, high = self.kl_coef_bounds
+        # That of a loaded model may be outside new bounds
+        return min(max(float(self.__dict__["kl_coef"]), low), high)
 
     @kl_coef.setter
     def kl_coef(self, kl_coef: float) -> None:
-        checks.check_number("kl_coef", kl_coef, minimum=0)
-        self.__dict__["kl_coef"] = kl_coef
+        low, high = self.kl_coef_bounds
+        checks.check_number("kl_coef", kl_coef, minimum=low, maximum=high)
+        self.__dict__["kl_coef"] = float(kl_coef)
 
     def coefficients(self) -> dict[str, float]:
         """As in the base class, and d_targ as ``kl_target``."""

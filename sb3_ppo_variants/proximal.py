@@ -169,7 +169,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
             super()._setup_model()
         # SB3 checks with asserts whether policy and spaces go together
         except AssertionError as error:
-            raise ValueError(f"policy or policy_kwargs: {error}") from error
+            raise ValueError(f"The policy or the rollout buffer cannot be built: {error}") from error
         if self.clip_range is not None:
             self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -201,7 +201,8 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         checks.check_type("use_sde", self.use_sde, bool)
         checks.check_integer("sde_sample_freq", self.sde_sample_freq, minimum=-1)
         checks.check_type("policy_kwargs", self.policy_kwargs, dict)
-        checks.check_type("rollout_buffer_class", self.rollout_buffer_class, type, type(None))
+        if not (self.rollout_buffer_class is None or callable(self.rollout_buffer_class)):
+            raise TypeError(f"rollout_buffer_class must be a class or None, but is {self.rollout_buffer_class!r}")
         checks.check_type("rollout_buffer_kwargs", self.rollout_buffer_kwargs, dict)
         checks.check_type("seed", self.seed, int, np.integer, type(None))
         checks.check_integer("stats_window_size", self._stats_window_size, minimum=1)
@@ -211,7 +212,8 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
             raise ValueError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
         if not hasattr(self, "action_space"):
             raise ValueError("env must be an environment or the id of one, but is None")
-        if self.policy_class is MultiInputActorCriticPolicy and not isinstance(self.observation_space, spaces.Dict):
+        needs_dict = self.policy_class is MultiInputActorCriticPolicy and "features_extractor_class" not in self.policy_kwargs
+        if needs_dict and not isinstance(self.observation_space, spaces.Dict):
             raise ValueError(f"policy is for dictionaries of observations, but those of env are {self.observation_space}")
 
     def _check_rollout_size(self) -> None:
@@ -269,8 +271,9 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         if callable(coefficient):
             return checks.scheduled_value(name, coefficient, max(self._current_progress_remaining, 0.0), minimum)
         # It may have been assigned since it was checked
-        checks.check_number(name, coefficient, minimum=minimum)
-        return float(coefficient)
+        number = float(coefficient)
+        checks.check_number(name, number, minimum=minimum)
+        return number
 
     def _max_approx_kl(self) -> float | None:
         """The approximate KL of a minibatch above which an update ends early, in nats; ``None`` for never."""
@@ -427,12 +430,12 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         :param reset_num_timesteps: whether to count the timesteps from 0 again
         :param progress_bar: show a progress bar
         :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is negative or not finite, ``log_interval`` not positive, or a rollout too
-            small
+        :raises ValueError: if ``total_timesteps`` is negative or not finite, ``log_interval`` is 0, or a rollout too small
         """
         checks.check_number("total_timesteps", total_timesteps, minimum=0)
-        if log_interval is not None:
-            checks.check_integer("log_interval", log_interval, minimum=1)
+        checks.has_replaced_methods.cache_clear()
+        if log_interval == 0:
+            raise ValueError("log_interval must not be 0: None is for no log")
         # Not in load, which is also for those who only want to look at a trained policy, in one environment
         self._check_rollout_size()
         self._choose_path(total_timesteps)

@@ -8,7 +8,6 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 import copy
 import random
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,9 +21,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.checks import is_of_library, is_plain
+from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
-from sb3_ppo_variants.module_state import remember
+from sb3_ppo_variants.module_state import Contents, State
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -81,14 +80,14 @@ class Rollout:
                 # In the order of the samples: one environment after the other
                 old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
-                with _evaluation(policy):
+                with evaluation_mode(policy):
                     old_parameters = _parameters(policy, samples.observations)
             self.data = self._with_old_parameters(samples, old_parameters)
         else:
             try:
                 self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
-            # Whatever a custom policy holds that cannot be copied: the KL is not known then
-            except Exception:
+            # A custom policy may hold what cannot be copied: the KL is not known then
+            except (TypeError, RuntimeError, NotImplementedError, copy.Error):
                 self.old_policy = None
 
     def epoch(self, batch_size: int) -> Iterator[RolloutData]:
@@ -118,9 +117,9 @@ class Rollout:
         :return: the mean, or ``None`` if no closed form is known
         """
         kl = []
-        with _evaluation(self.policy):
+        with evaluation_mode(self.policy), _copy_of_state(self.buffer) as buffer:
             # A custom buffer may hold more or other samples in each pass, so its pass is another one
-            passes = [self.data] if self.data is not None else _copy_of_state(self.buffer).get(CHUNK_SIZE)
+            passes = [self.data] if self.data is not None else buffer.get(CHUNK_SIZE)
             for samples in passes:
                 old = samples.old_parameters if isinstance(samples, RolloutData) else self._old_parameters(samples)
                 if not old:
@@ -132,7 +131,7 @@ class Rollout:
     def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
         if self.old_policy is None:
             return ()
-        with _evaluation(self.old_policy):
+        with evaluation_mode(self.old_policy):
             return _parameters(self.old_policy, samples.observations)
 
     def _with_old_parameters(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
@@ -163,13 +162,15 @@ def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 
 
 @contextmanager
-def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
+def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
     The policy in evaluation mode, without gradients; modes, buffers, random generators and what custom modules keep otherwise
     are as before afterwards.
+
+    :param policy: any policy
     """
     training = policy.training
-    put_back = remember([module for module in policy.modules() if not is_of_library(module)])
+    state = State(policy)
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in policy.modules()
@@ -184,9 +185,9 @@ def _evaluation(policy: ActorCriticPolicy) -> Iterator[None]:
             policy.set_training_mode(training)
             for module, name, buffer, before in buffers:
                 setattr(module, name, buffer.copy_(before))
-            put_back()
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+            state.put_back()
 
 
 def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th.Tensor, ...]:
@@ -246,17 +247,14 @@ def _checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
     return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
 
 
-def _copy_of_state(buffer: RolloutBuffer) -> RolloutBuffer:
-    """A copy with the same data, whose passes leave numbers and random generators of the original as they are."""
-    duplicate = copy.copy(buffer)
-    for name, value in vars(buffer).items():
-        if isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
-            setattr(duplicate, name, copy.deepcopy(value))
-        elif isinstance(value, th.Generator):
-            setattr(duplicate, name, value.clone_state())
-        elif isinstance(value, list | dict | set | deque):
-            setattr(duplicate, name, copy.copy(value))
-    return duplicate
+@contextmanager
+def _copy_of_state(buffer: RolloutBuffer) -> Iterator[RolloutBuffer]:
+    """A copy with the same data, whose passes leave the original as it is."""
+    contents = Contents(() if is_standard(buffer) else vars(buffer).values())
+    try:
+        yield copy.copy(buffer)
+    finally:
+        contents.put_back()
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:

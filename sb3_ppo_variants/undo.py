@@ -9,6 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.loss import N_LOSSES
+from sb3_ppo_variants.module_state import State
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
@@ -46,8 +47,13 @@ class Snapshot:
     def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
         # Modules may add states of their own to the tensors
         self.policy = {name: _copy(value) for name, value in algorithm.policy.state_dict().items()}
-        # Some are no part of it
-        self.buffers = {name: buffer.clone() for name, buffer in algorithm.policy.named_buffers()}
+        # What is no part of it
+        self.buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in algorithm.policy.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        self.state = State(algorithm.policy)
         # Faster than a deep copy
         self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates
@@ -58,11 +64,12 @@ class Snapshot:
 
         :param algorithm: the algorithm
         """
-        algorithm.policy.load_state_dict(self.policy)
-        for name, buffer in algorithm.policy.named_buffers():
-            buffer.copy_(self.buffers[name])
-        algorithm.policy.optimizer.load_state_dict(self.optimizer)
         algorithm._n_updates = self.n_updates
+        algorithm.policy.optimizer.load_state_dict(self.optimizer)
+        for module, name, buffer, before in self.buffers:
+            setattr(module, name, buffer.copy_(before))
+        algorithm.policy.load_state_dict(self.policy)
+        self.state.put_back()
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
         """

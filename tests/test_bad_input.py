@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import OBSERVATION_SPACES, SpaceEnv
+from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_parity import equal
 
@@ -96,10 +97,14 @@ def test_schedule_that_goes_bad_is_named_before_the_update():
     model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=64, ent_coef=lambda _: float("nan"))
     with pytest.raises(ValueError, match=r"ent_coef .* must be finite, but is nan"):
         model.learn(64)
-    for cls in (PPOFixedKL, PPOKLPen):
-        with pytest.raises(ValueError, match="kl_coef must be at least 0, but is -2"):
-            cls("MlpPolicy", "Pendulum-v1").kl_coef = -2.0
-    klpen = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64)
+    with pytest.raises(ValueError, match="kl_coef must be at least 0, but is -2"):
+        PPOFixedKL("MlpPolicy", "Pendulum-v1").kl_coef = -2.0
+    klpen = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64, kl_coef_bounds=(0.5, 2))
+    for beta in (-2.0, 0.4, 2.5):
+        with pytest.raises(ValueError, match=rf"kl_coef must be between 0\.5 and 2, but is {beta}"):
+            klpen.kl_coef = beta
+    klpen.kl_coef = 2
+    assert klpen.kl_coef == 2.0
     klpen.target_kl = -1.0
     with pytest.raises(ValueError, match="target_kl must be at least 0, but is -1"):
         klpen.learn(64)
@@ -125,7 +130,7 @@ def test_total_timesteps(total_timesteps):
 
 
 def test_log_interval():
-    with pytest.raises(ValueError, match="log_interval must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="log_interval must not be 0"):
         PPOClip("MlpPolicy", "Pendulum-v1").learn(64, log_interval=0)
 
 
@@ -141,9 +146,12 @@ def test_spaces_and_policies(cls):
         cls(th.nn.Linear, "Pendulum-v1")
     with pytest.raises(ValueError, match="policy is for dictionaries of observations, but those of env are Box"):
         cls("MultiInputPolicy", "Pendulum-v1")
-    with pytest.raises(ValueError, match=r"policy or policy_kwargs: .* NatureCNN only with images"):
+    with pytest.raises(ValueError, match=r"cannot be built: .* NatureCNN only with images"):
         cls("CnnPolicy", "Pendulum-v1")
-    with pytest.raises(ValueError, match="policy or policy_kwargs: squash_output=True is only available when using gSDE"):
+    with pytest.raises(
+        ValueError,
+        match="cannot be built: squash_output=True is only available when using gSDE",
+    ):
         cls("MlpPolicy", "Pendulum-v1", policy_kwargs={"squash_output": True})
     with pytest.raises(TypeError, match=r"rollout_buffer_kwargs must be of type dict, but is \[1\]"):
         cls("MlpPolicy", "Pendulum-v1", rollout_buffer_kwargs=[1])
@@ -285,6 +293,65 @@ def test_buffers_that_are_not_saved_are_put_back():
     assert th.isfinite(model.policy.features_extractor.mean).all()
     model.lr_schedule = lambda _: 1e-4
     model.learn(64)
+
+
+class MadeWhenNeeded(FlattenExtractor):
+    """Has a buffer that is there from the first update on."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layer = th.nn.Linear(3, 3)
+        self.register_buffer("mask", None, persistent=False)
+        self.mean = th.zeros(3)
+
+    def forward(self, observations):
+        if self.training:
+            self.mask = th.ones(len(observations), 3)
+        features = self.layer(observations)
+        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        return features
+
+
+def test_buffers_that_come_and_go():
+    kwargs = {"policy_kwargs": {"features_extractor_class": MadeWhenNeeded}, "n_steps": 64, "n_epochs": 2, "seed": 0}
+    model = PPOClip("MlpPolicy", "Pendulum-v1", learning_rate=1e30, compile=False, **kwargs)
+    for _ in range(2):
+        with pytest.raises(NonFiniteUpdateError):
+            model.learn(64)
+        assert not model.policy.optimizer.state
+        # Also what is no buffer
+        assert th.isfinite(model.policy.features_extractor.mean).all()
+
+
+class OfAUser(ActorCriticPolicy):
+    pass
+
+
+class BrokenAt(SpaceEnv):
+    """Returns a bad observation at one step."""
+
+    def __init__(self, action_space, value, at):
+        super().__init__(OBSERVATION_SPACES["box"], action_space)
+        self.value, self.at, self.total_steps = value, at, 0
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        self.total_steps += 1
+        if self.total_steps == self.at:
+            observation[1] = self.value
+        return observation, *rest
+
+
+@pytest.mark.parametrize("at", [20, 32])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("action", ACTION_SPACES)
+def test_bad_observations_of_a_custom_policy(action, value, at):
+    """In the midst of a rollout and at its end, and although tanh makes a finite number of infinity."""
+    env = BrokenAt(ACTION_SPACES[action], value, at)
+    model = PPOClip(OfAUser, env, n_steps=32, batch_size=16, n_epochs=1, seed=0)
+    with pytest.raises(NonFiniteEnvironmentError, match=rf"observation that is not finite: observation\[.*1\] = {value}"):
+        model.learn(64)
+    assert model._n_updates == 0
 
 
 def test_infinite_buffers_are_no_error():

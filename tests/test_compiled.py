@@ -663,16 +663,19 @@ def test_changes_between_two_updates_count(change, monkeypatch):
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_changed_objective_counts(monkeypatch, capsys):
+def test_changed_objective_counts(monkeypatch):
     model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=26)
     stops(model, "compiled")
     monkeypatch.setattr(PPOClip, "surrogate", doubled(PPOClip.surrogate))
     reference, other = (stops(model, path) for path in ("reference", "compiled"))
     assert (reference[2][0] - other[2][0]).abs().max() < 1e-4
-    # It may read anything
     model.surrogate = doubled(model.surrogate)
     with pytest.raises(compiled.CompilationError, match="surrogate has been set on the object"):
         stops(model, "compiled")
+    # A reason that passes
+    assert model._cannot_compile is None
+    del model.surrogate
+    stops(model, "compiled")
 
 
 class DrawsNumbers(ScaledExtractor):
@@ -698,6 +701,51 @@ def test_random_numbers_that_compiled_code_would_repeat(draw, monkeypatch):
     # The attempt has left no trace
     assert not model._uses_compiled
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
+
+
+class Counts(ScaledExtractor):
+    """Its output depends on how often it has been called."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.n_calls = 0
+
+    def forward(self, observations):
+        self.n_calls += self.training
+        return super().forward(observations) * (1 + self.n_calls % 5)
+
+
+class DrawsFromItsOwn(ScaledExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, observations):
+        return super().forward(observations) * (self.rng.random() if self.training else 1.0)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("extractor", "what"), [(Counts, "features_extractor.n_calls"), (DrawsFromItsOwn, "a Generator")])
+def test_changes_that_compiled_code_would_not_make(extractor, what):
+    kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}
+    with pytest.raises(compiled.CompilationError, match=f"the evaluation of the policy changes {what}"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+
+
+class PartialSurrogate(PPOClip):
+    def weighted(self, terms, coef, weight):
+        return weight * terms.ratio * terms.advantages
+
+    surrogate = functools.partialmethod(weighted, weight=0.5)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_objective_of_another_kind_is_compiled_once(monkeypatch):
+    made = []
+    cls = compiled.CompiledUpdate
+    monkeypatch.setattr(compiled, "CompiledUpdate", lambda *args: made.append(cls(*args)) or made[-1])
+    train(PartialSurrogate, "MlpPolicy", space_env("box", "box"), compile=True)
+    assert len(made) == 1
 
 
 class Spare(ScaledExtractor):
@@ -735,20 +783,19 @@ def test_parameters_that_torchs_adam_leaves_alone():
         models[1].learn(52, reset_num_timesteps=False)
 
 
+class AnnealScale(BaseCallback):
+    def _on_step(self):
+        self.model.policy.features_extractor.scale *= 0.99
+        return True
+
+
 @pytest.mark.usefixtures("interpreted")
 def test_attribute_that_always_changes():
-    class Counter(ScaledExtractor):
-        def __init__(self, observation_space):
-            super().__init__(observation_space)
-            self.calls = 0
-
-        def forward(self, observations):
-            self.calls += 1
-            return super().forward(observations)
-
-    kwargs = {"n_updates": 10, "n_epochs": 1, "compile": True, "policy_kwargs": {"features_extractor_class": Counter}}
+    kwargs = {"policy_kwargs": {"features_extractor_class": ScaledExtractor}, "n_steps": 26, "batch_size": 13, "n_epochs": 1}
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), compile=True, **kwargs)
     with pytest.raises(compiled.CompilationError, match="changes again and again"):
-        train(PPOClip, "MlpPolicy", space_env("box", "box"), **kwargs)
+        model.learn(520, AnnealScale())
+    assert model._n_updates == compiled.MAX_FUNCTIONS
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -277,7 +277,6 @@ SETTINGS = {
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
     "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
     "custom buffer with other samples": {"rollout_buffer_class": WithOtherSamples},
-    "end before the first step": {"target_kl": 1e-12, "rollout_buffer_class": HalvedAdvantages, "n_epochs": 1},
     "numbers of NumPy": {"gamma": np.float64(0.97), "gae_lambda": np.float64(0.9)},
     "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
     "other activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "net_arch": {"pi": [8], "vf": [16, 8]}}},
@@ -460,11 +459,36 @@ CHANGED_CLASSES = {
     "evaluate_actions": (ActorCriticPolicy, "evaluate_actions", lambda result: (1.5 * result[0], *result[1:])),
     "log_prob": (DiagGaussianDistribution, "log_prob", lambda log_prob: 1.1 * log_prob),
     "rewards": (DummyVecEnv, "step_wait", lambda step: (step[0], 0.5 * step[1], *step[2:])),
+    "forward_actor": (MlpExtractor, "forward_actor", lambda latent: 2 * latent),
 }
 
 
-@pytest.mark.parametrize("change", CHANGED_CLASSES)
-def test_changed_methods_of_sb3_are_called(change, monkeypatch):
+class Descriptor:
+    """A method that is no function."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+    def __get__(self, instance, owner):
+        return functools.partial(self.function, instance)
+
+
+DECORATORS = {
+    "function": lambda function: function,
+    "no_grad": th.no_grad(),
+    "partialmethod": functools.partialmethod,
+    "descriptor": Descriptor,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "decorator"),
+    [*((change, "function") for change in CHANGED_CLASSES), *(("rewards", decorator) for decorator in DECORATORS)],
+)
+def test_changed_methods_of_sb3_are_called(change, decorator, monkeypatch):
     """Also where a decorator has left their names as they were."""
     owner, name, what = CHANGED_CLASSES[change]
     method = getattr(owner, name)
@@ -476,12 +500,28 @@ def test_changed_methods_of_sb3_are_called(change, monkeypatch):
     states = []
     for cls, kwargs in ((PPO, {}), (PPO, {}), (PPOClip, {"compile": False})):
         if states:
-            monkeypatch.setattr(owner, name, changed)
+            monkeypatch.setattr(owner, name, DECORATORS[decorator](changed))
         model, _ = train(cls, "MlpPolicy", space_env("box", "box"), **kwargs)
         states.append(model.policy.state_dict())
     unchanged, expected, actual = states
     assert not equal(unchanged, expected)
     assert equal(expected, actual)
+
+
+class ChangeLogStd(BaseCallback):
+    def _on_step(self):
+        self.model.policy.log_std.data.sub_(0.05)
+        return True
+
+
+def test_update_that_ends_before_its_first_step():
+    states = []
+    for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, target_kl=1e-9, seed=0, **kwargs)
+        model.learn(52, ChangeLogStd())
+        states.append((model.policy.state_dict(), model.policy.optimizer.state_dict()))
+    assert states[0][1]["state"] == {}
+    assert equal(*states)
 
 
 def test_hooks_for_all_modules_and_optimizers_are_called():

@@ -1,3 +1,4 @@
+import functools
 import random
 import zipfile
 from typing import ClassVar
@@ -157,14 +158,16 @@ def test_arguments_that_mean_something_else_in_another_class(saved, kwargs, load
     capsys.readouterr()
     model = loading.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"))
     assert tuple(arguments(model).values()) == expected
-    assert ("A model of another class, which is loaded with " in capsys.readouterr().out) == (
-        saved is not PPO or expected[0] is None
-    )
+    is_same_kind = loading is PPOClip and saved is PPO
+    assert (f"model is not a model of {loading.__name__}: it is loaded with " in capsys.readouterr().out) != is_same_kind
     # It is a model of the class that has loaded it
     model.learn(64).save(tmp_path / "again")
     assert arguments(loading.load(tmp_path / "again")) == arguments(model)
     given = {"clip_range": 0.4, "target_kl": 0.6}
-    assert arguments(loading.load(tmp_path / "model", **given)) == {**arguments(loading.load(tmp_path / "model")), **given}
+    loaded = arguments(loading.load(tmp_path / "model"))
+    assert arguments(loading.load(tmp_path / "model", **given)) == {**loaded, **given}
+    # As with SB3's load, so may custom_objects
+    assert arguments(loading.load(tmp_path / "model", custom_objects=given)) == {**loaded, **given}
 
 
 def test_beta_of_a_loaded_model(tmp_path):
@@ -172,8 +175,11 @@ def test_beta_of_a_loaded_model(tmp_path):
     assert PPOKLPen.load(tmp_path / "model").kl_coef == 16.0
     # Within the new bounds
     assert PPOKLPen.load(tmp_path / "model", kl_coef_bounds=(0.1, 2.0), init_kl_coef=1.0).kl_coef == 2.0
-    with pytest.raises(ValueError, match="kl_coef must be at least 0, but is -1"):
-        PPOKLPen.load(tmp_path / "model", kl_coef=-1.0)
+    for beta in (-1.0, 1e7):
+        with pytest.raises(ValueError, match=rf"kl_coef must be .*, but is {beta}"):
+            PPOKLPen.load(tmp_path / "model", kl_coef=beta)
+    PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=np.float32(0.5), **KWARGS).save(tmp_path / "model")
+    assert PPOKLPen.load(tmp_path / "model").kl_coef == 0.5
     PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=lambda _: 2.0, **KWARGS).save(tmp_path / "model")
     assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0).kl_coef == 8.0
 
@@ -197,6 +203,27 @@ def test_what_the_load_of_sb3_takes(cls, tmp_path):
     assert arguments(loaded)["clip_range"] == (0.2 if cls is PPOClip else None)
     with pytest.raises(TypeError, match=r"unexpected keyword argument: clip_rnage$"):
         Own.load(tmp_path / "model", clip_rnage=1)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_constructors_of_other_shapes(cls, tmp_path):
+    class EnvFirst(cls):
+        def __init__(self, env, policy="MlpPolicy", **kwargs):
+            super().__init__(policy, env, **kwargs)
+
+    class ByKeyword(cls):
+        def __init__(self, *, policy="MlpPolicy", env=None, weight=2, **kwargs):
+            super().__init__(policy, env, **kwargs)
+
+    class Partial(cls):
+        __init__ = functools.partialmethod(cls.__init__, n_steps=64)
+
+    for own in (EnvFirst, ByKeyword, Partial):
+        own(policy="MlpPolicy", env="Pendulum-v1", batch_size=32, device="cpu").save(tmp_path / "model")
+        assert own.load(tmp_path / "model", n_epochs=7).n_epochs == 7
+        for name in ("clip_rnage", "self", "kwargs"):
+            with pytest.raises(TypeError, match=f"unexpected keyword argument: {name}$"):
+                own.load(tmp_path / "model", **{name: 1})
 
 
 def test_a_trained_policy_can_be_looked_at_in_one_environment(tmp_path, recwarn):
