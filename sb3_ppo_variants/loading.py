@@ -85,7 +85,7 @@ class LoadableAlgorithm(OnPolicyAlgorithm):
         for name in KL_ATTRIBUTES - known:
             # Or the next load would take the model for one of the other class
             vars(model).pop(name, None)
-        if "kl_coef" in kwargs and "kl_coef" in known:
+        if "kl_coef" in kwargs:
             # SB3's load has not checked it
             model.kl_coef = kwargs["kl_coef"]
         if model.compile is True and "compile" not in kwargs:
