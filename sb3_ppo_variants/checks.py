@@ -1,4 +1,4 @@
-"""Checks of arguments: every error names the argument and the value."""
+"""Checks of arguments, whose errors name the argument and the value, and of what objects may be stood in for."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -176,7 +176,8 @@ def is_plain(instance: Any, *classes: type) -> bool:
 
     :param instance: the object
     :param classes: SB3's classes, or torch's
-    :return: whether it is of one of them, not of a subclass, and nobody has replaced a method, in the object or in SB3's class
+    :return: whether it is of one of them, not of a subclass, and nobody has replaced a method, in the object or in a class
+        of SB3's (torch's are not looked at)
     """
     kind = type(instance)
     return (

@@ -62,6 +62,10 @@ class CompilationError(RuntimeError):
     """The update could not be compiled; the message says why."""
 
 
+class PassingError(CompilationError):
+    """The update could not be compiled as the policy is now."""
+
+
 def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
     """
     Why the update of a policy cannot be compiled here, as far as that can be told without trying.
@@ -368,7 +372,7 @@ class CompiledUpdate:
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
         state, python_state, numpy_state = State(self.policy), random.getstate(), np.random.get_state()
         try:
-            with _traceable(self.policy), th.enable_grad():
+            with _same_distribution(self.policy), unvalidated_distributions(), th.enable_grad():
                 loss, _ = self._loss(batch, coef, parameters, buffers)
                 gradients = th.autograd.grad(loss, parameters, allow_unused=True)
         finally:
@@ -378,14 +382,14 @@ class CompiledUpdate:
             np.random.set_state(numpy_state)
             changed = state.put_back()
         if has_drawn:
-            raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
+            raise PassingError("the policy draws random numbers from Python or NumPy, not from torch")
         if changed is not None:
-            raise CompilationError(f"the evaluation of the policy changes {changed}, which compiled code would not")
+            raise PassingError(f"the evaluation of the policy changes {changed}, which compiled code would not")
         decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
         names = [name for name, _ in self.policy.named_parameters()]
         for name, gradient, moment in zip(names, gradients, self.layout.views(exp_avg), strict=True):
             if gradient is None and (decays or moment.any()):
-                raise CompilationError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
+                raise PassingError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
 
     def _trace(self, arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
@@ -466,15 +470,25 @@ class _OneHotWithoutChecks(TorchFunctionMode):
 
 
 @contextmanager
-def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Leave nothing of a trace in the policy, which keeps its last distribution as an attribute."""
-    before = policy.action_dist.__dict__.copy()
+def _same_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Put back the last distribution, which a policy keeps as an attribute."""
+    before = vars(policy.action_dist).copy()
     try:
-        with unvalidated_distributions(), _OneHotWithoutChecks():
+        yield
+    finally:
+        vars(policy.action_dist).clear()
+        vars(policy.action_dist).update(before)
+
+
+@contextmanager
+def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Leave nothing of a trace in the policy."""
+    state = State(policy)
+    try:
+        with _same_distribution(policy), unvalidated_distributions(), _OneHotWithoutChecks():
             yield
     finally:
-        policy.action_dist.__dict__.clear()
-        policy.action_dist.__dict__.update(before)
+        state.put_back()
 
 
 def _compile(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:

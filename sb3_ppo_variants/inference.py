@@ -26,6 +26,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import distribution_parameters
@@ -103,7 +104,8 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
 
 def check_observation(policy: ActorCriticPolicy, observation: np.ndarray | dict[str, np.ndarray]) -> None:
     """
-    Check that an observation is finite, or that a custom policy makes finite features of it.
+    Check that an observation is finite, or that a custom policy makes finite features of it, with finite gradients: a tanh
+    makes a finite number of infinity, but the layer before it could not learn from it.
 
     :param policy: the policy
     :param observation: the observations of all environments, possibly a dict of them
@@ -114,11 +116,27 @@ def check_observation(policy: ActorCriticPolicy, observation: np.ndarray | dict[
     except checks.NonFiniteEnvironmentError:
         if all(map(checks.is_of_library, policy.modules())):
             raise
-        with evaluation_mode(policy):
-            features = policy.extract_features(obs_as_tensor(observation, policy.device))
-        # One tensor, or those of policy and value function
-        if not all(th.isfinite(part).all() for part in (features if isinstance(features, tuple) else (features,))):
+        if not _cleans(policy, observation):
             raise
+
+
+def _cleans(policy: ActorCriticPolicy, observation: np.ndarray | dict[str, np.ndarray]) -> bool:
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    try:
+        with evaluation_mode(policy), th.enable_grad():
+            # One tensor, or those of policy and value function
+            features = pytree.tree_leaves(policy.extract_features(obs_as_tensor(observation, policy.device)))
+            gradients = [
+                gradient
+                for part in features
+                if part.requires_grad
+                for gradient in th.autograd.grad(part.sum(), parameters, retain_graph=True, allow_unused=True)
+                if gradient is not None
+            ]
+        return all(th.isfinite(tensor).all() for tensor in [*features, *gradients])
+    # The policy has not been made for such observations
+    except Exception:
+        return False
 
 
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:

@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
 from torch.nn import functional as F
 
 
@@ -75,14 +75,17 @@ def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]
     """
     # One of another family, Laplace's say, may come in a class derived from that of the Gaussian
     beneath: Any = getattr(distribution, "distribution", None)
+    while isinstance(beneath, Independent):
+        beneath = beneath.base_dist
     if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and _is_a(Normal, beneath):
         return beneath.mean, beneath.stddev
     if isinstance(distribution, CategoricalDistribution) and _is_a(Categorical, beneath):
         return (beneath.logits,)
     if isinstance(distribution, BernoulliDistribution) and _is_a(Bernoulli, beneath):
         return (beneath.logits,)
-    if isinstance(distribution, MultiCategoricalDistribution) and all(_is_a(Categorical, one) for one in beneath or [None]):
-        return tuple(categorical.logits for categorical in distribution.distribution)
+    several = beneath if isinstance(beneath, list | tuple) else []
+    if isinstance(distribution, MultiCategoricalDistribution) and several and all(_is_a(Categorical, one) for one in several):
+        return tuple(categorical.logits for categorical in several)
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
 
 

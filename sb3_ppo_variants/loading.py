@@ -128,8 +128,8 @@ def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[
     # d_targ, or where an update ends
     if ("kl_coef_bounds" in saved) != ("kl_coef_bounds" in own):
         names.append("target_kl")
-        # A schedule of beta, where it is to be adapted; a number goes on
-        if "kl_coef_bounds" in own and not isinstance(saved.get("kl_coef", 0.0), int | float):
+        # Where beta is to be adapted, a number goes on, but no schedule
+        if "kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float):
             names.append("kl_coef")
     return names
 

@@ -25,11 +25,14 @@ from torch import nn
 from sb3_ppo_variants.checks import is_of_library
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+CONSTANTS = (bool, int, float, complex, str, bytes, type(None), th.device, th.dtype)
 STATISTICS = (RunningMeanStd, GymnasiumRunningMeanStd)
-# How far to look into containers, into how long ones, and into arrays of how many bytes
+# How far to look into containers, into how long ones, and into arrays of how many bytes; and into how much at the most
 DEPTH = 4
 LONGEST = 1000
 LARGEST = 2**20
+MOST_VALUES = 5000
+MOST_BYTES = 2**22
 # What is called while a policy is evaluated
 POLICY_METHODS = ("evaluate_actions", "extract_features", "get_distribution", "predict_values", "_get_action_dist_from_latent")
 DISTRIBUTION_METHODS = ("proba_distribution", "log_prob", "entropy")
@@ -55,11 +58,17 @@ class State:
         :return: the name of something that has, or ``None``
         """
         changed = self.contents.put_back()
-        for (prefix, module), attributes in zip(self.modules, self.attributes, strict=True):
-            for name, value in _own_attributes(module).items():
-                if name in attributes and attributes[name] is not value:
-                    vars(module)[name] = attributes[name]
-                    changed = changed or f"{prefix}.{name}".lstrip(".")
+        for (prefix, module), before in zip(self.modules, self.attributes, strict=True):
+            now = _own_attributes(module)
+            for name in before.keys() | now.keys():
+                if name in before and name in now and _is_same(now[name], before[name]):
+                    continue
+                if name not in before:
+                    del vars(module)[name]
+                # It may have been registered since
+                elif not any(name in parts for parts in (module._modules, module._parameters, module._buffers)):
+                    vars(module)[name] = before[name]
+                changed = changed or f"{prefix}.{name}".lstrip(".")
         return changed
 
 
@@ -78,6 +87,7 @@ class Contents:
         # A function for each that puts it back where it has changed, and says whether it has
         self._steps: list[tuple[str, Callable[[], bool]]] = []
         self._seen: set[int] = set()
+        self._n_values = self._n_bytes = 0
         for value in values:
             self._remember(value, DEPTH)
 
@@ -91,7 +101,8 @@ class Contents:
         return changed[0] if changed else None
 
     def _remember(self, value: Any, depth: int) -> None:
-        if depth == 0 or id(value) in self._seen:
+        self._n_values += 1
+        if depth == 0 or id(value) in self._seen or self._n_values > MOST_VALUES:
             return
         step: Callable[[], bool] | None = None
         inside: Iterable[Any] = ()
@@ -101,10 +112,10 @@ class Contents:
                 step = _restoring_container(value)
         elif isinstance(value, STATISTICS):
             inside, step = vars(value).values(), _restoring_container(vars(value))
-        elif type(value) is np.ndarray and value.flags.writeable and value.nbytes <= LARGEST:
+        elif type(value) is np.ndarray and value.flags.writeable and self._affords(value):
             step = functools.partial(_restore_array, value, value.copy())
-        elif type(value) is th.Tensor and _can_be_put_back(value):
-            step = functools.partial(_restore_tensor, value, value._version, value.detach().clone())
+        elif type(value) is th.Tensor and value.layout is th.strided and not value.is_inference() and self._affords(value):
+            step = functools.partial(restore_tensor, value, value.detach().clone())
         elif isinstance(value, th.Generator):
             step = _restoring_generator(value.get_state, value.set_state)
         elif isinstance(value, np.random.Generator):
@@ -119,6 +130,10 @@ class Contents:
             self._seen.add(id(value))
         for part in inside:
             self._remember(part, depth - 1)
+
+    def _affords(self, value: np.ndarray | th.Tensor) -> bool:
+        self._n_bytes += value.nbytes
+        return value.nbytes <= LARGEST and self._n_bytes <= MOST_BYTES
 
 
 def _restoring_container(value: Any) -> Callable[[], bool]:
@@ -136,8 +151,14 @@ def _restoring_container(value: Any) -> Callable[[], bool]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    # Pairs of dictionaries are made anew
-    return one is other or (type(one) is type(other) is tuple and len(one) == len(other) and all(map(_is_same, one, other)))
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    # Numbers and tuples may have been made anew
+    if isinstance(one, CONSTANTS):
+        return bool(one == other)
+    return isinstance(one, tuple) and len(one) == len(other) and all(map(_is_same, one, other))
 
 
 def _restore_array(value: np.ndarray, before: np.ndarray) -> bool:
@@ -147,15 +168,19 @@ def _restore_array(value: np.ndarray, before: np.ndarray) -> bool:
     return True
 
 
-def _restore_tensor(value: th.Tensor, version: int, before: th.Tensor) -> bool:
-    if value._version == version:
+@th.no_grad()
+def restore_tensor(value: th.Tensor, before: th.Tensor) -> bool:
+    """
+    Give a tensor back its shape and content, if they have changed: it may lie in memory that must not be written.
+
+    :param value: the tensor
+    :param before: what it was
+    :return: whether it had changed
+    """
+    if value.shape == before.shape and bool(((value == before) | ((value != value) & (before != before))).all()):
         return False
-    value.detach().copy_(before)
+    value.resize_(before.shape).copy_(before)
     return True
-
-
-def _can_be_put_back(value: th.Tensor) -> bool:
-    return value.layout is th.strided and not value.is_inference() and value.nbytes <= LARGEST
 
 
 def _restoring_generator(get: Callable[[], Any], set_: Callable[[Any], Any]) -> Callable[[], bool]:
@@ -191,7 +216,7 @@ def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     methods = [getattr(type(policy), name, None) for name in POLICY_METHODS]
     methods += [getattr(type(distribution), name, None) for name in DISTRIBUTION_METHODS]
     of_distribution = [
-        (name, _frozen(value)) for name, value in vars(distribution).items() if callable(value) or _is_constant(value)
+        (name, _frozen(value)) for name, value in vars(distribution).items() if callable(value) or isinstance(value, CONSTANTS)
     ]
     of_modules = [
         (
@@ -205,19 +230,19 @@ def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     return (type(distribution), *methods, *of_distribution, *of_modules)
 
 
-def _is_constant(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
-
-
 def _frozen(value: Any, depth: int = DEPTH) -> Hashable:
-    if _is_constant(value):
+    if isinstance(value, CONSTANTS):
         return (type(value), value)
     if isinstance(value, np.generic):
         return (type(value), value.tobytes())
     if depth == 0 or isinstance(value, th.Tensor):
         return type(value).__qualname__
-    if isinstance(value, (*STATISTICS, SimpleNamespace)) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+    if isinstance(value, (*STATISTICS, SimpleNamespace)):
         return _frozen(vars(value), depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Some have no vars
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        return _frozen(fields | getattr(value, "__dict__", {}), depth)
     if isinstance(value, functools.partial):
         return (_Same(value.func), _frozen(value.args, depth - 1), _frozen(value.keywords, depth - 1))
     if isinstance(value, list | tuple | deque | set | frozenset | dict) and len(value) <= LONGEST:

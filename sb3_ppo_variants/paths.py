@@ -113,7 +113,7 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
                 raise
             np.random.set_state(numpy_state)
             self._uses_compiled = False
-            if reason is None:
+            if reason is None and not isinstance(error, compiled.PassingError):
                 # The next attempt would fail, too, and take its time
                 self._cannot_compile = str(error)
             self._print(f"Not compiled: {error}")

@@ -297,7 +297,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         for group in self.policy.optimizer.param_groups:
             where = f"learning_rate (at remaining progress {self._current_progress_remaining:g})"
-            checks.check_number(where, group["lr"], minimum=0 if self._current_progress_remaining >= 0 else -math.inf)
+            checks.check_number(where, float(group["lr"]), minimum=0 if self._current_progress_remaining >= 0 else -math.inf)
         coef = self.coefficients()
         before = Snapshot(self)
         try:

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
-from sb3_ppo_variants.module_state import Contents, State
+from sb3_ppo_variants.module_state import Contents, State, restore_tensor
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -184,7 +184,8 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
         finally:
             policy.set_training_mode(training)
             for module, name, buffer, before in buffers:
-                setattr(module, name, buffer.copy_(before))
+                restore_tensor(buffer, before)
+                setattr(module, name, buffer)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
             state.put_back()

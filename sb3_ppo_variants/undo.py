@@ -9,7 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.loss import N_LOSSES
-from sb3_ppo_variants.module_state import State
+from sb3_ppo_variants.module_state import State, restore_tensor
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
@@ -47,7 +47,7 @@ class Snapshot:
     def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
         # Modules may add states of their own to the tensors
         self.policy = {name: _copy(value) for name, value in algorithm.policy.state_dict().items()}
-        # What is no part of it
+        # What may be no part of it, or may be replaced
         self.buffers = [
             (module, name, buffer, buffer.clone())
             for module in algorithm.policy.modules()
@@ -66,10 +66,12 @@ class Snapshot:
         """
         algorithm._n_updates = self.n_updates
         algorithm.policy.optimizer.load_state_dict(self.optimizer)
-        for module, name, buffer, before in self.buffers:
-            setattr(module, name, buffer.copy_(before))
-        algorithm.policy.load_state_dict(self.policy)
         self.state.put_back()
+        # Not strict, as buffers may have come in the update
+        algorithm.policy.load_state_dict(self.policy, strict=False)
+        for module, name, buffer, before in self.buffers:
+            restore_tensor(buffer, before)
+            setattr(module, name, buffer)
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
         """

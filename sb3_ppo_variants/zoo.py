@@ -199,7 +199,7 @@ def _experiment_manager(base: Any) -> Any:
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
             algorithm = ALL_ALGOS[self.algo]
-            if not issubclass(algorithm, ProximalPolicyOptimization):
+            if not (isinstance(algorithm, type) and issubclass(algorithm, ProximalPolicyOptimization)):
                 return super()._preprocess_hyperparams(hyperparams)
             own_names = {name for cls, names in OWN_SCHEDULES.items() if issubclass(algorithm, cls) for name in names}
             own: dict[str, Any] = {}
@@ -229,7 +229,8 @@ def _experiment_manager(base: Any) -> Any:
                 )
 
         def objective(self, trial: "optuna.Trial") -> float:
-            if issubclass(ALL_ALGOS[self.algo], KLPenaltyPPO):
+            algorithm = ALL_ALGOS[self.algo]
+            if isinstance(algorithm, type) and issubclass(algorithm, KLPenaltyPPO):
                 trial.set_user_attr(CLIPPING, self._hyperparams.get("clip_range") is not None)
             return float(super().objective(trial))
 

@@ -175,8 +175,10 @@ def test_one_sample_per_rollout_without_normalization(cls):
 
 
 def test_truncated_minibatch_is_announced():
-    with pytest.warns(UserWarning, match="truncated to 36 samples"):
+    with pytest.warns(UserWarning, match="truncated to 36 samples") as raised:
         PPOClip("MlpPolicy", "Pendulum-v1", n_steps=100)
+    # Where the user has to change something
+    assert raised[0].filename == __file__
 
 
 class BrokenEnv(SpaceEnv):
@@ -298,10 +300,10 @@ def test_buffers_that_are_not_saved_are_put_back():
 class MadeWhenNeeded(FlattenExtractor):
     """Has a buffer that is there from the first update on."""
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space, persistent):
         super().__init__(observation_space)
         self.layer = th.nn.Linear(3, 3)
-        self.register_buffer("mask", None, persistent=False)
+        self.register_buffer("mask", None, persistent=persistent)
         self.mean = th.zeros(3)
 
     def forward(self, observations):
@@ -312,8 +314,10 @@ class MadeWhenNeeded(FlattenExtractor):
         return features
 
 
-def test_buffers_that_come_and_go():
-    kwargs = {"policy_kwargs": {"features_extractor_class": MadeWhenNeeded}, "n_steps": 64, "n_epochs": 2, "seed": 0}
+@pytest.mark.parametrize("persistent", [False, True])
+def test_buffers_that_come_and_go(persistent):
+    policy_kwargs = {"features_extractor_class": MadeWhenNeeded, "features_extractor_kwargs": {"persistent": persistent}}
+    kwargs = {"policy_kwargs": policy_kwargs, "n_steps": 64, "n_epochs": 2, "seed": 0}
     model = PPOClip("MlpPolicy", "Pendulum-v1", learning_rate=1e30, compile=False, **kwargs)
     for _ in range(2):
         with pytest.raises(NonFiniteUpdateError):
@@ -323,8 +327,24 @@ def test_buffers_that_come_and_go():
         assert th.isfinite(model.policy.features_extractor.mean).all()
 
 
+class Saturates(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.layer = th.nn.Linear(5, 5)
+
+    def forward(self, observations):
+        return th.tanh(self.layer(observations))
+
+
+class Looks(Saturates):
+    """Cannot be called with what is not finite."""
+
+    def forward(self, observations):
+        return super().forward(observations) + th.eye(5)[observations[:, 1].round().long().clamp(max=0) + 1]
+
+
 class OfAUser(ActorCriticPolicy):
-    pass
+    """With a class of its own."""
 
 
 class BrokenAt(SpaceEnv):
@@ -345,10 +365,12 @@ class BrokenAt(SpaceEnv):
 @pytest.mark.parametrize("at", [20, 32])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("action", ACTION_SPACES)
-def test_bad_observations_of_a_custom_policy(action, value, at):
+@pytest.mark.parametrize("extractor", [FlattenExtractor, Saturates, Looks])
+def test_bad_observations_of_a_custom_policy(extractor, action, value, at):
     """In the midst of a rollout and at its end, and although tanh makes a finite number of infinity."""
     env = BrokenAt(ACTION_SPACES[action], value, at)
-    model = PPOClip(OfAUser, env, n_steps=32, batch_size=16, n_epochs=1, seed=0)
+    policy_kwargs = {"features_extractor_class": extractor}
+    model = PPOClip(OfAUser, env, n_steps=32, batch_size=16, n_epochs=1, seed=0, policy_kwargs=policy_kwargs)
     with pytest.raises(NonFiniteEnvironmentError, match=rf"observation that is not finite: observation\[.*1\] = {value}"):
         model.learn(64)
     assert model._n_updates == 0

@@ -18,6 +18,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy, equal, space_env, train
 from torch.utils._pytree import tree_map
@@ -643,6 +644,12 @@ CHANGES_BETWEEN_UPDATES = {
     "method of the policy": lambda policy, _: replace_method(policy, "evaluate_actions", with_doubled_values),
     "method of the distribution": lambda policy, _: replace_method(policy.action_dist, "entropy", doubled),
     "distribution": lambda policy, _: setattr(policy, "action_dist", HalfEntropy(3)),
+    "method of the distribution's class": lambda _, patch: patch.setattr(
+        DiagGaussianDistribution, "entropy", doubled(DiagGaussianDistribution.entropy)
+    ),
+    "method of a module's class": lambda _, patch: patch.setattr(
+        MlpExtractor, "forward_actor", doubled(MlpExtractor.forward_actor)
+    ),
     "method of the policy's class": lambda _, patch: patch.setattr(
         ActorCriticPolicy, "evaluate_actions", with_doubled_values(ActorCriticPolicy.evaluate_actions)
     ),
@@ -781,6 +788,9 @@ def test_parameters_that_torchs_adam_leaves_alone():
     models[1].policy.features_extractor.uses_spare = False
     with pytest.raises(compiled.CompilationError, match=message):
         models[1].learn(52, reset_num_timesteps=False)
+    # A reason that passes
+    models[1].policy.features_extractor.uses_spare = True
+    models[1].learn(52, reset_num_timesteps=False)
 
 
 class AnnealScale(BaseCallback):

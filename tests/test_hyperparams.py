@@ -1,6 +1,7 @@
 """The hyperparameters for the RL Zoo: every entry of every YAML builds its algorithm through the Zoo's own preprocessing."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3 import PPO
 
 from sb3_ppo_variants import PPOFixedKL, zoo
 
@@ -359,6 +361,13 @@ def test_own_algorithms(make_manager: Any, algo: str, tmp_path: Path, monkeypatc
         monkeypatch.setitem(ALGOS, algo, cls)
         with pytest.raises(ValueError, match=f"{algo} has no hyperparameter {unknown}, but .*mine.yml or the command line"):
             build(make_manager(algo, "CartPole-v1", config=str(config), hyperparams={"wieght": 2.0}))
+
+
+def test_algorithms_that_are_no_classes(make_manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.utils import ALGOS
+
+    monkeypatch.setitem(ALGOS, "ppo", functools.partial(PPO, target_kl=0.02))
+    assert build(make_manager("ppo", "CartPole-v1")).target_kl == 0.02
 
 
 def test_hint_on_numbers_in_yaml(make_manager: Any) -> None:

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from test_parity import space_env
 
-from sb3_ppo_variants.module_state import LARGEST, LONGEST, State, fingerprint
+from sb3_ppo_variants.module_state import LARGEST, LONGEST, MOST_BYTES, MOST_VALUES, State, fingerprint
 
 
 class Holder(th.nn.Module):
@@ -52,6 +52,8 @@ CHANGES = {
     "number": (lambda: 1, lambda module: setattr(module, "value", 2)),
     "array": (lambda: np.zeros(3), lambda module: module.value.__setitem__(1, 2.0)),
     "tensor": (lambda: th.zeros(3), lambda module: module.value.add_(1)),
+    "data of a tensor": (lambda: th.zeros(3), lambda module: module.value.data.add_(1)),
+    "shape of a tensor": (lambda: th.zeros(3), lambda module: module.value.resize_(5).zero_()),
     "other tensor": (lambda: th.zeros(3), lambda module: setattr(module, "value", module.value + 1)),
     "list": (lambda: [1, 2], lambda module: module.value.append(3)),
     "deque": (lambda: deque([1, 2], maxlen=2), lambda module: module.value.append(3)),
@@ -113,6 +115,49 @@ def test_what_is_not_to_be_touched(tmp_path):
     assert logging.getLogger("a logger of its own") is new
 
 
+def test_equal_values_are_no_change():
+    module = Holder((0.5, th.Size([2]), th.device("cpu")))
+    module.nan, module.infinite = th.tensor([float("nan")]), np.array([np.inf])
+    state = State(module)
+    module.value = (0.25 + 0.25, th.zeros(2).shape, th.zeros(1).device)
+    module.nan.mul_(2)
+    assert state.put_back() is None
+
+
+def test_attributes_that_come_and_go():
+    module = Holder(1)
+    state = State(module)
+    module.new = 2
+    del module.value
+    assert state.put_back() in ("new", "value")
+    assert module.value == 1
+    assert not hasattr(module, "new")
+
+
+def test_large_things_are_left_alone():
+    large, many = np.zeros(LARGEST // 8 + 1), [[0.0] * LONGEST for _ in range(MOST_VALUES // LONGEST + 2)]
+    arrays = [np.zeros(LARGEST // 8) for _ in range(MOST_BYTES // LARGEST + 1)]
+    with th.inference_mode():
+        inference = th.zeros(2)
+    for value, change in (
+        (large, lambda: large.fill(1)),
+        ([0.0] * (LONGEST + 1), lambda: None),
+        (many, lambda: many[-1].append(1.0)),
+        (arrays, lambda: arrays[-1].fill(1)),
+        (inference, lambda: None),
+    ):
+        policy = with_extractor(value)
+        state = State(th.nn.ModuleList([Holder(value)]))
+        change()
+        assert state.put_back() is None
+        assert fingerprint(policy) == fingerprint(policy)
+    # The others are not
+    state = State(Holder(arrays))
+    arrays[0].fill(2)
+    assert state.put_back() is not None
+    assert arrays[0][0] == 0
+
+
 def test_parts_that_are_registered_meanwhile():
     module = Holder(None)
     state = State(module)
@@ -127,6 +172,11 @@ class Options:
     scale: float = 1.0
 
 
+@dataclasses.dataclass(slots=True)
+class Slots:
+    scale: float = 1.0
+
+
 def with_extractor(value):
     policy = PPO("MlpPolicy", space_env("box", "box")()).policy
     policy.features_extractor.value = value
@@ -137,6 +187,7 @@ NOTICED = {
     "dataclass": (Options(), lambda value: setattr(value, "scale", 2.0)),
     "namespace": (SimpleNamespace(scale=1.0), lambda value: setattr(value, "scale", 2.0)),
     "partial": (functools.partial(th.clamp, min=[0.0]), lambda value: value.keywords["min"].__setitem__(0, 1.0)),
+    "slots": (Slots(), lambda value: setattr(value, "scale", 2.0)),
     "set": ({1}, lambda value: value.add(2)),
     "statistics": (RunningMeanStd(), lambda value: value.update(np.ones(3))),
 }

@@ -182,6 +182,8 @@ def test_beta_of_a_loaded_model(tmp_path):
     assert PPOKLPen.load(tmp_path / "model").kl_coef == 0.5
     PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=lambda _: 2.0, **KWARGS).save(tmp_path / "model")
     assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0).kl_coef == 8.0
+    PPO("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0, kl_coef_bounds=(4, 16)).kl_coef == 8.0
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -386,6 +386,65 @@ def test_distribution_of_another_family_than_its_class(distribution):
     assert "train/kl" not in updates(rows)[-1]
     with pytest.raises(NotImplementedError, match=f"No closed form .* {distribution.__name__}"):
         train(PPOKLPen, Policy, space_env("box", "box"))
+
+
+class AsOne(DiagGaussianDistribution):
+    """The same Gaussian, as one event."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        gaussian = th.distributions.Normal(mean_actions, log_std.exp().expand_as(mean_actions))
+        self.distribution = th.distributions.Independent(gaussian, 1)
+        return self
+
+    def log_prob(self, actions):
+        return self.distribution.log_prob(actions)
+
+    def entropy(self):
+        return self.distribution.entropy()
+
+
+def test_distribution_of_torch_in_another_form():
+    class Policy(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            super()._build(lr_schedule)
+            self.action_dist = AsOne(3)
+
+    kl = [updates(train(PPOKLPen, policy, space_env("box", "box"))[1])[-1]["train/kl"] for policy in (Policy, "MlpPolicy")]
+    assert kl[0] == pytest.approx(kl[1], rel=1e-3)
+
+
+class Joint(MultiCategoricalDistribution):
+    """One distribution over all combinations."""
+
+    def proba_distribution_net(self, latent_dim):
+        return th.nn.Linear(latent_dim, 24)
+
+    def proba_distribution(self, action_logits):
+        self.distribution = th.distributions.Categorical(logits=action_logits)
+        return self
+
+    def log_prob(self, actions):
+        first, second, third = actions.long().unbind(dim=1)
+        return self.distribution.log_prob(first * 12 + second * 4 + third)
+
+    def entropy(self):
+        return self.distribution.entropy()
+
+    def sample(self):
+        index = self.distribution.sample()
+        return th.stack([index // 12, index // 4 % 3, index % 4], dim=1)
+
+
+def test_joint_distribution_of_several_actions():
+    class Policy(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            self.action_dist = Joint([2, 3, 4])
+            super()._build(lr_schedule)
+
+    model, rows = train(PPOClip, Policy, space_env("box", "multidiscrete"), compile=False)
+    expected, _ = train(PPO, Policy, space_env("box", "multidiscrete"))
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    assert "train/kl" not in updates(rows)[-1]
 
 
 class Locked(FlattenExtractor):
