@@ -5,6 +5,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -423,13 +424,13 @@ def other_libraries(scores: Scores) -> str:
     return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
 
 
-def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
+def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
     """
     Table 1 with more seeds, for the settings that have them.
 
     :param everything: the scores
     :param runs: the runs with other seeds
-    :return: the seeds and Markdown, by name; empty if there are no such runs
+    :return: the seeds, Markdown, and whether there are differences, by name; empty if there are no such runs
     """
     if not runs:
         return {}
@@ -442,7 +443,7 @@ def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
         [label_of(setting), f"{paper[setting]:.2f}", *(mean_in_words(part.normalized(setting)) for part in parts), ""]
         for setting in scores.settings()
     ]
-    rows += [
+    differences = [
         [
             f"{label_of(one)}, minus {label_of(other)}",
             f"{paper[one] - paper[other]:+.2f}",
@@ -456,7 +457,8 @@ def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
     return {
         "seeds": seeds[-1],
         "table_1": table_1(scores),
-        "parts": table(["", "paper", *(f"seeds {some}" for some in seeds), "p"], rows),
+        "parts": table(["", "paper", *(f"seeds {some}" for some in seeds), "p"], rows + differences),
+        "has_pairs": bool(differences),
         "summaries": other_summaries(scores),
         "by_task": table(["", *short(scores.tasks)], by_task),
     }
