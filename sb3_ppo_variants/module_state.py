@@ -132,8 +132,10 @@ class Contents:
             self._remember(part, depth - 1)
 
     def _affords(self, value: np.ndarray | th.Tensor) -> bool:
+        if value.nbytes > LARGEST:
+            return False
         self._n_bytes += value.nbytes
-        return value.nbytes <= LARGEST and self._n_bytes <= MOST_BYTES
+        return self._n_bytes <= MOST_BYTES
 
 
 def _restoring_container(value: Any) -> Callable[[], bool]:
