@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
+from sb3_ppo_variants.module_state import MODULE_METHODS
 from sb3_ppo_variants.rollout import evaluation_mode
 
 # The parts of SB3's policies
@@ -44,8 +45,6 @@ SB3_MODULES = (
     nn.ModuleDict,
     nn.Sequential,
 )
-# What their modules are called by
-METHODS = {"forward", "forward_actor", "forward_critic"}
 SB3_DISTRIBUTIONS = (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -153,7 +152,7 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
         and len({parameter.dtype for parameter in policy.parameters()}) == 1
         # Neither hooks nor methods set on an instance
         and not has_hooks(policy)
-        and not any(METHODS & vars(module).keys() for module in policy.modules())
+        and not any(vars(module).keys() & {*MODULE_METHODS} for module in policy.modules())
         and not any(map(checks.has_replaced_methods, SB3_MODULES))
         # Nothing put in place of a part, or beside it
         and policy.features_extractor is policy.pi_features_extractor
