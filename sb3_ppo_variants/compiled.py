@@ -359,9 +359,9 @@ class CompiledUpdate:
 
     def _check(self, arguments: list[Any], structure: Any) -> None:
         """
-        Check what compiled code takes for granted of a custom policy: that its evaluation changes nothing but buffers, and that
-        the loss depends on all parameters. Torch's Adam leaves the others alone, while compiled code goes on with their moments
-        and the decay of weights.
+        Check what compiled code takes for granted of a custom policy: that its evaluation changes nothing but buffers, and
+        that the loss depends on all parameters. Torch's Adam leaves the others alone, while compiled code goes on with their
+        moments and the decay of weights.
         """
         if is_of_sb3(self.policy):
             return
