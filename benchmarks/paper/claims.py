@@ -25,9 +25,11 @@ CHEETAH = "HalfCheetah-v4"
 MARGIN = 0.08
 
 SAME = "as in the paper"
-OPPOSITE = "**not** as in the paper"
 OPEN = "inconclusive"
 MIXED = "in some runs"
+UNSEEN = "not seen here"
+OPPOSITE = "**not** as in the paper"
+VERDICTS = (SAME, OPEN, MIXED, UNSEEN, OPPOSITE)
 
 
 class Claim(NamedTuple):
@@ -36,7 +38,7 @@ class Claim(NamedTuple):
 
     :param paper: what it says
     :param here: what is found
-    :param verdict: ``SAME``, ``OPPOSITE``, ``OPEN`` or ``MIXED``
+    :param verdict: one of ``VERDICTS``
     """
 
     paper: str
@@ -93,6 +95,8 @@ def highest(scores: Scores) -> Claim:
     :return: the claim
     """
     others = [setting for setting in scores.settings() if setting in paper_scores() and setting != "clip_0.2"]
+    # Ranks are of the same seeds
+    scores = scores.with_common_seeds(["clip_0.2", *others])
     differences = np.array([statistics.difference(*scores.of_common_seeds("clip_0.2", setting)) for setting in others])
     differ = adjusted(scores, "clip_0.2", others) < LEVEL
     here = f"rank {1 + (differences < 0).sum()} of {len(others) + 1}."
@@ -134,13 +138,27 @@ def penalties_are_worse(scores: Scores) -> Claim:
     p = statistics.holm(p_values(list(samples.values())))
     differences = np.array([statistics.difference(*pair) for pair in samples.values()])
     found = [
-        f"{name} by {mean_in_words(*pair)}, adjusted p {format_p(of_pair)}"
+        f"{name} by {mean_in_words(*pair)}, adjusted p {format_p(of_pair)}, and {without_a_task(scores.tasks, *pair)}"
         for (name, pair), of_pair in zip(samples.items(), p, strict=True)
     ]
     is_worse, is_better = (p < LEVEL) & (differences > 0), (p < LEVEL) & (differences < 0)
     verdict = OPPOSITE if is_better.any() else SAME if is_worse.all() else OPEN
     here = f"on average over the settings of a kind, clipping leads {'; '.join(found)}"
     return Claim("The KL penalty performs worse than clipping (section 4)", here, verdict)
+
+
+def without_a_task(tasks: Sequence[str], one: np.ndarray, other: np.ndarray) -> str:
+    """
+    By how much one setting is ahead of another without the task that contributes most to its lead.
+
+    :param tasks: ids of the tasks
+    :param one: scores of shape ``(n_tasks, n_seeds)``
+    :param other: those of the other
+    :return: the words
+    """
+    largest = int((one.mean(axis=1) - other.mean(axis=1)).argmax())
+    words = mean_in_words(*(np.delete(runs, largest, axis=0) for runs in (one, other)))
+    return f"{words} without {tasks[largest].removesuffix('-v4')}"
 
 
 def compared_pairs(scores: Scores) -> list[tuple[str, str, list[np.ndarray], float]]:
@@ -184,7 +202,8 @@ def negative(scores: Scores) -> Claim:
     own = scores.normalized("none")
     mean, half_width = statistics.mean(own), statistics.half_width(own)
     verdict = SAME if mean + half_width < 0 else OPPOSITE if mean - half_width > 0 else OPEN
-    return Claim(f"No clipping or penalty has a negative score, {paper_scores()['none']:.2f}", mean_in_words(own), verdict)
+    here = f"{mean_in_words(own)} with {own.shape[1]} seeds"
+    return Claim(f"No clipping or penalty has a negative score, {paper_scores()['none']:.2f}", here, verdict)
 
 
 def of_all(n: int, count: int) -> str:
@@ -195,12 +214,23 @@ def of_all(n: int, count: int) -> str:
     :param count: how many there are
     :return: the verdict
     """
-    return SAME if n == count else OPPOSITE if n == 0 else MIXED
+    return SAME if n == count else UNSEEN if n == 0 else MIXED
+
+
+def if_none(n: int, count: int) -> str:
+    """
+    What it means if none of some runs shows what the paper says.
+
+    :param n: how many do
+    :param count: how many there are
+    :return: the words; empty if some do
+    """
+    return "" if n else f". That leaves it a probability of up to {statistics.largest_probability(count):.0%}"
 
 
 def because_of_cheetah(scores: Scores) -> Claim:
     """
-    Whether that is because of HalfCheetah.
+    Whether the score of "no clipping or penalty" is that low because of HalfCheetah.
 
     :param scores: the scores
     :return: the claim
@@ -211,8 +241,8 @@ def because_of_cheetah(scores: Scores) -> Claim:
     lowest = int(means.argmin())
     here = f"the lowest task is HalfCheetah with {n_lowest} of {n_seeds} seeds; on average it is {scores.tasks[lowest]}, with "
     here += f"{format_score(means[lowest])}. HalfCheetah has {format_score(means[cheetah])}, and all tasks but the lowest "
-    here += f"have {format_score(np.delete(means, lowest).mean())} on average"
-    return Claim("That is because of HalfCheetah", here, of_all(n_lowest, n_seeds))
+    here += f"have {format_score(np.delete(means, lowest).mean())} on average{if_none(n_lowest, n_seeds)}"
+    return Claim("No clipping or penalty is negative because of HalfCheetah", here, of_all(n_lowest, n_seeds))
 
 
 def collapse(scores: Scores) -> float:
@@ -250,8 +280,9 @@ def very_negative(scores: Scores) -> Claim:
     here = (
         f"scores if that policy is 0: {', '.join(map(format_score, own))}; below 0 in {(own < 0).sum()} of {len(own)} runs, "
     )
-    here += f"below {format_score(limit)}, which the paper's mean takes if no other task is negative, in {n_collapsed}"
-    said = "On HalfCheetah it has a very negative score, worse than the policy before training"
+    here += f"below {format_score(limit)}, which the paper's mean takes if the other tasks have 0, in {n_collapsed}"
+    here += if_none(n_collapsed, len(own))
+    said = "No clipping or penalty has a very negative score on HalfCheetah, worse than the policy before training"
     return Claim(said, here, of_all(n_collapsed, len(own)))
 
 

@@ -94,10 +94,10 @@ class Variant:
 VARIANTS = {
     # As in the authors' code: the main study
     "paper": Variant("as in ppo1"),
-    # With conventions of Stable-Baselines3: three together, and each alone
+    # Actions clipped, advantages standardised in each minibatch, gradient clipped, value function's loss halved: together, and
+    # each alone
     "sb3": Variant(
-        "SB3's: actions clipped to their bounds, advantages standardised in each minibatch, gradient clipped at 0.5, "
-        "value function's loss halved",
+        "four of SB3's conventions",
         bounded_actions=True,
         kwargs={"normalize_advantage": True, "max_grad_norm": 0.5, "vf_coef": 0.5},
     ),
@@ -113,7 +113,7 @@ VARIANTS = {
     "raw_observations": Variant("observations not normalised", raw_observations=True),
     "raw_advantages": Variant("advantages not standardised", kwargs={"normalize_advantage": False}),
     "raw": Variant(
-        "observations not normalised, advantages not standardised",
+        "neither observations nor advantages normalised",
         raw_observations=True,
         kwargs={"normalize_advantage": False},
     ),

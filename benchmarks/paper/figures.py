@@ -28,15 +28,10 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 LINES = ("-", "--", ":", "-.")
+COLORS = ("C0", "C1", "C2", "C3")
 MARKERS = "osd^vxP"
-# Kinds of settings, in colours and markers that can be told apart in black and white
-FAMILIES = {
-    "clip": ("C0", "o"),
-    "adaptive_kl": ("C1", "s"),
-    "fixed_kl": ("C2", "^"),
-    "none": ("black", "x"),
-    "policy_gradient": ("C3", "d"),
-}
+# Kinds of settings
+FAMILIES = ("clip", "adaptive_kl", "fixed_kl", "none", "policy_gradient")
 EPSILON = 0.2
 
 
@@ -62,15 +57,15 @@ def rows_of_kinds(settings: Sequence[str]) -> list[list[str]]:
 
 def style(setting: str) -> dict[str, Any]:
     """
-    How the line of a setting is drawn: colour and marker tell the kind, the line the number.
+    How the line of a setting is drawn among those of its kind: they can be told apart in black and white, too.
 
     :param setting: its name
     :return: arguments of matplotlib's plot
     """
-    color, marker = FAMILIES[family(setting)]
-    line = LINES[[name for name in SETTINGS if name.startswith(family(setting))].index(setting)]
-    label = SETTINGS[setting].label
-    return {"color": color, "marker": marker, "markersize": 4, "markevery": 0.2, "linestyle": line, "label": label}
+    number = [name for name in SETTINGS if name.startswith(family(setting))].index(setting)
+    look = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
+    # At different places
+    return {**look, "markersize": 4, "markevery": (0.05 * number, 0.2), "label": SETTINGS[setting].label}
 
 
 def draw(results: Results, directory: Path, constants: Path, runs: Sequence[Run] = STAGES["table1"]) -> None:
@@ -227,7 +222,9 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
                 axes.set_yscale("symlog", linthresh=best - random, linscale=2)
                 first, last = (math.ceil(math.log10(number)) for number in (best - random, -lowest))
                 decades = range(first, last + 1, max((last - first) // 2, 1))
-                ticks = {round(best): f"{best:.0f}", 0: "0"} | {-(10**decade): f"$-10^{decade}$" for decade in decades}
+                # The best of Reacher is too near to 0
+                ticks = {round(best): f"{best:.0f}"} | ({} if abs(best) < 0.2 * (best - random) else {0: "0"})
+                ticks |= {-(10**decade): f"$-10^{decade}$" for decade in decades}
                 axes.set_yticks(list(ticks), list(ticks.values()))
                 axes.yaxis.set_minor_locator(NullLocator())
         panels[0, column].set_title(env.removesuffix("-v4"), fontsize=10)
@@ -279,6 +276,8 @@ def performance_profile(scores: Scores) -> Any:
             axes.plot(thresholds, profile(normalized), **style(setting))
             low, high = statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000)
             axes.fill_between(thresholds, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
+        if all(scores.normalized(setting).min() > 0 for setting in row):
+            axes.set_xlim(left=0)
         axes.set_xlabel("normalised score")
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0, 0].set_ylabel("fraction of runs above it")

@@ -10,7 +10,7 @@ from benchmarks.paper.claims import LEVEL, MARGIN
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
-from benchmarks.paper.summary import details_summary, more_seeds_summary, summary
+from benchmarks.paper.summary import details_summary, more_seeds_summary, summary, verdicts
 from benchmarks.paper.training import LAST_EPISODES
 
 REPORT = Path(__file__).parents[2] / "docs" / "paper.md"
@@ -62,9 +62,11 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         window=WINDOW,
         table_1=tables.table_1(scores),
         constants=tables.constants_table(scores),
+        early=tables.EARLY,
         diverged=[
             f"{run_in_words(run)}, after {row['steps']} timesteps" for run, row in everything.rows.items() if row["diverged"]
         ],
+        verdicts=verdicts(everything),
         claims=tables.claims_table(everything),
         margin=MARGIN,
         summary=summary(scores),
@@ -76,7 +78,7 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         by_task=tables.by_task(scores),
         **tables.adaptation(results, scores),
         sensitivity=tables.sensitivity(scores),
-        other_libraries=tables.other_libraries(scores),
+        other_libraries=tables.other_libraries(everything),
         **tables.details(everything, complete("details")),
         more_seeds=tables.more_seeds(everything, complete("seeds")),
         n_trained=len(trained),

@@ -115,9 +115,30 @@ class Scores:
         :param settings: their names
         :return: for each, an array of shape ``(n_tasks, n_seeds)``
         """
-        seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in settings]
-        scores = self.only([run for run in self.rows if run.seed in set.intersection(*seeds)])
+        scores = self.with_common_seeds(settings)
         return [scores.normalized(setting) for setting in settings]
+
+    def with_common_seeds(self, settings: Sequence[str]) -> "Scores":
+        """
+        The scores of the seeds that some settings have in common.
+
+        :param settings: their names
+        :return: those
+        """
+        seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in settings]
+        return self.only([run for run in self.rows if run.seed in set.intersection(*seeds)])
+
+    def diverged(self, setting: str, env: str, variant: str = "paper") -> np.ndarray:
+        """
+        Which runs of a setting in a task ended early.
+
+        :param setting: name of the setting
+        :param env: id of the task
+        :param variant: name of the variant
+        :return: shape ``(n_seeds,)``
+        """
+        key = (variant, setting, env)
+        return np.array([row["diverged"] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
 
     def constant(self, name: str) -> np.ndarray:
         """

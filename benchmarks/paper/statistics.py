@@ -96,13 +96,25 @@ def bootstrap(
     :param n_resamples: number of resamples
     :return: lower and upper ends, of the shape of the statistic
     """
+    low, high = np.quantile(statistic(*resample(samples, rng, n_resamples)), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def resample(samples: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> list[np.ndarray]:
+    """
+    The resamples of ``bootstrap``.
+
+    :param samples: arrays of shape ``(n_tasks, n_runs)``
+    :param rng: random generator
+    :param n_resamples: number of resamples
+    :return: for each sample, an array of shape ``(n_resamples, n_tasks, n_runs - 1)``
+    """
     resamples = []
     for scores in samples:
         n_tasks, n_runs = scores.shape
         index = rng.integers(n_runs, size=(n_resamples, n_tasks, max(n_runs - 1, 1)))
         resamples.append(np.take_along_axis(scores[None], index, axis=2))
-    low, high = np.quantile(statistic(*resamples), [0.025, 0.975], axis=0)
-    return low, high
+    return resamples
 
 
 def difference(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -180,6 +192,16 @@ def permutation_test(scores: np.ndarray, others: np.ndarray, rng: np.random.Gene
     statistics = statistic(permuted[..., : scores.shape[1]], permuted[..., scores.shape[1] :])
     # The same runs may be added up in another order
     return float((1 + (statistics >= statistic(scores, others) * (1 - 1e-9)).sum()) / (1 + n_permutations))
+
+
+def largest_probability(n_runs: int) -> float:
+    """
+    What may be the probability of something that has been seen in none of some runs.
+
+    :param n_runs: number of runs
+    :return: the upper end of the one-sided 95% interval (Clopper and Pearson 1934)
+    """
+    return float(1 - 0.05 ** (1 / n_runs))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

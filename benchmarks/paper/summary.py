@@ -10,19 +10,34 @@ from benchmarks.paper.claims import (
     CHEETAH,
     KINDS,
     LEVEL,
+    VERDICTS,
     adjusted,
     cheetah_scores,
+    claims,
     clipping_and_penalties,
     collapse,
     compared_pairs,
+    without_a_task,
 )
 from benchmarks.paper.experiments import SETTINGS, VARIANTS, Run
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
 from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
-from benchmarks.paper.words import SEED, format_p, format_score, mean_in_words, pairs_in_words
+from benchmarks.paper.words import SEED, format_p, format_score, interval_in_words, mean_in_words, pairs_in_words
 
 # Variants in which several details differ
-SEVERAL_DETAILS = {"sb3": "SB3's conventions", "raw": "neither observations nor advantages normalised"}
+SEVERAL_DETAILS = ("sb3", "raw")
+
+
+def verdicts(everything: Scores) -> dict[str, list[str]]:
+    """
+    What the paper says, by what is found of it.
+
+    :param everything: the scores
+    :return: claims of the paper by verdict
+    """
+    found = claims(everything)
+    by_verdict = {verdict: [claim.paper for claim in found if claim.verdict == verdict] for verdict in VERDICTS}
+    return {verdict: said for verdict, said in by_verdict.items() if said}
 
 
 def summary(scores: Scores) -> dict[str, Any]:
@@ -59,6 +74,7 @@ def summary(scores: Scores) -> dict[str, Any]:
             "n_distant": " or ".join(map(str, sorted({n_distant(reading, limited) for reading in by_best_setting}))),
         },
         "correlation": correlation(here, paper, limited),
+        **uncertainty_of_order({setting: samples[setting] for setting in limited}, "clip_0.2"),
         "correlation_of_all": correlation(here, paper, list(paper)),
         "correlation_of_seeds": range_of(
             [rank_correlation({name: samples[name][:, seed] for name in limited}) for seed in range(n_seeds)]
@@ -79,7 +95,10 @@ def summary(scores: Scores) -> dict[str, Any]:
             f"{format_score(statistics.detectable_difference([samples[setting] for setting in limited], n))} with {n}"
             for n in (n_seeds, 10)
         ),
-        "kinds": " and ".join(f"{name} by {mean_in_words(*pair)}" for name, pair in clipping_and_penalties(scores).items()),
+        "kinds": ", and ".join(
+            f"{name} by {mean_in_words(*pair)}, or {without_a_task(scores.tasks, *pair)}"
+            for name, pair in clipping_and_penalties(scores).items()
+        ),
         "none": no_clipping(scores),
     }
 
@@ -145,6 +164,28 @@ def correlation(ours: dict[str, float], papers: dict[str, float], settings: list
     return f"{statistics.rank_correlation(x, y):.2f} (p {p if p.startswith('<') else f'= {p}'})"
 
 
+def uncertainty_of_order(samples: Mapping[str, np.ndarray], setting: str) -> dict[str, str]:
+    """
+    How much the order of some settings depends on the seeds, by the bootstrap.
+
+    :param samples: scores by setting
+    :param setting: one of them
+    :return: the interval of the rank correlation with the paper's column, and how often that setting has the highest mean
+    """
+    papers = np.array([paper_scores()[name] for name in samples])
+
+    def of_papers(*resampled: np.ndarray) -> np.ndarray:
+        return statistics.rank_correlation(np.stack([statistics.mean(runs) for runs in resampled], axis=-1), papers)
+
+    low, high = statistics.bootstrap(of_papers, list(samples.values()), np.random.default_rng(SEED), n_resamples=2000)
+    resampled = statistics.resample(list(samples.values()), np.random.default_rng(SEED), n_resamples=2000)
+    highest = np.argmax([statistics.mean(runs) for runs in resampled], axis=0) == list(samples).index(setting)
+    return {
+        "interval_of_correlation": f"{format_score(float(low))} to {format_score(float(high))}",
+        "chance_of_highest": f"{highest.mean():.0%}",
+    }
+
+
 def places(scores: Scores, setting: str, settings: list[str]) -> str:
     """
     The place of a setting in Table 1 under each reading of the normalisation.
@@ -185,6 +226,10 @@ def no_clipping(scores: Scores) -> dict[str, Any]:
     return {
         "pairs": pairs_in_words(scores.normalized("clip_0.2"), own),
         "means": [f"{mean_in_words(runs)} if 0 is {RANDOM_CHOICES[random]}" for random, runs in readings.items()],
+        "distances": [
+            interval_in_words(float(statistics.mean(runs)) - paper_scores()["none"], half_width_to_paper(runs), sign="+")
+            for runs in readings.values()
+        ],
         "paper": f"{paper_scores()['none']:.2f}",
         "lowest": scores.tasks[lowest].removesuffix("-v4"),
         "lowest_score": format_score(own[lowest].mean()),
@@ -237,30 +282,27 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "several": [
             {
-                "details": details,
+                "details": VARIANTS[variant].label,
                 "setting": label_of(setting),
                 "score": mean_in_words(scores.normalized(setting, variant)),
                 "difference": mean_in_words(scores.normalized(setting, variant), scores.normalized(setting)),
             }
-            for variant, details in SEVERAL_DETAILS.items()
+            for variant in SEVERAL_DETAILS
             for setting in SETTINGS
             if any((run.variant, run.setting) == (variant, setting) for run in runs)
         ],
         "n_runs": sum(own.size for own in of_cheetah.values()),
-        "n_collapsed": sum(int((own < collapse(scores)).sum()) for own in of_cheetah.values()),
-        "collapsed": [
+        "n_below_start": sum(below.values()),
+        "negative": [
             {
                 "label": VARIANTS[variant].label,
                 "returns": returns_by_seed(scores, "none", CHEETAH, variant),
                 "mean": format_score(own.mean() / len(scores.tasks)),
             }
             for variant, own in of_cheetah.items()
-            if (own < collapse(scores)).any()
+            if own.mean() < 0
         ],
-        "n_below_start": sum(below.values()),
-        "all_below_start": [
-            {"label": VARIANTS[variant].label, "returns": returns_by_seed(scores, "none", CHEETAH, variant)}
-            for variant, n in below.items()
-            if n == of_cheetah[variant].size
-        ],
+        # The mean that HalfCheetah alone must have
+        "paper": f"{paper_scores()['none']:.2f}",
+        "n_alike": sum(0.5 <= own.mean() / collapse(scores) <= 2 for own in of_cheetah.values()),
     }

@@ -27,6 +27,8 @@ from sb3_ppo_variants import PPOKLPen
 
 # The paper's runs of a setting in a task
 PAPER_SEEDS = 3
+# Marks runs that ended early
+EARLY = "†"
 KL_COEF_BOUNDS = inspect.signature(PPOKLPen).parameters["kl_coef_bounds"].default
 
 
@@ -205,7 +207,8 @@ def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pape
     :param variant: name of the variant
     :return: the words
     """
-    return ", ".join(format_return(score) for score in scores.returns_in(env, setting, variant))
+    returns, diverged = scores.returns_in(env, setting, variant), scores.diverged(setting, env, variant)
+    return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in zip(returns, diverged, strict=True))
 
 
 def comparisons(scores: Scores, to: str) -> str:
@@ -321,7 +324,11 @@ def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[
     :param variant: name of the variant
     :return: cells of a table
     """
-    return [f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}" for runs in scores.returns(setting, variant)]
+    return [
+        f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}"
+        f"{EARLY if scores.diverged(setting, env, variant).any() else ''}"
+        for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True)
+    ]
 
 
 def by_task(scores: Scores) -> str:
@@ -354,7 +361,7 @@ def adaptation(results: Results, scores: Scores) -> dict[str, str]:
     :param scores: the scores
     :return: Markdown, and the shares of the updates outside the band; empty if there are no such settings
     """
-    rows, outside = [], []
+    rows, outside, far = [], [], []
     for setting in scores.settings():
         if not setting.startswith("adaptive"):
             continue
@@ -364,19 +371,24 @@ def adaptation(results: Results, scores: Scores) -> dict[str, str]:
         low, high = KL_COEF_BOUNDS
         is_below, is_above = kl < 1 / 1.5, kl > 1.5
         outside.append(np.mean(is_below | is_above))
+        far.append(np.mean((kl < 1 / 4) | (kl > 4)))
         rows.append(
             [
                 label_of(setting),
                 *(f"{np.mean(part):.0%}" for part in (is_below, ~is_below & ~is_above, is_above)),
-                *(f"{number:.3g}" for number in (np.median(kl), np.quantile(kl, 0.95), kl.max())),
+                f"{far[-1]:.0%}",
+                *(f"{number:.3g}" for number in (np.median(kl), kl.mean(), np.quantile(kl, 0.95), kl.max())),
                 f"{beta.min():.2g} to {beta.max():.2g}",
                 f"{((beta <= low) | (beta >= high)).sum()} of {len(beta)}",
             ]
         )
-    header = ["", "below the band", "in it", "above it", "KL / d_targ: median", "95% quantile", "largest", "beta"]
+    header = ["", "below the band", "in it", "above it", "off by a factor of 4", "KL / d_targ: median", "mean", "95% quantile"]
     return {
-        "adaptation": table([*header, "updates with beta at a bound"], rows) if rows else "",
-        "outside": f"{min(outside):.0%} to {max(outside):.0%}" if outside else "",
+        "adaptation": table([*header, "largest", "beta", "updates with beta at a bound"], rows) if rows else "",
+        **{
+            name: f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
+            for name, shares in (("outside", outside), ("far", far))
+        },
     }
 
 
@@ -402,25 +414,28 @@ def sensitivity(scores: Scores) -> str:
 
 def other_libraries(scores: Scores) -> str:
     """
-    What others report for clipping at 0.2, beside ours.
+    What the paper's Figure 3 and others report for clipping at 0.2, beside ours.
 
-    :param scores: the scores
+    :param scores: the scores, of all seeds
     :return: Markdown, empty if the setting has not been run
     """
     if "clip_0.2" not in scores.settings():
         return ""
     with (DATA / "other_libraries.csv").open(newline="") as file:
         others = list(csv.DictReader(file))
-    returns = scores.returns("clip_0.2")
-    rows = [[f"**here** (-v4, {returns.shape[1]} seeds)", *(format_return(mean) for mean in returns.mean(axis=1))]]
+    returns = scores.returns("clip_0.2").mean(axis=1)
+    n_seeds = len(scores.returns_in(scores.tasks[0], "clip_0.2"))
+    rows = [[f"**here** (-v4, {n_seeds} seeds)", *map(format_return, returns)]]
     for other in others:
         numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
         rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
-    others_of_task = [[float(other[env]) for other in others if other[env]] for env in scores.tasks]
-    means = dict(zip(short(scores.tasks), zip(others_of_task, returns.mean(axis=1), strict=True), strict=True))
-    outside = [task for task, (numbers, mean) in means.items() if not min(numbers) <= mean <= max(numbers)]
-    found = f"In {len(means) - len(outside)} of {len(means)} tasks, the mean here is within the range of the others"
-    found += f"; in {', '.join(outside)} it is not." if outside else "."
+    outside = []
+    for env, mean in zip(scores.tasks, returns, strict=True):
+        reported = [float(other[env]) for other in others if other[env]]
+        if not min(reported) <= mean <= max(reported):
+            outside.append(f"{short([env])[0]} ({'below' if mean < min(reported) else 'above'} all of them)")
+    found = f"In {len(returns) - len(outside)} of {len(returns)} tasks, the mean here is within the range of the others"
+    found += f"; not in {', '.join(outside)}." if outside else "."
     return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
 
 

@@ -41,9 +41,9 @@ def format_p(p: float) -> str:
     A p-value in words.
 
     :param p: the p-value
-    :return: with three decimals
+    :return: with three decimals, or with two if it is large: those are drawn at random, and no more digits are certain
     """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def mean_in_words(scores: np.ndarray, others: np.ndarray | None = None) -> str:
@@ -92,4 +92,4 @@ def pairs_in_words(scores: np.ndarray, others: np.ndarray) -> str:
     :return: the words; ties count half
     """
     n_pairs = scores.size * others.shape[1]
-    return f"{n_pairs * float(statistics.probability_of_improvement(scores, others)):.3g} of {n_pairs}"
+    return f"{n_pairs * float(statistics.probability_of_improvement(scores, others)):g} of {n_pairs}"
