@@ -530,8 +530,8 @@ def save_made_up(directory, stages, score):
 @pytest.fixture
 def made_up(tmp_path):
     """The whole study but for more seeds and one of the details."""
-    results, constants = save_made_up(tmp_path, ["table1", "details_sb3", "details_each"], made_up_score)
-    (results.curves / f"{STAGES['details_each'][-1].name}.npz").unlink()
+    results, constants = save_made_up(tmp_path, ["table1", "details_sb3", "details_normalized_rewards"], made_up_score)
+    (results.curves / f"{STAGES['details_normalized_rewards'][-1].name}.npz").unlink()
     return results, constants
 
 
@@ -656,7 +656,7 @@ def test_report_says_what_the_results_show(made_up):
     assert (
         "\n- Inconclusive: Clipping, epsilon = 0.2 has a higher score than Adaptive KL, d_targ = 0.01, by 0.08.\n" in verdicts
     )
-    assert "\n- details_each: 83 of 84 runs\n- seeds_clip_0.2: 0 of 49 runs\n" in text
+    assert "\n- seeds_none: 0 of 49 runs\n- details_normalized_rewards: 41 of 42 runs\n" in text
     assert "git checkout abc && python -m benchmarks.paper run --variants paper --settings none --envs HalfCheetah-v4" in text
 
 

@@ -170,16 +170,18 @@ STAGES: dict[str, list[Run]] = {
     # There it collapses with each seed. All tasks, and clipping, were added then
     "details_raw": [Run("raw", "none", env, seed) for seed in SEEDS for env in TASKS],
     "details_raw_clip": [Run("raw", "clip_0.2", env, seed) for seed in SEEDS for env in TASKS],
-    "details_each": [
-        Run(variant, "none", env, seed)
-        for seed in SEEDS
-        for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient", "normalized_rewards")
-        for env in TASKS
-    ],
     # Ten seeds for the settings that are compared most
     **{
         f"seeds_{setting}": [Run("paper", setting, env, seed) for seed in MORE_SEEDS for env in TASKS]
         for setting in MORE_SEEDS_SETTINGS
+    },
+    # The authors' code before and after ppo1 has them, so clipping was added, before any of these runs
+    "details_normalized_rewards": [
+        Run("normalized_rewards", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS
+    ],
+    **{
+        f"details_{variant}": [Run(variant, "none", env, seed) for seed in SEEDS for env in TASKS]
+        for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
     },
 }
 
