@@ -187,7 +187,8 @@ def pairs(scores: Scores) -> list[Claim]:
     for one, other, pair, p in compared_pairs(scores):
         verdict = OPEN if p >= LEVEL else SAME if statistics.difference(*pair) > 0 else OPPOSITE
         said = f"{SETTINGS[one].label} has a higher score than {SETTINGS[other].label}, by {paper[one] - paper[other]:.2f}"
-        here = f"by {mean_in_words(*pair)} with {pair[0].shape[1]} seeds; ahead in {pairs_in_words(*pair)} pairs of runs; "
+        here = f"by {mean_in_words(*pair)} with {pair[0].shape[1]} seeds, and {without_a_task(scores.tasks, *pair)}; "
+        here += f"ahead in {pairs_in_words(*pair)} pairs of runs; "
         found.append(Claim(said, f"{here}adjusted p {format_p(p)}", verdict))
     return found
 
