@@ -210,7 +210,7 @@ class CompiledUpdate:
         updates += [(buffer, new_buffers[name]) for name, buffer in buffers.items()]
         if self.ends_early:
             # SB3 ends the update before the step that exceeds the limit
-            goes_on = metrics[METRICS.index("approx_kl")] <= coef["max_approx_kl"]
+            goes_on = ~(metrics[METRICS.index("approx_kl")] > coef["max_approx_kl"])
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
         for old, new in updates:
             old.copy_(new)
@@ -296,14 +296,14 @@ class CompiledUpdate:
 
     def _load(self) -> None:
         """Take parameters, buffers and Adam's state from the policy and its optimizer."""
-        state = self.policy.optimizer.state
         params = self.layout.parameters
-        self.n_steps = max((int(state[p]["step"]) for p in params if "step" in state[p]), default=0)
+        states = [self.policy.optimizer.state.get(parameter, {}) for parameter in params]
+        self.n_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
         self.buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         with th.no_grad():
             th._foreach_copy_(self.layout.views(self.parameters), params)
             for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
-                moments = [state[p][name] if name in state[p] else th.zeros_like(p) for p in params]
+                moments = [state[name] if name in state else th.zeros_like(p) for state, p in zip(states, params, strict=True)]
                 th._foreach_copy_(self.layout.views(flat), moments)
 
     def store(self) -> None:

@@ -82,11 +82,12 @@ class Snapshot:
         :param kl: the KL of the update; ``None`` if it is no part of the loss
         :raises NonFiniteUpdateError: if something has become NaN or infinite
         """
+        after = algorithm.policy.state_dict()
+        # Buffers such as masks may be infinite by intent, before or because the update has made them
         names = [
             f"policy.{name}"
-            for name, tensor in algorithm.policy.state_dict().items()
-            # Buffers such as masks may be infinite by intent
-            if isinstance(tensor, th.Tensor) and not th.isfinite(tensor).all() and th.isfinite(self.policy[name]).all()
+            for name, before in self.policy.items()
+            if isinstance(before, th.Tensor) and th.isfinite(before).all() and not th.isfinite(after.get(name, before)).all()
         ]
         if not th.isfinite(th.cat(epochs)[:, :N_LOSSES]).all():
             names.append("loss")

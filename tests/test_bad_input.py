@@ -174,9 +174,10 @@ def test_one_sample_per_rollout_without_normalization(cls):
     assert model._n_updates == 50
 
 
-def test_truncated_minibatch_is_announced():
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_truncated_minibatch_is_announced(cls):
     with pytest.warns(UserWarning, match="truncated to 36 samples") as raised:
-        PPOClip("MlpPolicy", "Pendulum-v1", n_steps=100)
+        cls("MlpPolicy", "Pendulum-v1", n_steps=100)
     # Where the user has to change something
     assert raised[0].filename == __file__
 
@@ -379,6 +380,26 @@ def test_bad_observations_of_a_custom_policy(extractor, action, value, at):
 def test_infinite_buffers_are_no_error():
     kwargs = {"policy_kwargs": {"features_extractor_class": MaskedExtractor}, "n_steps": 64, "n_epochs": 1}
     assert PPOClip("MlpPolicy", "Pendulum-v1", **kwargs).learn(64)._n_updates == 1
+
+
+class MasksFromNowOn(FlattenExtractor):
+    """Has an infinite buffer from the first update on."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("mask", None)
+
+    def forward(self, observations):
+        if self.training:
+            self.mask = th.full((3,), -float("inf"))
+        return super().forward(observations)
+
+
+def test_infinite_buffers_that_come_in_the_update_are_no_error():
+    kwargs = {"policy_kwargs": {"features_extractor_class": MasksFromNowOn}, "n_steps": 64, "n_epochs": 1}
+    model = PPOClip("MlpPolicy", "Pendulum-v1", **kwargs).learn(64)
+    assert model._n_updates == 1
+    assert "features_extractor.mask" in model.policy.state_dict()
 
 
 def test_validation_of_distributions_is_switched_on_again():

@@ -172,6 +172,35 @@ def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
     assert approx_kl[-1] > 1.05e-2
 
 
+@pytest.mark.usefixtures("interpreted")
+def test_update_that_ends_before_its_first_step_leaves_the_optimizer_as_it_was():
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=26)
+    model.policy.optimizer.state.clear()
+    model.target_kl = 1e-9
+    other = stops(model, "compiled")
+    assert other[1]["state"] == {}
+    assert not model.policy.optimizer.state
+
+
+class PolicyGradient(PPOClip):
+    """Does not depend on the ratio."""
+
+    def surrogate(self, terms, coef):
+        return terms.log_prob * terms.advantages
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_approximate_kl_that_is_nan_ends_no_update():
+    model = trained(PolicyGradient, "MlpPolicy", space_env("box", "box"), batch_size=26, target_kl=0.1)
+    model.rollout_buffer.log_probs[:] = -np.inf
+    reference, other = (stops(model, path) for path in ("reference", "compiled"))
+    assert all(th.cat(result[2])[:, METRICS.index("approx_kl")].isnan().all() for result in (reference, other))
+    before = model.policy.state_dict()["action_net.weight"]
+    after = [result[0]["action_net.weight"] for result in (reference, other)]
+    assert (after[0] - before).abs().max() > 1e-3
+    assert (after[0] - after[1]).abs().max() < 1e-5
+
+
 class BatchNormExtractor(DropoutExtractor):
     """Without dropout: Inductor may store a layer's outputs in another order, and dropout draws another mask then."""
 
