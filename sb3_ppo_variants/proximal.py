@@ -100,7 +100,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        clip_range: float | Schedule | None = None,
+        clip_range: float | Schedule | None = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool | Literal["batch"] = True,
         ent_coef: float | Schedule = 0.0,
@@ -226,10 +226,12 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
     def _warn_of_truncated_minibatches(self) -> None:
         rollout_size = self.n_steps * self.n_envs
         if rollout_size % self.batch_size > 0:
+            # Subclasses may have constructors, and the warning is to point to where the outermost is called
+            constructors = [cls for cls in type(self).__mro__ if "__init__" in vars(cls)]
             warnings.warn(
                 f"batch_size = {self.batch_size} does not divide n_steps * n_envs = {self.n_steps} * {self.n_envs} = "
                 f"{rollout_size}: the last minibatch of each epoch is truncated to {rollout_size % self.batch_size} samples",
-                stacklevel=4,
+                stacklevel=3 + constructors.index(ProximalPolicyOptimization),
             )
 
     def _excluded_save_params(self) -> list[str]:
