@@ -11,15 +11,13 @@ This is the one place that uses the private interfaces of torch's compiler. ``un
 
 import math
 import os
-import pickle
 import platform
 import random
 import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +33,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.adam import not_plain_adam
+from sb3_ppo_variants.copies import same_random_numbers, working_copy
 from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
-from sb3_ppo_variants.module_state import State, fingerprint
+from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
 from sb3_ppo_variants.rollout import RolloutData
 
 # The oldest torch whose Inductor this module has been tested with
@@ -136,7 +135,6 @@ class CompiledUpdate:
         ends_early: bool,
     ) -> None:
         self.policy = policy
-        self.module = _Loss(policy)
         self.surrogate = surrogate
         self.options = (source, tuple(coef_names), standardize_minibatches, ends_early)
         self.standardize_minibatches = standardize_minibatches
@@ -170,6 +168,7 @@ class CompiledUpdate:
 
     def _step(
         self,
+        module: "_Loss",
         parameters: th.Tensor,
         exp_avg: th.Tensor,
         exp_avg_sq: th.Tensor,
@@ -179,14 +178,14 @@ class CompiledUpdate:
         index: th.Tensor,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        The minibatch step: updates the first four arguments in place and returns the values of ``METRICS`` and by how much the
-        gradient is clipped.
+        The minibatch step: updates parameters, moments and buffers in place and returns the values of ``METRICS`` and by how
+        much the gradient is clipped.
         """
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         batch: RolloutData = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
-        loss = partial(self._loss, batch, coef)
+        loss = partial(self._loss, module, batch, coef)
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_buffers)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), buffers)
         gradient = self.layout.concatenate(gradients)
@@ -218,7 +217,12 @@ class CompiledUpdate:
         return metrics, scale
 
     def _loss(
-        self, batch: RolloutData, coef: dict[str, Any], parameters: list[th.Tensor], buffers: dict[str, th.Tensor]
+        self,
+        module: "_Loss",
+        batch: RolloutData,
+        coef: dict[str, Any],
+        parameters: list[th.Tensor],
+        buffers: dict[str, th.Tensor],
     ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
         """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
         advantages = standardize(batch.advantages) if self.standardize_minibatches else batch.advantages
@@ -237,7 +241,7 @@ class CompiledUpdate:
             return ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
 
         arguments = (batch.observations, batch.actions, loss_of)
-        loss, metrics = functional_call(self.module, state, arguments, tie_weights=False)
+        loss, metrics = functional_call(module, state, arguments, tie_weights=False)
         return loss, (metrics, buffers)
 
     def run(
@@ -299,7 +303,7 @@ class CompiledUpdate:
         params = self.layout.parameters
         states = [self.policy.optimizer.state.get(parameter, {}) for parameter in params]
         self.n_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
-        self.buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        self.buffers = {name: buffer.clone() for name, buffer in self.policy.named_buffers(prefix="policy")}
         with th.no_grad():
             th._foreach_copy_(self.layout.views(self.parameters), params)
             for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
@@ -312,7 +316,7 @@ class CompiledUpdate:
         params = self.layout.parameters
         with th.no_grad():
             th._foreach_copy_(params, self.layout.views(self.parameters))
-            for name, buffer in self.module.named_buffers():
+            for name, buffer in self.policy.named_buffers(prefix="policy"):
                 buffer.copy_(self.buffers[name])
             moments = zip(params, self.layout.views(self.exp_avg), self.layout.views(self.exp_avg_sq), strict=True)
             for param, exp_avg, exp_avg_sq in moments:
@@ -343,9 +347,10 @@ class CompiledUpdate:
                 raise CompilationError("the policy, or the size of the rollout, changes again and again")
             try:
                 # The same random numbers whether the function is in the compiler's cache or not
-                with th.random.fork_rng(devices=[]):
-                    self._check(arguments, structure)
-                    graph = self._trace(arguments, structure, decompose=compiled)
+                with same_random_numbers(self.policy.device):
+                    module = _Loss(working_copy(self.policy))
+                    self._check(module, arguments, structure)
+                    graph = self._trace(module, arguments, structure, decompose=compiled)
                     if compiled:
                         self.functions[key] = _compile(graph, arguments)
                     else:
@@ -357,7 +362,7 @@ class CompiledUpdate:
                 raise CompilationError(f"{type(error).__name__}: {error}") from error
         return self.functions[key]
 
-    def _check(self, arguments: list[Any], structure: Any) -> None:
+    def _check(self, module: "_Loss", arguments: list[Any], structure: Any) -> None:
         """
         Check what compiled code takes for granted of a custom policy: that its evaluation changes nothing but buffers, and
         that the loss depends on all parameters. Torch's Adam leaves the others alone, while compiled code goes on with their
@@ -370,35 +375,29 @@ class CompiledUpdate:
         batch = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
-        state, python_state, numpy_state = State(self.policy), random.getstate(), np.random.get_state()
-        try:
-            with _same_distribution(self.policy), unvalidated_distributions(), th.enable_grad():
-                loss, _ = self._loss(batch, coef, parameters, buffers)
-                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-        finally:
-            numpy_has_changed = pickle.dumps(np.random.get_state()) != pickle.dumps(numpy_state)
-            has_drawn = numpy_has_changed or random.getstate() != python_state
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            changed = state.put_back()
-        if has_drawn:
+        generators, attributes = _random_states(), custom_attributes(module.policy)
+        with unvalidated_distributions(), th.enable_grad():
+            loss, _ = self._loss(module, batch, coef, parameters, buffers)
+            gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        if _random_states() != generators:
             raise PassingError("the policy draws random numbers from Python or NumPy, not from torch")
-        if changed is not None:
-            raise PassingError(f"the evaluation of the policy changes {changed}, which compiled code would not")
+        changed = sorted({name for name, _ in attributes.items() ^ custom_attributes(module.policy).items()})
+        if changed:
+            raise PassingError(f"the evaluation of the policy changes {changed[0]}, which compiled code would not")
         decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
         names = [name for name, _ in self.policy.named_parameters()]
         for name, gradient, moment in zip(names, gradients, self.layout.views(exp_avg), strict=True):
             if gradient is None and (decays or moment.any()):
                 raise PassingError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
 
-    def _trace(self, arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
+    def _trace(self, module: "_Loss", arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
             parameters, exp_avg, exp_avg_sq, buffers, rollout = pytree.tree_unflatten(leaves, structure)
-            return self._step(parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
+            return self._step(module, parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
 
         # torch's own modules warn when they are imported
-        with _traceable(self.policy), warnings.catch_warnings():
+        with unvalidated_distributions(), _OneHotWithoutChecks(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch._inductor import config
             from torch._inductor.decomposition import select_decomp_table
@@ -429,6 +428,10 @@ class _Loss(nn.Module):
     ) -> tuple[th.Tensor, th.Tensor]:
         # Within the forward, as the KL of a custom policy may take a second pass through it
         return loss_of(evaluate_policy(self.policy, observations, actions))
+
+
+def _random_states() -> Hashable:
+    return frozen((random.getstate(), np.random.get_state()))
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:
@@ -467,28 +470,6 @@ class _OneHotWithoutChecks(TorchFunctionMode):
 
             func = one_hot
         return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _same_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Put back the last distribution, which a policy keeps as an attribute."""
-    before = vars(policy.action_dist).copy()
-    try:
-        yield
-    finally:
-        vars(policy.action_dist).clear()
-        vars(policy.action_dist).update(before)
-
-
-@contextmanager
-def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Leave nothing of a trace in the policy."""
-    state = State(policy)
-    try:
-        with _same_distribution(policy), unvalidated_distributions(), _OneHotWithoutChecks():
-            yield
-    finally:
-        state.put_back()
 
 
 def _compile(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:

@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
+from sb3_ppo_variants.copies import evaluation_copy
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
 from sb3_ppo_variants.module_state import MODULE_METHODS
-from sb3_ppo_variants.rollout import evaluation_mode
 
 # The parts of SB3's policies
 SB3_MODULES = (
@@ -122,9 +122,9 @@ def check_observation(policy: ActorCriticPolicy, observation: np.ndarray | dict[
 def _cleans(policy: ActorCriticPolicy, observation: np.ndarray | dict[str, np.ndarray]) -> bool:
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     try:
-        with evaluation_mode(policy), th.enable_grad():
+        with evaluation_copy(policy) as evaluated, th.enable_grad():
             # One tensor, or those of policy and value function
-            features = pytree.tree_leaves(policy.extract_features(obs_as_tensor(observation, policy.device)))
+            features = pytree.tree_leaves(evaluated.extract_features(obs_as_tensor(observation, policy.device)))
             gradients = [
                 gradient
                 for part in features

@@ -1,23 +1,25 @@
 """
-What custom modules keep besides parameters, buffers and modules: numbers, arrays, statistics, random generators, functions.
+What modules keep besides parameters, buffers and modules: numbers, arrays, statistics, random generators, functions.
 
-SB3 evaluates a policy less often than this package, so that it must be as before after each pass that SB3 does not make; and
-compiled code takes it for constant, so that it must not change unnoticed. Both look into plain containers and running
-statistics of moderate size only, not into other objects: those may lead anywhere.
+Compiled code takes it for constant, so that it must not change unnoticed, and an update that is undone puts it back. Both look
+into plain containers, statistics and objects of the user's own classes, and not far: others may lead anywhere.
 """
 
 import dataclasses
 import functools
 import hashlib
 import random
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium.wrappers.utils import RunningMeanStd as GymnasiumRunningMeanStd
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
@@ -27,7 +29,15 @@ from sb3_ppo_variants.checks import is_of_library
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), th.device, th.dtype)
 STATISTICS = (RunningMeanStd, GymnasiumRunningMeanStd)
-# How far to look into containers, into how long ones, and into arrays of how many bytes; and into how much at the most
+GENERATORS: dict[type, Callable[[Any], Any]] = {
+    th.Generator: th.Generator.get_state,
+    np.random.Generator: lambda generator: generator.bit_generator.state,
+    np.random.RandomState: np.random.RandomState.get_state,
+    random.Random: random.Random.getstate,
+}
+# Whose classes are not the user's own
+LIBRARIES = sys.stdlib_module_names | {"gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch"}
+# How far to look, and into how long containers
 DEPTH = 4
 LONGEST = 1000
 LARGEST = 2**20
@@ -37,43 +47,6 @@ MOST_BYTES = 2**22
 POLICY_METHODS = ("evaluate_actions", "extract_features", "get_distribution", "predict_values", "_get_action_dist_from_latent")
 DISTRIBUTION_METHODS = ("proba_distribution", "log_prob", "entropy")
 MODULE_METHODS = ("forward", "forward_actor", "forward_critic")
-
-
-class State:
-    """
-    What a policy's custom modules keep, as it is now.
-
-    :param policy: any policy
-    """
-
-    def __init__(self, policy: nn.Module) -> None:
-        self.modules = [(name, module) for name, module in policy.named_modules() if not is_of_library(module)]
-        self.attributes = [_own_attributes(module) for _, module in self.modules]
-        self.contents = Contents(value for attributes in self.attributes for value in attributes.values())
-
-    def put_back(self) -> str | None:
-        """
-        Put back what has changed since.
-
-        :return: the name of something that has, or ``None``
-        """
-        changed = self.contents.put_back()
-        for (prefix, module), before in zip(self.modules, self.attributes, strict=True):
-            now = _own_attributes(module)
-            for name in before.keys() | now.keys():
-                if name in before and name in now and _is_same(now[name], before[name]):
-                    continue
-                if name not in before:
-                    del vars(module)[name]
-                # It may have been registered since
-                elif not any(name in parts for parts in (module._modules, module._parameters, module._buffers)):
-                    vars(module)[name] = before[name]
-                changed = changed or f"{prefix}.{name}".lstrip(".")
-        return changed
-
-
-def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
 
 
 class Contents:
@@ -206,10 +179,34 @@ def _is_equal(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other))
 
 
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """
+    What a module keeps besides what every module has: parameters, buffers, modules, hooks.
+
+    :param module: any module
+    :return: values by name
+    """
+    return {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
+
+
+def custom_attributes(policy: ActorCriticPolicy) -> dict[str, Hashable]:
+    """
+    The attributes of a policy's custom modules, as they are now.
+
+    :param policy: any policy
+    :return: what ``frozen`` makes of them, by name
+    """
+    return {
+        f"{prefix}.{name}".lstrip("."): frozen(value)
+        for prefix, module in policy.named_modules()
+        if not is_of_library(module)
+        for name, value in own_attributes(module).items()
+    }
+
+
 def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     """
-    What the evaluation of a policy depends on besides its tensors, as far as this module looks. Tensors that are neither
-    parameters nor buffers are left out: a trace refuses them.
+    What the evaluation of a policy depends on besides parameters and buffers, as far as this module looks.
 
     :param policy: any policy
     :return: something that is equal as long as that is
@@ -218,43 +215,65 @@ def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     methods = [getattr(type(policy), name, None) for name in POLICY_METHODS]
     methods += [getattr(type(distribution), name, None) for name in DISTRIBUTION_METHODS]
     of_distribution = [
-        (name, _frozen(value)) for name, value in vars(distribution).items() if callable(value) or isinstance(value, CONSTANTS)
+        (name, frozen(value)) for name, value in vars(distribution).items() if callable(value) or isinstance(value, CONSTANTS)
     ]
     of_modules = [
         (
             prefix,
             type(module),
             *(getattr(type(module), name, None) for name in MODULE_METHODS),
-            *((name, _frozen(value)) for name, value in _own_attributes(module).items()),
+            *((name, frozen(value)) for name, value in own_attributes(module).items()),
         )
         for prefix, module in policy.named_modules()
     ]
     return (type(distribution), *methods, *of_distribution, *of_modules)
 
 
-def _frozen(value: Any, depth: int = DEPTH) -> Hashable:
+def frozen(value: Any, depth: int = DEPTH) -> Hashable:
+    """
+    Make something hashable of a value that is equal as long as the value is the same, as far as this module looks into it.
+
+    :param value: a value of any type
+    :param depth: how far to look
+    :return: that
+    """
     if isinstance(value, CONSTANTS):
         return (type(value), value)
     if isinstance(value, np.generic):
         return (type(value), value.tobytes())
-    if depth == 0 or isinstance(value, th.Tensor):
+    for kind, state_of in GENERATORS.items():
+        if isinstance(value, kind):
+            return (kind, frozen(state_of(value)))
+    # Those of the policy are trained
+    if depth == 0 or isinstance(value, nn.Parameter):
         return type(value).__qualname__
-    if isinstance(value, (*STATISTICS, SimpleNamespace)):
-        return _frozen(vars(value), depth)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # Some have no vars
-        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-        return _frozen(fields | getattr(value, "__dict__", {}), depth)
+    if isinstance(value, th.Tensor):
+        # Not every kind of tensor can be converted, and one that shares its memory cannot be resized any more
+        with suppress(TypeError, RuntimeError):
+            return frozen(value.detach().clone().numpy(force=True))
     if isinstance(value, functools.partial):
-        return (_Same(value.func), _frozen(value.args, depth - 1), _frozen(value.keywords, depth - 1))
+        return (_Same(value.func), frozen(value.args, depth - 1), frozen(value.keywords, depth - 1))
     if isinstance(value, list | tuple | deque | set | frozenset | dict) and len(value) <= LONGEST:
-        parts = [_frozen(part, depth - 1) for part in value]
+        parts = [frozen(part, depth - 1) for part in value]
         if isinstance(value, dict):
-            parts += [_frozen(part, depth - 1) for part in value.values()]
+            parts += [frozen(part, depth - 1) for part in value.values()]
         return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
-    if type(value) is np.ndarray and value.nbytes <= LARGEST and not value.dtype.hasobject:
+    if type(value) is np.ndarray and not value.dtype.hasobject:
         return (value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
+    if _may_be_looked_into(value):
+        fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        # Some dataclasses have no __dict__
+        slots = {field.name: getattr(value, field.name, None) for field in fields}
+        return (type(value), frozen(slots | getattr(value, "__dict__", {}), depth))
     return _Same(value)
+
+
+def _may_be_looked_into(value: Any) -> bool:
+    if isinstance(value, type | nn.Module | Distribution):
+        return False
+    # Other objects of libraries may lead anywhere, and may change for reasons of their own
+    is_of_user = hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in LIBRARIES
+    return is_of_user or dataclasses.is_dataclass(value) or isinstance(value, (*STATISTICS, SimpleNamespace))
 
 
 class _Same:

@@ -6,7 +6,6 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 """
 
 import copy
-import random
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.checks import is_plain
+from sb3_ppo_variants.copies import evaluation_copy, frozen_copy
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
-from sb3_ppo_variants.module_state import Contents, State, restore_tensor
+from sb3_ppo_variants.module_state import Contents
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -80,14 +80,14 @@ class Rollout:
                 # In the order of the samples: one environment after the other
                 old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
-                with evaluation_mode(policy):
-                    old_parameters = _parameters(policy, samples.observations)
+                with evaluation_copy(policy) as evaluated:
+                    old_parameters = _parameters(evaluated, samples.observations)
             self.data = self._with_old_parameters(samples, old_parameters)
         else:
             try:
                 self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
-            # A custom policy may hold what cannot be copied: the KL is not known then
-            except (TypeError, RuntimeError, NotImplementedError, copy.Error):
+            # Whatever a custom class may raise: the KL is not known then
+            except Exception:
                 self.old_policy = None
 
     def epoch(self, batch_size: int) -> Iterator[RolloutData]:
@@ -117,22 +117,22 @@ class Rollout:
         :return: the mean, or ``None`` if no closed form is known
         """
         kl = []
-        with evaluation_mode(self.policy), _copy_of_state(self.buffer) as buffer:
+        with evaluation_copy(self.policy) as policy, _copy_of_state(self.buffer) as buffer:
             # A custom buffer may hold more or other samples in each pass, so its pass is another one
             passes = [self.data] if self.data is not None else buffer.get(CHUNK_SIZE)
             for samples in passes:
                 old = samples.old_parameters if isinstance(samples, RolloutData) else self._old_parameters(samples)
                 if not old:
                     return None
-                kl.append(kl_from_parameters(self.policy.action_dist, old, _parameters(self.policy, samples.observations)))
+                kl.append(kl_from_parameters(policy.action_dist, old, _parameters(policy, samples.observations)))
         # Not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item()
 
     def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
         if self.old_policy is None:
             return ()
-        with evaluation_mode(self.old_policy):
-            return _parameters(self.old_policy, samples.observations)
+        with evaluation_copy(self.old_policy) as old_policy:
+            return _parameters(old_policy, samples.observations)
 
     def _with_old_parameters(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
         actions = samples.actions
@@ -143,52 +143,6 @@ class Rollout:
         return RolloutData(
             samples.observations, actions, old_values, old_log_prob, samples.advantages, samples.returns, old_parameters
         )
-
-
-def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    """
-    A copy of the policy without gradients and without optimizer.
-
-    :param policy: the policy to copy; unchanged
-    :return: the copy
-    """
-    # deepcopy fails on the noise matrices of gSDE, which are not leaves of the graph. Two policies need two distribution
-    # objects, as SB3 keeps the parameters of the last call there, but their contents may be shared.
-    memo: dict[int, Any] = {
-        id(policy.optimizer): None,
-        id(policy.action_dist): copy.copy(policy.action_dist),
-    }
-    return copy.deepcopy(policy, memo).requires_grad_(False)
-
-
-@contextmanager
-def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    The policy in evaluation mode, without gradients; modes, buffers, random generators and what custom modules keep otherwise
-    are as before afterwards.
-
-    :param policy: any policy
-    """
-    training = policy.training
-    state = State(policy)
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in policy.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-        policy.set_training_mode(False)
-        try:
-            yield
-        finally:
-            policy.set_training_mode(training)
-            for module, name, buffer, before in buffers:
-                restore_tensor(buffer, before)
-                setattr(module, name, buffer)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            state.put_back()
 
 
 def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th.Tensor, ...]:

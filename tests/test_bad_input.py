@@ -298,6 +298,12 @@ def test_buffers_that_are_not_saved_are_put_back():
     model.learn(64)
 
 
+class Sum:
+    """An object that is no module."""
+
+    value = 0.0
+
+
 class MadeWhenNeeded(FlattenExtractor):
     """Has a buffer that is there from the first update on."""
 
@@ -305,13 +311,14 @@ class MadeWhenNeeded(FlattenExtractor):
         super().__init__(observation_space)
         self.layer = th.nn.Linear(3, 3)
         self.register_buffer("mask", None, persistent=persistent)
-        self.mean = th.zeros(3)
+        self.mean, self.sum = th.zeros(3), Sum()
 
     def forward(self, observations):
         if self.training:
             self.mask = th.ones(len(observations), 3)
         features = self.layer(observations)
         self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        self.sum.value += features.sum().item()
         return features
 
 
@@ -326,6 +333,7 @@ def test_buffers_that_come_and_go(persistent):
         assert not model.policy.optimizer.state
         # Also what is no buffer
         assert th.isfinite(model.policy.features_extractor.mean).all()
+        assert np.isfinite(model.policy.features_extractor.sum.value)
 
 
 class Saturates(FlattenExtractor):

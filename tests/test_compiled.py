@@ -20,7 +20,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
-from test_parity import POLICIES, DropoutExtractor, HalvedAdvantages, OwnPolicy, equal, space_env, train
+from test_parity import (
+    POLICIES,
+    DropoutExtractor,
+    HalvedAdvantages,
+    Mean,
+    OwnPolicy,
+    equal,
+    space_env,
+    train,
+)
 from torch.utils._pytree import tree_map
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, paths
@@ -669,9 +678,6 @@ CHANGES_BETWEEN_UPDATES = {
     "statistics": lambda policy, _: policy.features_extractor.statistics.update(np.ones((9, 8))),
     "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
     "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
-    "method of a module": lambda policy, _: replace_method(policy.mlp_extractor, "forward_actor", doubled),
-    "method of the policy": lambda policy, _: replace_method(policy, "evaluate_actions", with_doubled_values),
-    "method of the distribution": lambda policy, _: replace_method(policy.action_dist, "entropy", doubled),
     "distribution": lambda policy, _: setattr(policy, "action_dist", HalfEntropy(3)),
     "method of the distribution's class": lambda _, patch: patch.setattr(
         DiagGaussianDistribution, "entropy", doubled(DiagGaussianDistribution.entropy)
@@ -696,6 +702,24 @@ def test_changes_between_two_updates_count(change, monkeypatch):
     reference, other = (stops(model, path) for path in ("reference", "compiled"))
     assert (reference[2][0] - before[2][0]).abs().max() > 1e-3
     assert (reference[2][0] - other[2][0]).abs().max() < 1e-4
+
+
+METHODS_OF_OBJECTS = {
+    "module": lambda policy: replace_method(policy.mlp_extractor, "forward_actor", doubled),
+    "policy": lambda policy: replace_method(policy, "evaluate_actions", with_doubled_values),
+    "distribution": lambda policy: replace_method(policy.action_dist, "entropy", doubled),
+}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("owner", METHODS_OF_OBJECTS)
+def test_functions_that_hold_the_policy_are_not_compiled(owner):
+    """A trace is that of a copy, and they act on the original."""
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=26, ent_coef=0.1)
+    stops(model, "compiled")
+    METHODS_OF_OBJECTS[owner](model.policy)
+    with pytest.raises(compiled.CompilationError):
+        stops(model, "compiled")
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -760,12 +784,29 @@ class DrawsFromItsOwn(ScaledExtractor):
         return super().forward(observations) * (self.rng.random() if self.training else 1.0)
 
 
+class CountsInAnObject(ScaledExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.stat = Mean()
+
+    def forward(self, observations):
+        self.stat.update(1.0)
+        return super().forward(observations) * (1 + self.stat.n_calls % 5)
+
+
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("extractor", "what"), [(Counts, "features_extractor.n_calls"), (DrawsFromItsOwn, "a Generator")])
-def test_changes_that_compiled_code_would_not_make(extractor, what):
+@pytest.mark.parametrize(("extractor", "what"), [(Counts, "n_calls"), (DrawsFromItsOwn, "rng"), (CountsInAnObject, "stat")])
+def test_changes_that_compiled_code_would_not_make(extractor, what, monkeypatch):
     kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}
-    with pytest.raises(compiled.CompilationError, match=f"the evaluation of the policy changes {what}"):
+    with pytest.raises(compiled.CompilationError, match=f"the evaluation of the policy changes features_extractor.{what},"):
         train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+    # The attempt leaves no trace
+    monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
+    (model, _), (expected, _) = (
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=path, **kwargs) for path in ("auto", False)
+    )
+    assert not model._uses_compiled
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
 
 
 class PartialSurrogate(PPOClip):

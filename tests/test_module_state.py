@@ -1,4 +1,4 @@
-"""What custom modules keep is put back, where that is safe, and its changes are noticed."""
+"""What custom modules keep is put back, and its changes are noticed."""
 
 import dataclasses
 import functools
@@ -13,9 +13,10 @@ import pytest
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from test_parity import space_env
+from test_parity import Mean, space_env
 
-from sb3_ppo_variants.module_state import LARGEST, LONGEST, MOST_BYTES, MOST_VALUES, State, fingerprint
+from sb3_ppo_variants.module_state import LONGEST, custom_attributes, fingerprint, frozen
+from sb3_ppo_variants.undo import Attributes
 
 
 class Holder(th.nn.Module):
@@ -24,6 +25,12 @@ class Holder(th.nn.Module):
     def __init__(self, value):
         super().__init__()
         self.value = value
+
+
+def policy_with(*values):
+    policy = PPO("MlpPolicy", space_env("box", "box")()).policy
+    policy.holders = th.nn.ModuleList(map(Holder, values))
+    return policy
 
 
 def generators():
@@ -41,11 +48,13 @@ def generators():
 @pytest.mark.parametrize("kind", generators())
 def test_random_generators(kind, wrap):
     generator, next_number = generators()[kind]
-    state = State(Holder(wrap(generator)))
-    assert state.put_back() is None
-    first = next_number(generator)
-    assert state.put_back() is not None
-    assert next_number(generator) == first
+    policy = policy_with(wrap(generator))
+    state, before = Attributes(policy), custom_attributes(policy)
+    assert custom_attributes(policy) == before
+    next_number(generator)
+    assert custom_attributes(policy) != before
+    state.put_back()
+    assert custom_attributes(policy) == before
 
 
 CHANGES = {
@@ -61,12 +70,14 @@ CHANGES = {
     "dictionary": (lambda: {"a": 1}, lambda module: module.value.update(a=2)),
     "nested": (lambda: {"a": [np.zeros(2)]}, lambda module: module.value["a"][0].fill(1)),
     "statistics": (lambda: RunningMeanStd(shape=(2,)), lambda module: module.value.update(np.ones((3, 2)))),
+    "namespace": (lambda: SimpleNamespace(n=0), lambda module: setattr(module.value, "n", 1)),
+    "object": (lambda: [Mean()], lambda module: module.value[0].update(1.0)),
 }
 
 
 def plain(value):
     """Something to compare."""
-    if isinstance(value, RunningMeanStd):
+    if isinstance(value, RunningMeanStd | SimpleNamespace | Mean):
         return plain(vars(value))
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
@@ -76,19 +87,42 @@ def plain(value):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_are_put_back_and_named(change):
+def test_changes_are_put_back_and_noticed(change):
     make, alter = CHANGES[change]
-    module = Holder(make())
-    value = module.value
-    outer = th.nn.ModuleDict({"part": module})
-    state = State(outer)
-    assert state.put_back() is None
+    policy = policy_with(make())
+    module = policy.holders[0]
+    value, before = module.value, custom_attributes(policy)
+    state = Attributes(policy)
+    state.put_back()
+    # What has not changed stays the same object
+    assert module.value is value
     alter(module)
     assert plain(module.value) != plain(make())
-    changed = state.put_back()
-    assert changed == "part.value" or changed.startswith("a ")
-    assert module.value is value
+    assert {name for name, _ in before.items() ^ custom_attributes(policy).items()} == {"holders.0.value"}
+    state.put_back()
     assert plain(module.value) == plain(make())
+
+
+def test_what_modules_share_is_still_shared():
+    policy = policy_with(*[Mean()] * 2)
+    state = Attributes(policy)
+    policy.holders[0].value.update(1.0)
+    state.put_back()
+    assert policy.holders[0].value is policy.holders[1].value
+    assert policy.holders[0].value.n_calls == 0
+
+
+def test_parts_of_the_policy_stay_what_they_are():
+    policy = policy_with([])
+    value = policy.holders[0].value
+    value += [policy.action_net, policy.action_net.weight, policy.action_net.forward]
+    state = Attributes(policy)
+    value.append(1)
+    state.put_back()
+    action_net, weight, forward = policy.holders[0].value
+    assert action_net is policy.action_net
+    assert weight is policy.action_net.weight
+    assert forward.__self__ is policy.action_net
 
 
 class ReadOnly(dict):
@@ -103,65 +137,35 @@ def test_what_is_not_to_be_touched(tmp_path):
     with pytest.warns(UserWarning, match="not writable"):
         read_only = th.from_numpy(np.load(tmp_path / "table.npy", mmap_mode="r"))
     items = queue.Queue()
-    values = [read_only, th.ones(1).expand(8), ReadOnly(a=1), logging.getLogger("mine"), items, SimpleNamespace(n=0)]
-    state = State(th.nn.ModuleList(map(Holder, values)))
-    # Others may change these meanwhile
+    values = [read_only, th.ones(1).expand(8), ReadOnly(a=1), logging.getLogger("mine"), items]
+    policy = policy_with(*values)
+    state = Attributes(policy)
+    # Others may change this meanwhile
     items.put(1)
-    values[-1].n = 1
-    new = logging.getLogger("a logger of its own")
-    assert state.put_back() is None
+    state.put_back()
+    assert all(holder.value is value for holder, value in zip(policy.holders, values, strict=True))
     assert items.qsize() == 1
-    assert values[-1].n == 1
-    assert logging.getLogger("a logger of its own") is new
 
 
 def test_equal_values_are_no_change():
-    module = Holder((0.5, th.Size([2]), th.device("cpu")))
-    module.nan, module.infinite = th.tensor([float("nan")]), np.array([np.inf])
-    state = State(module)
-    module.value = (0.25 + 0.25, th.zeros(2).shape, th.zeros(1).device)
-    module.nan.mul_(2)
-    assert state.put_back() is None
+    values = ((0.5, th.Size([2]), th.device("cpu")), th.tensor([float("nan")]), np.array([np.inf]))
+    others = ((0.25 + 0.25, th.zeros(2).shape, th.zeros(1).device), values[1] * 2, values[2].copy())
+    assert frozen(values) == frozen(others)
 
 
 def test_attributes_that_come_and_go():
-    module = Holder(1)
-    state = State(module)
+    policy = policy_with(1)
+    state, module = Attributes(policy), policy.holders[0]
     module.new = 2
     del module.value
-    assert state.put_back() in ("new", "value")
+    state.put_back()
     assert module.value == 1
     assert not hasattr(module, "new")
 
 
-def test_large_things_are_left_alone():
-    large, many = np.zeros(LARGEST // 8 + 1), [[0.0] * LONGEST for _ in range(MOST_VALUES // LONGEST + 2)]
-    arrays = [np.zeros(LARGEST // 8) for _ in range(MOST_BYTES // LARGEST + 1)]
-    with th.inference_mode():
-        inference = th.zeros(2)
-    for value, change in (
-        (large, lambda: large.fill(1)),
-        ([0.0] * (LONGEST + 1), lambda: None),
-        (many, lambda: many[-1].append(1.0)),
-        (arrays, lambda: arrays[-1].fill(1)),
-        (inference, lambda: None),
-    ):
-        policy = with_extractor(value)
-        state = State(th.nn.ModuleList([Holder(value)]))
-        change()
-        assert state.put_back() is None
-        assert fingerprint(policy) == fingerprint(policy)
-    # The others are not, whatever is beside them
-    state = State(Holder([np.zeros(2 * MOST_BYTES), *arrays]))
-    arrays[0].fill(2)
-    assert state.put_back() is not None
-    assert arrays[0][0] == 0
-
-
 def test_parts_that_are_registered_meanwhile():
-    module = Holder(None)
-    state = State(module)
-    del module.value
+    policy = policy_with(None)
+    state, module = Attributes(policy), policy.holders[0]
     module.value = th.nn.Linear(1, 1)
     state.put_back()
     assert isinstance(module.value, th.nn.Linear)
@@ -190,6 +194,7 @@ NOTICED = {
     "slots": (Slots(), lambda value: setattr(value, "scale", 2.0)),
     "set": ({1}, lambda value: value.add(2)),
     "statistics": (RunningMeanStd(), lambda value: value.update(np.ones(3))),
+    "object": (Mean(), lambda value: value.update(1.0)),
 }
 
 
@@ -207,8 +212,10 @@ def test_fingerprint_notices(name):
 def test_fingerprint_of_odd_values():
     cyclic: dict = {}
     cyclic["self"] = cyclic
-    large = np.zeros(LARGEST)
-    for value in (cyclic, np.float32("nan"), large, [0.0] * (LONGEST + 1), th.zeros(2), np.array([None])):
+    with th.inference_mode():
+        inference = th.zeros(2)
+    tensors = [inference, th.zeros(2, device="meta"), th.zeros(2, dtype=th.bfloat16), th.zeros(2).to_sparse()]
+    for value in (cyclic, np.float32("nan"), [0.0] * (LONGEST + 1), np.array([None]), *tensors):
         policy = with_extractor(value)
         assert fingerprint(policy) == fingerprint(policy)
     # Numbers of the distribution count

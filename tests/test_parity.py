@@ -178,6 +178,30 @@ class StatefulExtractor(DropoutExtractor):
         return scale * (features - self.mean - th.as_tensor(self.statistics.mean, dtype=th.float32)) + 0.1 * noise
 
 
+class Mean:
+    """A running mean in an object of a class of its own."""
+
+    def __init__(self):
+        self.value, self.n_calls = 0.0, 0
+
+    def update(self, value):
+        self.n_calls += 1
+        self.value += (value - self.value) / self.n_calls
+
+
+class PlainObjectExtractor(DropoutExtractor):
+    """Keeps an object that is no module, and its last output with its history, which deepcopy does not take."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.stat, self.last = Mean(), None
+
+    def forward(self, observations):
+        self.last = self.layers[0](observations)
+        self.stat.update(self.last.mean().item())
+        return self.last - self.stat.value
+
+
 class InPlaceExtractor(DropoutExtractor):
     """Overwrites its input."""
 
@@ -273,6 +297,7 @@ SETTINGS = {
     "noise in evaluation": {"policy_kwargs": {"features_extractor_class": NoisyExtractor}},
     "running mean": {"policy_kwargs": {"features_extractor_class": RunningMeanExtractor}},
     "state that is no buffer": {"policy_kwargs": {"features_extractor_class": StatefulExtractor}},
+    "state in an object": {"policy_kwargs": {"features_extractor_class": PlainObjectExtractor}},
     "overwritten input": {"policy_kwargs": {"features_extractor_class": InPlaceExtractor}},
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
     "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
