@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
@@ -16,7 +15,6 @@ from sb3_ppo_variants.inference import (
     ModulePolicy,
     RolloutPolicy,
     StackedPolicy,
-    check_observation,
     is_standard_mlp,
 )
 from sb3_ppo_variants.rollout import KeptDistributions, compute_returns_and_advantage
@@ -93,10 +91,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
-        check_observation(self.policy, new_obs)  # type: ignore[arg-type]
+        values = ModulePolicy(self.policy).predict_values(new_obs)  # type: ignore[arg-type]
         checks.check_rewards(rollout_buffer)
-        with th.no_grad():
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         compute_returns_and_advantage(rollout_buffer, values, dones)
         self._kept = KeptDistributions(policy.parameters(), rollout_buffer)
         callback.update_locals(locals())

@@ -29,7 +29,6 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.copies import evaluation_copy
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.loss import unvalidated_distributions
 from sb3_ppo_variants.module_state import MODULE_METHODS
@@ -99,43 +98,6 @@ def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     return all(
         getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names
     )
-
-
-def check_observation(policy: ActorCriticPolicy, observation: np.ndarray | dict[str, np.ndarray]) -> None:
-    """
-    Check that an observation is finite, or that a custom policy makes finite features of it, with finite gradients: a tanh
-    makes a finite number of infinity, but the layer before it could not learn from it.
-
-    :param policy: the policy
-    :param observation: the observations of all environments, possibly a dict of them
-    :raises NonFiniteEnvironmentError: if it is neither
-    """
-    try:
-        checks.check_observation(observation)
-    except checks.NonFiniteEnvironmentError:
-        if all(map(checks.is_of_library, policy.modules())):
-            raise
-        if not _cleans(policy, observation):
-            raise
-
-
-def _cleans(policy: ActorCriticPolicy, observation: np.ndarray | dict[str, np.ndarray]) -> bool:
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    try:
-        with evaluation_copy(policy) as evaluated, th.enable_grad():
-            # One tensor, or those of policy and value function
-            features = pytree.tree_leaves(evaluated.extract_features(obs_as_tensor(observation, policy.device)))
-            gradients = [
-                gradient
-                for part in features
-                if part.requires_grad
-                for gradient in th.autograd.grad(part.sum(), parameters, retain_graph=True, allow_unused=True)
-                if gradient is not None
-            ]
-        return all(th.isfinite(tensor).all() for tensor in [*features, *gradients])
-    # The policy has not been made for such observations
-    except Exception:
-        return False
 
 
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:
@@ -286,6 +248,7 @@ class ModulePolicy:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+        self.is_custom = not all(map(checks.is_of_library, policy.modules()))
         self.keeps_parameters = leaves_distribution(policy, "forward")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
@@ -295,17 +258,42 @@ class ModulePolicy:
 
         :param observations: shape ``(n_envs, ...)``, or a dict of such
         :return: what ``ActorCriticPolicy.forward`` makes of them
-        :raises ValueError: if they are not finite, unless the policy makes finite features of them
+        :raises NonFiniteEnvironmentError: if they are not finite, unless a custom policy makes finite numbers of them
         """
-        check_observation(self.policy, observations)
         obs_tensor = obs_as_tensor(observations, self.policy.device)
-        with th.no_grad(), unvalidated_distributions():
-            actions, values, log_probs = self.policy(obs_tensor)
+        with unvalidated_distributions():
+            actions, values, log_probs = self._checked(self.policy, observations, obs_tensor)
             if self.keeps_parameters:
                 # Custom distributions may be of another kind
                 with suppress(NotImplementedError):
                     self.steps.append(distribution_parameters(self.policy.action_dist))
         return Action(obs_tensor, actions.cpu().numpy(), values, log_probs)
+
+    def predict_values(self, observations: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
+        """
+        The values of what comes after the last step.
+
+        :param observations: shape ``(n_envs, ...)``, or a dict of such
+        :return: their values
+        :raises NonFiniteEnvironmentError: as for a step
+        """
+        return self._checked(self.policy.predict_values, observations, obs_as_tensor(observations, self.policy.device))
+
+    @th.no_grad()
+    def _checked(
+        self, method: Callable[..., Any], observations: np.ndarray | dict[str, np.ndarray], obs_tensor: PyTorchObs
+    ) -> Any:
+        # A custom policy may know what to do with what is missing
+        if not self.is_custom:
+            checks.check_observation(observations)
+        try:
+            results = method(obs_tensor)
+        except Exception:
+            checks.check_observation(observations)
+            raise
+        if self.is_custom and not all(th.isfinite(result).all() for result in pytree.tree_leaves(results)):
+            checks.check_observation(observations)
+        return results
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """
