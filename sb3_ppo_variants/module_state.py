@@ -10,8 +10,8 @@ import functools
 import hashlib
 import random
 import sys
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -40,143 +40,10 @@ LIBRARIES = sys.stdlib_module_names | {"gymnasium", "numpy", "sb3_contrib", "sta
 # How far to look, and into how long containers
 DEPTH = 4
 LONGEST = 1000
-LARGEST = 2**20
-MOST_VALUES = 5000
-MOST_BYTES = 2**22
 # What is called while a policy is evaluated
 POLICY_METHODS = ("evaluate_actions", "extract_features", "get_distribution", "predict_values", "_get_action_dist_from_latent")
 DISTRIBUTION_METHODS = ("proba_distribution", "log_prob", "entropy")
 MODULE_METHODS = ("forward", "forward_actor", "forward_critic")
-
-
-class Contents:
-    """
-    The contents of arrays, containers, statistics and random generators, as they are now.
-
-    :param values: objects of any type; others are left alone
-    """
-
-    def __init__(self, values: Iterable[Any]) -> None:
-        # A function for each that puts it back where it has changed, and says whether it has
-        self._steps: list[tuple[str, Callable[[], bool]]] = []
-        self._seen: set[int] = set()
-        self._n_values = self._n_bytes = 0
-        for value in values:
-            self._remember(value, DEPTH)
-
-    def put_back(self) -> str | None:
-        """
-        Put back what has changed since.
-
-        :return: a word for something that has, or ``None``
-        """
-        changed = [kind for kind, step in self._steps if step()]
-        return changed[0] if changed else None
-
-    def _remember(self, value: Any, depth: int) -> None:
-        self._n_values += 1
-        if depth == 0 or id(value) in self._seen or self._n_values > MOST_VALUES:
-            return
-        step: Callable[[], bool] | None = None
-        inside: Iterable[Any] = ()
-        if type(value) in (tuple, list, deque, set, dict, OrderedDict, defaultdict) and len(value) <= LONGEST:
-            inside = value.values() if isinstance(value, dict) else value
-            if type(value) is not tuple:
-                step = _restoring_container(value)
-        elif isinstance(value, STATISTICS):
-            inside, step = vars(value).values(), _restoring_container(vars(value))
-        elif type(value) is np.ndarray and value.flags.writeable and self._affords(value):
-            step = functools.partial(_restore_array, value, value.copy())
-        elif type(value) is th.Tensor and value.layout is th.strided and not value.is_inference() and self._affords(value):
-            step = functools.partial(restore_tensor, value, value.detach().clone())
-        elif isinstance(value, th.Generator):
-            step = _restoring_generator(value.get_state, value.set_state)
-        elif isinstance(value, np.random.Generator):
-            bits = value.bit_generator
-            step = _restoring_generator(lambda: bits.state, lambda state: setattr(bits, "state", state))
-        elif isinstance(value, np.random.RandomState):
-            step = _restoring_generator(value.get_state, value.set_state)
-        elif isinstance(value, random.Random):
-            step = _restoring_generator(value.getstate, value.setstate)
-        if step is not None:
-            self._steps.append((f"a {type(value).__name__}", step))
-            self._seen.add(id(value))
-        for part in inside:
-            self._remember(part, depth - 1)
-
-    def _affords(self, value: np.ndarray | th.Tensor) -> bool:
-        if value.nbytes > LARGEST:
-            return False
-        self._n_bytes += value.nbytes
-        return self._n_bytes <= MOST_BYTES
-
-
-def _restoring_container(value: Any) -> Callable[[], bool]:
-    before = list(value.items()) if isinstance(value, dict) else list(value)
-
-    def put_back() -> bool:
-        now = list(value.items()) if isinstance(value, dict) else list(value)
-        if len(now) == len(before) and all(map(_is_same, now, before)):
-            return False
-        value.clear()
-        (value.extend if isinstance(value, list | deque) else value.update)(before)
-        return True
-
-    return put_back
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    # Numbers and tuples may have been made anew
-    if isinstance(one, CONSTANTS):
-        return bool(one == other)
-    return isinstance(one, tuple) and len(one) == len(other) and all(map(_is_same, one, other))
-
-
-def _restore_array(value: np.ndarray, before: np.ndarray) -> bool:
-    if value.dtype == before.dtype and value.tobytes() == before.tobytes():
-        return False
-    np.copyto(value, before)
-    return True
-
-
-@th.no_grad()
-def restore_tensor(value: th.Tensor, before: th.Tensor) -> bool:
-    """
-    Give a tensor back its shape and content, if they have changed: it may lie in memory that must not be written.
-
-    :param value: the tensor
-    :param before: what it was
-    :return: whether it had changed
-    """
-    if value.shape == before.shape and bool(((value == before) | ((value != value) & (before != before))).all()):
-        return False
-    value.resize_(before.shape).copy_(before)
-    return True
-
-
-def _restoring_generator(get: Callable[[], Any], set_: Callable[[Any], Any]) -> Callable[[], bool]:
-    before = get()
-
-    def put_back() -> bool:
-        if _is_equal(get(), before):
-            return False
-        set_(before)
-        return True
-
-    return put_back
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    """Whether two states of a generator are the same."""
-    if isinstance(one, dict):
-        return all(_is_equal(part, other[name]) for name, part in one.items())
-    if isinstance(one, tuple):
-        return all(map(_is_equal, one, other))
-    return bool(np.array_equal(one, other))
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -5,10 +5,8 @@ Where SB3's own code is done with less overhead, the numbers and random draws ar
 classes: a subclass may have changed what its methods mean, so its methods are called.
 """
 
-import copy
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +21,6 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.copies import evaluation_copy, frozen_copy
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
-from sb3_ppo_variants.module_state import Contents
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -74,6 +71,7 @@ class Rollout:
         self.buffer = buffer
         self.policy = policy
         self.data: RolloutData | None = None
+        self.last_epoch: list[RolloutData] = []
         if is_standard(buffer):
             samples = whole_rollout(buffer)
             if old_parameters:
@@ -98,8 +96,12 @@ class Rollout:
         :return: the minibatches
         """
         if self.data is None:
+            self.last_epoch = []
             for samples in self.buffer.get(batch_size):
-                yield self._with_old_parameters(samples, self._old_parameters(samples))
+                data = self._with_old_parameters(samples, self._old_parameters(samples))
+                # A policy may change its input in place
+                self.last_epoch.append(data._replace(observations=pytree.tree_map(th.clone, data.observations)))
+                yield data
             return
         # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
         for index in self.permutation().split(batch_size):
@@ -112,19 +114,18 @@ class Rollout:
 
     def mean_kl(self) -> float | None:
         """
-        E[KL[pi_old(.|s), pi(.|s)]] in nats over the whole rollout, of the policies in evaluation mode: the d of section 4.
+        E[KL[pi_old(.|s), pi(.|s)]] in nats over the whole rollout, of the policies in evaluation mode: the d of section 4. A
+        custom buffer may give more or other samples in each epoch: there it is that over the samples of the last one.
 
         :return: the mean, or ``None`` if no closed form is known
         """
         kl = []
-        with evaluation_copy(self.policy) as policy, _copy_of_state(self.buffer) as buffer:
-            # A custom buffer may hold more or other samples in each pass, so its pass is another one
-            passes = [self.data] if self.data is not None else buffer.get(CHUNK_SIZE)
-            for samples in passes:
-                old = samples.old_parameters if isinstance(samples, RolloutData) else self._old_parameters(samples)
-                if not old:
+        with evaluation_copy(self.policy) as policy:
+            for samples in self.last_epoch if self.data is None else [self.data]:
+                if not samples.old_parameters:
                     return None
-                kl.append(kl_from_parameters(policy.action_dist, old, _parameters(policy, samples.observations)))
+                parameters = _parameters(policy, samples.observations)
+                kl.append(kl_from_parameters(policy.action_dist, samples.old_parameters, parameters))
         # Not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item()
 
@@ -200,16 +201,6 @@ def _checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
     observations = buffer.observations
     arrays = observations.values() if isinstance(observations, dict) else [observations]
     return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
-
-
-@contextmanager
-def _copy_of_state(buffer: RolloutBuffer) -> Iterator[RolloutBuffer]:
-    """A copy with the same data, whose passes leave the original as it is."""
-    contents = Contents(() if is_standard(buffer) else vars(buffer).values())
-    try:
-        yield copy.copy(buffer)
-    finally:
-        contents.put_back()
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:

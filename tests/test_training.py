@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
-from test_parity import POLICIES, Record, equal, space_env, train
+from test_parity import POLICIES, ClonesInForward, InPlaceExtractor, Record, equal, space_env, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
 from sb3_ppo_variants.inference import evaluate_policy
@@ -507,6 +507,15 @@ def test_kl_with_a_rollout_buffer_of_another_class():
     assert updates(rows)[-1]["train/kl"] > 1e-4
     for one, other in zip(model.policy.parameters(), expected.policy.parameters(), strict=True):
         assert th.allclose(one, other, atol=1e-5)
+
+
+def test_kl_with_a_rollout_buffer_of_another_class_and_a_policy_that_overwrites_its_input():
+    class OwnBuffer(RolloutBuffer):
+        pass
+
+    kwargs = {"rollout_buffer_class": OwnBuffer, "policy_kwargs": {"features_extractor_class": InPlaceExtractor}}
+    _, rows = train(PPOClip, ClonesInForward, space_env("box", "box"), learning_rate=0.0, **kwargs)
+    assert updates(rows)[-1]["train/kl"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("cls", [PPOFixedKL, PPOKLPen])
