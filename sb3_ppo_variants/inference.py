@@ -149,7 +149,7 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
         # It may have been made a buffer
         and (type(policy.action_dist) is CategoricalDistribution or "log_std" in policy._parameters)
         and all(type(head) is nn.Linear for head in (policy.action_net, policy.value_net))
-        and all(_is_linear_or_function(layer) for layer in _layers(policy))
+        and all(_is_linear_or_function(layer) for layers in _networks(policy) for layer in layers)
     )
 
 
@@ -170,9 +170,10 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
     )
 
 
-def _layers(policy: ActorCriticPolicy) -> list[nn.Module]:
+def _networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
+    """The layers from the observation to the action distribution, and those to the value."""
     extractor = policy.mlp_extractor
-    return [*extractor.policy_net, policy.action_net, *extractor.value_net, policy.value_net]
+    return [*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]
 
 
 def _is_linear_or_function(layer: nn.Module) -> bool:
@@ -189,17 +190,16 @@ class StraightPolicy:
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
-        self.pi = [*policy.mlp_extractor.policy_net, policy.action_net]
-        self.vf = [*policy.mlp_extractor.value_net, policy.value_net]
-        self.log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
+        # Dictionaries of the parameters of linear layers, and functions
+        self.pi, self.vf = (
+            [layer._parameters if type(layer) is nn.Linear else layer for layer in layers] for layers in _networks(policy)
+        )
+        self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        self.own_parameters: dict[str, Any] = policy._parameters
 
     def _forward(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        latent_pi = latent_vf = observations.float()
-        for layer in self.pi:
-            latent_pi = F.linear(latent_pi, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(latent_pi)
-        for layer in self.vf:
-            latent_vf = F.linear(latent_vf, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(latent_vf)
-        return latent_pi, latent_vf
+        observations = observations.float()
+        return _apply(self.pi, observations), _apply(self.vf, observations)
 
     def evaluate(self, observations: PyTorchObs, actions: th.Tensor) -> Evaluation:
         """
@@ -211,9 +211,9 @@ class StraightPolicy:
         """
         assert isinstance(observations, th.Tensor)
         outputs, values = self._forward(observations)
-        if self.log_std is not None:
-            std = th.ones_like(outputs) * self.log_std.exp()
-            log_prob = _normal_log_prob(outputs, std, actions)
+        if self.is_gaussian:
+            std = th.ones_like(outputs) * self.own_parameters["log_std"].exp()
+            log_prob = (-((actions - outputs) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
             entropy = (0.5 + 0.5 * math.log(2 * math.pi) + th.log(std)).sum(dim=1)
             return Evaluation(values.flatten(), log_prob, entropy, lambda: (outputs, std))
         logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
@@ -223,8 +223,10 @@ class StraightPolicy:
         return Evaluation(values.flatten(), log_prob, -p_log_p.sum(-1), lambda: (logits,))
 
 
-def _normal_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.Tensor:
-    return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
+def _apply(layers: list[Any], latent: th.Tensor) -> th.Tensor:
+    for layer in layers:
+        latent = F.linear(latent, layer["weight"], layer["bias"]) if isinstance(layer, dict) else layer(latent)
+    return latent
 
 
 class Action(NamedTuple):
@@ -313,7 +315,7 @@ def stack(steps: list[tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
     return tuple(th.stack(parameters) for parameters in zip(*steps, strict=True))
 
 
-class RolloutPolicy:
+class RolloutPolicy(StraightPolicy):
     """
     The operations of ``ActorCriticPolicy.forward`` in a straight line, for one rollout: bit for bit the same numbers and
     random draws. Parameters are read at each step, as a callback may change them; what depends on ``log_std`` alone is
@@ -323,18 +325,7 @@ class RolloutPolicy:
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
-        # Dictionaries of parameters, or functions
-        self.pi: list[Any]
-        self.vf: list[Any]
-        self.pi, self.vf = (
-            [layer._parameters if type(layer) is nn.Linear else layer for layer in layers]
-            for layers in (
-                [*policy.mlp_extractor.policy_net, policy.action_net],
-                [*policy.mlp_extractor.value_net, policy.value_net],
-            )
-        )
-        self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
-        self.own_parameters: dict[str, Any] = policy._parameters
+        super().__init__(policy)
         self.log_std = th.empty(0)
         self.steps: list[tuple[th.Tensor, ...]] = []
 
@@ -349,27 +340,23 @@ class RolloutPolicy:
         """
         _check_vectors(observations)
         obs_tensor = th.from_numpy(observations)
-        latent_pi = latent_vf = obs_tensor.float()
-        for layer in self.pi:
-            latent_pi = F.linear(latent_pi, layer["weight"], layer["bias"]) if isinstance(layer, dict) else layer(latent_pi)
-        for layer in self.vf:
-            latent_vf = F.linear(latent_vf, layer["weight"], layer["bias"]) if isinstance(layer, dict) else layer(latent_vf)
+        outputs, values = self._forward(obs_tensor)
         if self.is_gaussian:
             log_std = self.own_parameters["log_std"]
             if not th.equal(self.log_std, log_std):
                 self.log_std = log_std.clone()
-                self.std = th.ones_like(latent_pi) * self.log_std.exp()
+                self.std = th.ones_like(outputs) * self.log_std.exp()
                 self.double_variance = 2 * self.std**2
                 self.log_stds = self.std.log()
-            self.steps.append((latent_pi, self.std))
-            actions = latent_pi + th.empty_like(latent_pi).normal_().mul_(self.std)
-            squares = (actions - latent_pi).square_().neg_()
+            self.steps.append((outputs, self.std))
+            actions = outputs + th.empty_like(outputs).normal_().mul_(self.std)
+            squares = (actions - outputs).square_().neg_()
             log_probs = squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
-            return Action(obs_tensor, actions.numpy(), latent_vf, log_probs)
-        logits = latent_pi - latent_pi.logsumexp(dim=-1, keepdim=True)
+            return Action(obs_tensor, actions.numpy(), values, log_probs)
+        logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
         self.steps.append((logits,))
         actions = th.multinomial(F.softmax(logits, dim=-1), 1, True)
-        return Action(obs_tensor, actions.squeeze(1).numpy(), latent_vf, logits.gather(-1, actions).squeeze(-1))
+        return Action(obs_tensor, actions.squeeze(1).numpy(), values, logits.gather(-1, actions).squeeze(-1))
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """Parameters of the distributions so far, as ``ModulePolicy.parameters``."""
@@ -398,15 +385,14 @@ class StackedPolicy:
         """
         if not is_standard_mlp(policy):
             return False
-        pi, vf = list(policy.mlp_extractor.policy_net), list(policy.mlp_extractor.value_net)
+        pi, vf = _networks(policy)
         return [type(layer) for layer in pi] == [type(layer) for layer in vf] and all(
             type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
         )
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         n_steps, n_envs = buffer.values.shape
-        pi = [*policy.mlp_extractor.policy_net, policy.action_net]
-        vf = [*policy.mlp_extractor.value_net, policy.value_net]
+        pi, vf = _networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
         self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
         first = True
