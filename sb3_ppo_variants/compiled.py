@@ -35,9 +35,8 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants.adam import not_plain_adam
 from sb3_ppo_variants.copies import same_random_numbers, working_copy
 from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
-from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3
-from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.loss import METRICS, Surrogate, SurrogateTerms, ppo_loss, standardize, unvalidated_distributions
+from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3, unvalidated_distributions
+from sb3_ppo_variants.loss import METRICS, Surrogate, ppo_loss
 from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
 from sb3_ppo_variants.rollout import RolloutData
 
@@ -225,20 +224,13 @@ class CompiledUpdate:
         buffers: dict[str, th.Tensor],
     ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
         """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
-        advantages = standardize(batch.advantages) if self.standardize_minibatches else batch.advantages
         # Batch normalisation writes to its buffers
         buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         state = {**self.layout.by_place(parameters), **buffers}
 
         def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
-            terms = SurrogateTerms(
-                evaluation.log_prob,
-                batch.old_log_prob,
-                advantages,
-                lambda: kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters()),
-            )
-            values, entropy = evaluation.values, evaluation.entropy
-            return ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
+            distribution = self.policy.action_dist
+            return ppo_loss(self.surrogate, batch, evaluation, distribution, coef, self.standardize_minibatches)
 
         arguments = (batch.observations, batch.actions, loss_of)
         loss, metrics = functional_call(module, state, arguments, tie_weights=False)

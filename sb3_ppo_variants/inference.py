@@ -4,8 +4,8 @@ passes without module calls and distribution objects. This is the one place that
 """
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,6 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import distribution_parameters
-from sb3_ppo_variants.loss import unvalidated_distributions
 from sb3_ppo_variants.module_state import MODULE_METHODS
 
 # The parts of SB3's policies
@@ -83,6 +82,17 @@ def evaluate_policy(policy: ActorCriticPolicy, observations: PyTorchObs, actions
         return distribution_parameters(policy.get_distribution(observations))
 
     return Evaluation(values.flatten(), log_prob, entropy, parameters)
+
+
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """Let torch's distributions take NaN, which is looked for once an update instead."""
+    validated = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(validated)
 
 
 def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:

@@ -1,13 +1,16 @@
 """The loss of a minibatch, equation (9), as a pure function that interpreted and compiled updates share."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from torch.nn import functional as F
 
+from sb3_ppo_variants.inference import Evaluation
+from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.objectives import Coefficient
+from sb3_ppo_variants.rollout import RolloutData
 
 # What `ppo_loss` measures beside the gradient, in this order; the names are SB3's
 METRICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
@@ -57,35 +60,40 @@ def standardize(advantages: th.Tensor) -> th.Tensor:
 
 def ppo_loss(
     surrogate: Surrogate,
-    terms: SurrogateTerms,
-    values: th.Tensor,
-    old_values: th.Tensor,
-    returns: th.Tensor,
-    entropy: th.Tensor | None,
+    batch: RolloutData,
+    evaluation: Evaluation,
+    distribution: Distribution,
     coef: Mapping[str, Coefficient],
+    standardizes: bool,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Equation (9) with its sign turned: - L^S + c1 L^VF - c2 S, each a mean over the minibatch.
 
     :param surrogate: the surrogate objective L^S, per sample
-    :param terms: what it is made of
-    :param values: V(s) of the network, shape ``(batch,)``
-    :param old_values: V(s) before the update, shape ``(batch,)``
-    :param returns: the value targets V^targ, shape ``(batch,)``
-    :param entropy: S of the policy per sample, or ``None`` if it has no closed form
+    :param batch: the minibatch, with pi_old
+    :param evaluation: what the policy says of it
+    :param distribution: one of the family of the policy's, of which only the type is read
     :param coef: coefficients by name: ``vf_coef`` (c1), ``ent_coef`` (c2), and ``clip_range``, ``clip_range_vf`` where there
         is such clipping
+    :param standardizes: whether the advantages are standardised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
     """
+
+    def kl() -> th.Tensor:
+        return kl_from_parameters(distribution, batch.old_parameters, evaluation.parameters())
+
+    advantages = standardize(batch.advantages) if standardizes else batch.advantages
+    terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, advantages, kl)
     policy_loss = -surrogate(terms, coef).mean()
 
+    values = evaluation.values
     if "clip_range_vf" in coef:
         largest = coef["clip_range_vf"]
-        values = old_values + th.clamp(values - old_values, -largest, largest)  # type: ignore[arg-type]
-    value_loss = F.mse_loss(returns, values)
+        values = batch.old_values + th.clamp(values - batch.old_values, -largest, largest)  # type: ignore[arg-type]
+    value_loss = F.mse_loss(batch.returns, values)
 
     # Distributions without a closed form of the entropy get the estimate E[-log pi(a|s)]
-    entropy_loss = -th.mean(-terms.log_prob) if entropy is None else -th.mean(entropy)
+    entropy_loss = -th.mean(-terms.log_prob if evaluation.entropy is None else evaluation.entropy)
 
     loss = policy_loss + coef["ent_coef"] * entropy_loss + coef["vf_coef"] * value_loss
 
@@ -99,14 +107,3 @@ def ppo_loss(
             clip_fraction = th.zeros_like(loss)
         metrics = th.stack([loss, policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction]).detach()
     return loss, metrics
-
-
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
-    """Let torch's distributions take NaN, which is looked for once an update instead."""
-    validated = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validated)

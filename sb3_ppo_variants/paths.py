@@ -74,7 +74,6 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
         rollout: Rollout,
         coef: Mapping[str, float],
         max_approx_kl: float | None,
-        normalize: Callable[[th.Tensor], th.Tensor],
     ) -> list[th.Tensor] | None:
         """
         K epochs of compiled minibatch steps on the rollout.
@@ -82,7 +81,6 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
         :param rollout: the rollout
         :param coef: the coefficients of the loss
         :param max_approx_kl: the approximate KL of a minibatch above which the update ends, in nats; ``None`` for never
-        :param normalize: shifts and scales advantages
         :return: the values of ``METRICS`` at each step of each epoch, of shape ``(n_steps, n_metrics)``; ``None`` if it turns
             out that they cannot be compiled, and may be made otherwise
         :raises CompilationError: if they cannot be compiled, and must be
@@ -97,9 +95,6 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
             if reason is not None:
                 raise compiled.CompilationError(reason)
             assert rollout.data is not None
-            data = rollout.data
-            if self.normalize_advantage == "batch":
-                data = data._replace(advantages=normalize(data.advantages))
             source = inspect.getattr_static(type(self), "surrogate")
             options = (source, tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
             update = self._compiled_update
@@ -107,7 +102,7 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
                 update = compiled.CompiledUpdate(self.policy, _without_attributes(self, "surrogate"), *options)
                 self._compiled_update = update
             epochs = [rollout.permutation() for _ in range(self.n_epochs)]
-            metrics = update.run(data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
+            metrics = update.run(rollout.data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
         except compiled.CompilationError as error:
             if self.compile is True:
                 raise

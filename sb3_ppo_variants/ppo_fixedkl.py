@@ -92,7 +92,7 @@ class PPOFixedKL(KLPenaltyPPO):
     @property
     def kl_coef(self) -> float:
         """The current beta; a number or a schedule may be assigned."""
-        return self._current("kl_coef", minimum=0)
+        return self._coefficient("kl_coef", minimum=0)
 
     @kl_coef.setter
     def kl_coef(self, kl_coef: float | Schedule) -> None:

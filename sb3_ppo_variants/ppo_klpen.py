@@ -124,7 +124,7 @@ class PPOKLPen(KLPenaltyPPO):
 
     def coefficients(self) -> dict[str, float]:
         """As in the base class, and d_targ as ``kl_target``."""
-        return {**super().coefficients(), "kl_target": self._current("target_kl", minimum=0)}
+        return {**super().coefficients(), "kl_target": self._coefficient("target_kl", minimum=0)}
 
     def _max_approx_kl(self) -> float | None:
         return None

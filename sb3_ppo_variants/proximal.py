@@ -1,4 +1,18 @@
-"""Algorithm 1 of the PPO paper on Stable-Baselines3's ``OnPolicyAlgorithm``: what the variants share."""
+"""
+Algorithm 1 of the PPO paper on Stable-Baselines3's ``OnPolicyAlgorithm``: what the variants share.
+
+==========================================================  ===================================================
+for iteration = 1, 2, ... do                                SB3's ``OnPolicyAlgorithm.learn``
+  for actor = 1, 2, ..., N do                               the environments of SB3's vec-envs
+    Run policy pi_old in environment for T timesteps        ``collect_rollouts`` in collect.py
+    Compute advantage estimates A_1, ..., A_T               ``compute_returns_and_advantage`` in rollout.py
+  end for
+  Optimize surrogate L with respect to theta,               ``train`` and ``_optimize`` here,
+    with K epochs and minibatch size M <= N T               ``ppo_loss`` in loss.py, ``surrogate`` of a variant
+  theta_old <- theta                                        ``Rollout`` in rollout.py, made in ``train``
+end for
+==========================================================  ===================================================
+"""
 
 import math
 import warnings
@@ -24,20 +38,14 @@ from sb3_ppo_variants.inference import (
     evaluate_policy,
     is_of_sb3,
     is_standard_mlp,
-)
-from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.loading import LoadableAlgorithm
-from sb3_ppo_variants.loss import (
-    METRICS,
-    SurrogateTerms,
-    ppo_loss,
-    standardize,
     unvalidated_distributions,
 )
+from sb3_ppo_variants.loading import LoadableAlgorithm
+from sb3_ppo_variants.loss import METRICS, SurrogateTerms, ppo_loss
 from sb3_ppo_variants.objectives import Coefficient
 from sb3_ppo_variants.paths import TwoPathAlgorithm
-from sb3_ppo_variants.rollout import KeptDistributions, Rollout, RolloutData
-from sb3_ppo_variants.undo import NonFiniteUpdateError, Snapshot
+from sb3_ppo_variants.rollout import KeptDistributions, Rollout
+from sb3_ppo_variants.undo import undone_after_errors
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
@@ -257,17 +265,15 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         :return: their values by name
         :raises ValueError: if a schedule returns a number that is not finite
         """
-        coef = {"ent_coef": self._current("ent_coef"), "vf_coef": self._current("vf_coef", minimum=0)}
+        coef = {"ent_coef": self._coefficient("ent_coef"), "vf_coef": self._coefficient("vf_coef", minimum=0)}
         for name in ("clip_range", "clip_range_vf"):
             schedule = getattr(self, name)
             if schedule is not None:
-                # As in SB3, the progress, and with it a linear schedule, falls below 0 where the last rollout overshoots
                 progress = self._current_progress_remaining
-                minimum = 0 if progress >= 0 else -math.inf
-                coef[name] = checks.scheduled_value(name, schedule, progress, minimum, infinite=True)
+                coef[name] = checks.scheduled_value(name, schedule, progress, self._minimum_of_sb3(), infinite=True)
         return coef
 
-    def _current(self, name: str, minimum: float = -math.inf) -> float:
+    def _coefficient(self, name: str, minimum: float = -math.inf) -> float:
         """The present value of a coefficient that is a float or a schedule."""
         coefficient = self.__dict__[name]
         if callable(coefficient):
@@ -276,6 +282,27 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         number = float(coefficient)
         checks.check_number(name, number, minimum=minimum)
         return number
+
+    def _minimum_of_sb3(self) -> float:
+        """
+        The smallest value that a schedule of the learning rate or of a clip range may have.
+
+        The last rollout may overshoot, and the remaining progress is below 0 then. SB3's schedules see that, and a linear one
+        falls below 0 with it. Those that SB3 does not know, in ``_coefficient``, see 0.
+        """
+        return 0.0 if self._current_progress_remaining >= 0 else -math.inf
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """
+        Set Adam's step size for the coming update.
+
+        :param optimizers: the optimizer, or a list of optimizers
+        :raises ValueError: if the schedule returns a number that is negative or not finite
+        """
+        super()._update_learning_rate(optimizers)
+        where = f"learning_rate (at remaining progress {self._current_progress_remaining:g})"
+        for group in self.policy.optimizer.param_groups:
+            checks.check_number(where, float(group["lr"]), minimum=self._minimum_of_sb3())
 
     def _max_approx_kl(self) -> float | None:
         """The approximate KL of a minibatch above which an update ends early, in nats; ``None`` for never."""
@@ -296,30 +323,19 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         :raises NonFiniteUpdateError: (a ``FloatingPointError``) if the update makes a parameter or a loss NaN or infinite.
             Parameters, optimizer and counters are then as they were before the update, as after any error in it.
         """
-        self._update_learning_rate(self.policy.optimizer)
-        for group in self.policy.optimizer.param_groups:
-            where = f"learning_rate (at remaining progress {self._current_progress_remaining:g})"
-            checks.check_number(where, float(group["lr"]), minimum=0 if self._current_progress_remaining >= 0 else -math.inf)
-        coef = self.coefficients()
-        before = Snapshot(self)
-        try:
-            with unvalidated_distributions():
-                # theta_old <- theta
-                kept, self._kept = self._kept, None
-                rollout = Rollout(self.rollout_buffer, self.policy, () if kept is None else kept.of(self.rollout_buffer))
-                # Switch to train mode (this affects batch norm and dropout)
-                self.policy.set_training_mode(True)
-                epochs = self._optimize(rollout, coef)
-                kl = rollout.mean_kl()
+        with undone_after_errors(self) as before, unvalidated_distributions():
+            self._update_learning_rate(self.policy.optimizer)
+            coef = self.coefficients()
+            # theta_old <- theta
+            kept, self._kept = self._kept, None
+            old_parameters = () if kept is None else kept.of(self.rollout_buffer)
+            rollout = Rollout(self.rollout_buffer, self.policy, old_parameters, self.normalize_advantage == "batch")
+            # Switch to train mode (this affects batch norm and dropout)
+            self.policy.set_training_mode(True)
+            epochs = self._optimize(rollout, coef)
+            kl = rollout.mean_kl()
             # The KL is part of the loss where it has a weight
             before.check(self, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
-        # Also when the user interrupts it: half an update would be saved without its beta
-        except BaseException as error:
-            before.restore(self)
-            # What torch's optimizers raise where a step size does not fit into a float32
-            if isinstance(error, RuntimeError) and "without overflow" in str(error):
-                raise NonFiniteUpdateError.of(["the optimizer's step"], self.num_timesteps) from error
-            raise
         self._record(epochs, coef, kl)
         if kl is not None:
             self._after_update(kl, coef)
@@ -330,25 +346,20 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
 
         :return: the values of ``METRICS`` at each step of each epoch, of shape ``(n_steps, n_metrics)``
         """
-        max_approx_kl, normalize = self._max_approx_kl(), self._advantage_normalizer()
+        max_approx_kl = self._max_approx_kl()
         if self._uses_compiled:
-            compiled_epochs = self._optimize_compiled(rollout, coef, max_approx_kl, normalize)
+            compiled_epochs = self._optimize_compiled(rollout, coef, max_approx_kl)
             if compiled_epochs is not None:
                 return compiled_epochs
         epochs: list[th.Tensor] = []
+        standardizes = self.normalize_advantage is True
         with self._evaluate_and_step() as (evaluate, step):
             for epoch in range(self.n_epochs):
                 self._n_updates += 1
                 metrics = []
                 for batch in rollout.epoch(self.batch_size):
                     evaluation = evaluate(batch.observations, batch.actions)
-
-                    def kl(batch: RolloutData = batch, evaluation: Evaluation = evaluation) -> th.Tensor:
-                        return kl_from_parameters(self.policy.action_dist, batch.old_parameters, evaluation.parameters())
-
-                    terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, normalize(batch.advantages), kl)
-                    values, entropy = evaluation.values, evaluation.entropy
-                    loss, measured = ppo_loss(self.surrogate, terms, values, batch.old_values, batch.returns, entropy, coef)
+                    loss, measured = ppo_loss(self.surrogate, batch, evaluation, self.policy.action_dist, coef, standardizes)
                     metrics.append(measured)
                     approx_kl = measured[METRICS.index("approx_kl")]
                     if max_approx_kl is not None and approx_kl > max_approx_kl:
@@ -380,14 +391,6 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
             policy.optimizer.step()
 
         yield evaluate, step
-
-    def _advantage_normalizer(self) -> Callable[[th.Tensor], th.Tensor]:
-        """The function that shifts and scales the advantages of a minibatch."""
-        if self.normalize_advantage == "batch":
-            # Once a rollout, with the population's deviation, as in the paper's authors' code
-            mean, std = float(self.rollout_buffer.advantages.mean()), float(self.rollout_buffer.advantages.std())
-            return lambda advantages: (advantages - mean) / (std + 1e-8)
-        return standardize if self.normalize_advantage else lambda advantages: advantages
 
     def _record(self, epochs: list[th.Tensor], coef: Mapping[str, float], kl: float | None) -> None:
         """Log the update under SB3's keys."""

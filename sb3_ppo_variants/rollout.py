@@ -64,29 +64,38 @@ class Rollout:
     :param buffer: a full rollout buffer of any class
     :param policy: the policy. It is pi_old now, unless ``old_parameters`` say what has acted
     :param old_parameters: parameters of pi_old(.|s), each of shape ``(n_steps, n_envs, ...)``, if known from the rollout
+    :param standardizes: whether its advantages are shifted and scaled to mean 0 and deviation 1
     :raises ValueError: if the buffer is not full
     """
 
-    def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, old_parameters: tuple[th.Tensor, ...] = ()) -> None:
+    def __init__(
+        self,
+        buffer: RolloutBuffer,
+        policy: ActorCriticPolicy,
+        old_parameters: tuple[th.Tensor, ...] = (),
+        standardizes: bool = False,
+    ) -> None:
         self.buffer = buffer
         self.policy = policy
         self.data: RolloutData | None = None
         self.last_epoch: list[RolloutData] = []
-        if is_standard(buffer):
-            samples = whole_rollout(buffer)
+        samples = whole_rollout(buffer) if is_standard(buffer) else None
+        # With the population's deviation, as in the paper's authors' code
+        self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if standardizes else None
+        if samples is not None:
             if old_parameters:
                 # In the order of the samples: one environment after the other
                 old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
                 with evaluation_copy(policy) as evaluated:
                     old_parameters = _parameters(evaluated, samples.observations)
-            self.data = self._with_old_parameters(samples, old_parameters)
-        else:
-            try:
-                self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
-            # Whatever a custom class may raise: the KL is not known then
-            except Exception:
-                self.old_policy = None
+            self.data = self._data(samples, old_parameters)
+            return
+        try:
+            self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
+        # Whatever a custom class may raise: the KL is not known then
+        except Exception:
+            self.old_policy = None
 
     def epoch(self, batch_size: int) -> Iterator[RolloutData]:
         """
@@ -98,7 +107,7 @@ class Rollout:
         if self.data is None:
             self.last_epoch = []
             for samples in self.buffer.get(batch_size):
-                data = self._with_old_parameters(samples, self._old_parameters(samples))
+                data = self._data(samples, self._old_parameters(samples))
                 # A policy may change its input in place
                 self.last_epoch.append(data._replace(observations=pytree.tree_map(th.clone, data.observations)))
                 yield data
@@ -135,15 +144,16 @@ class Rollout:
         with evaluation_copy(self.old_policy) as old_policy:
             return _parameters(old_policy, samples.observations)
 
-    def _with_old_parameters(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
-        actions = samples.actions
+    def _data(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
+        # By name: the samples of a custom buffer may be of another class
+        actions, advantages = samples.actions, samples.advantages
         if isinstance(self.policy.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        # By name: the samples of a custom buffer may be of another class
-        old_values, old_log_prob = samples.old_values, samples.old_log_prob
-        return RolloutData(
-            samples.observations, actions, old_values, old_log_prob, samples.advantages, samples.returns, old_parameters
-        )
+        if self.moments is not None:
+            mean, deviation = self.moments
+            advantages = (advantages - mean) / (deviation + 1e-8)
+        old_values, old_log_prob, returns = samples.old_values, samples.old_log_prob, samples.returns
+        return RolloutData(samples.observations, actions, old_values, old_log_prob, advantages, returns, old_parameters)
 
 
 def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th.Tensor, ...]:

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch as th
@@ -38,6 +39,26 @@ class NonFiniteUpdateError(FloatingPointError, ValueError):
             "The model has been put back to its state before that update and can be saved. "
             "Try a smaller learning_rate or n_epochs, a max_grad_norm, or VecNormalize for the rewards."
         )
+
+
+@contextmanager
+def undone_after_errors(algorithm: OnPolicyAlgorithm) -> Iterator["Snapshot"]:
+    """
+    Undo an update in which there is an error.
+
+    :param algorithm: the algorithm, before the update
+    :return: what it was before
+    :raises NonFiniteUpdateError: also for torch's errors where a step size does not fit into a float32
+    """
+    before = Snapshot(algorithm)
+    try:
+        yield before
+    # Also when the user interrupts it: half an update would be saved without its beta
+    except BaseException as error:
+        before.restore(algorithm)
+        if isinstance(error, RuntimeError) and "without overflow" in str(error):
+            raise NonFiniteUpdateError.of(["the optimizer's step"], algorithm.num_timesteps) from error
+        raise
 
 
 class Snapshot:

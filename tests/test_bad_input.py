@@ -112,6 +112,8 @@ def test_schedule_that_goes_bad_is_named_before_the_update():
     with pytest.raises(ValueError, match=r"learning_rate \(at remaining progress 0\) must be finite, but is nan"):
         model.learn(64)
     assert model._n_updates == 0
+    # The model can be trained on
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3
     for name, value, error in (
         ("clip_range", -0.2, ValueError),
         ("clip_range", "a", TypeError),

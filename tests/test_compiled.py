@@ -77,7 +77,7 @@ def assert_steps_agree_in_float64(model, tolerance=1e-10):
     with pytest.MonkeyPatch.context() as patch:
         # By which SB3 converts observations
         patch.setattr(th.Tensor, "float", th.Tensor.double)
-        data = Rollout(model.rollout_buffer, policy).data
+        data = Rollout(model.rollout_buffer, policy, standardizes=model.normalize_advantage == "batch").data
         data = tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, data)
         reference, other = (updated(model, data, path) for path in ("reference", "compiled"))
     before = policy.state_dict()

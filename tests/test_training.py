@@ -21,9 +21,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from test_parity import POLICIES, ClonesInForward, InPlaceExtractor, Record, equal, space_env, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
-from sb3_ppo_variants.inference import evaluate_policy
+from sb3_ppo_variants.inference import evaluate_policy, unvalidated_distributions
 from sb3_ppo_variants.kl import kl_normal
-from sb3_ppo_variants.loss import unvalidated_distributions
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.rollout import Rollout
 
