@@ -60,10 +60,6 @@ class CompilationError(RuntimeError):
     """The update could not be compiled; the message says why."""
 
 
-class PassingError(CompilationError):
-    """The update could not be compiled as the policy is now."""
-
-
 def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
     """
     Why the update of a policy cannot be compiled here, as far as that can be told without trying.
@@ -372,15 +368,15 @@ class CompiledUpdate:
             loss, _ = self._loss(module, batch, coef, parameters, buffers)
             gradients = th.autograd.grad(loss, parameters, allow_unused=True)
         if _random_states() != generators:
-            raise PassingError("the policy draws random numbers from Python or NumPy, not from torch")
+            raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
         changed = sorted({name for name, _ in attributes.items() ^ custom_attributes(module.policy).items()})
         if changed:
-            raise PassingError(f"the evaluation of the policy changes {changed[0]}, which compiled code would not")
+            raise CompilationError(f"the evaluation of the policy changes {changed[0]}, which compiled code would not")
         decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
         names = [name for name, _ in self.policy.named_parameters()]
         for name, gradient, moment in zip(names, gradients, self.layout.views(exp_avg), strict=True):
             if gradient is None and (decays or moment.any()):
-                raise PassingError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
+                raise CompilationError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
 
     def _trace(self, module: "_Loss", arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:

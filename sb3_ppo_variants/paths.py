@@ -85,15 +85,16 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
             out that they cannot be compiled, and may be made otherwise
         :raises CompilationError: if they cannot be compiled, and must be
         """
-        numpy_state = np.random.get_state()
-        # A callback may have frozen layers, say
+        # A callback may have frozen layers, say, and may undo that
         reason = _unsupported_buffer(rollout.buffer) or compiled.unsupported_policy(self.policy)
         if "surrogate" in vars(self):
             # It may read anything
             reason = "surrogate has been set on the object: override it in a subclass"
+        if reason is not None:
+            self._without_compiling(reason)
+            return None
+        numpy_state = np.random.get_state()
         try:
-            if reason is not None:
-                raise compiled.CompilationError(reason)
             assert rollout.data is not None
             source = inspect.getattr_static(type(self), "surrogate")
             options = (source, tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
@@ -104,18 +105,21 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
             epochs = [rollout.permutation() for _ in range(self.n_epochs)]
             metrics = update.run(rollout.data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
         except compiled.CompilationError as error:
-            if self.compile is True:
-                raise
             np.random.set_state(numpy_state)
-            self._uses_compiled = False
-            if reason is None and not isinstance(error, compiled.PassingError):
-                # The next attempt would fail, too, and take its time
-                self._cannot_compile = str(error)
-            self._print(f"Not compiled: {error}")
+            self._without_compiling(str(error))
+            # Another attempt would fail, too, and take its time
+            self._cannot_compile = str(error)
             return None
         update.store()
         self._n_updates += len(metrics)
         return metrics
+
+    def _without_compiling(self, reason: str) -> None:
+        """Go on without in this training, or not at all if the updates must be compiled."""
+        if self.compile is True:
+            raise compiled.CompilationError(reason)
+        self._uses_compiled = False
+        self._print(f"Not compiled: {reason}")
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
