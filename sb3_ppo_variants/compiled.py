@@ -17,10 +17,10 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -38,7 +38,7 @@ from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3, unvalidated_distributions
 from sb3_ppo_variants.loss import METRICS, Surrogate, ppo_loss
 from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
-from sb3_ppo_variants.rollout import RolloutData
+from sb3_ppo_variants.rollout import Rollout, RolloutData
 
 # The oldest torch whose Inductor this module has been tested with
 OLDEST_TORCH = (2, 13)
@@ -108,49 +108,52 @@ def image_work(policy: ActorCriticPolicy) -> float:
     return sum(math.prod(shape) for shape in shapes if shape is not None) / (84 * 84 * 4)
 
 
+class Options(NamedTuple):
+    """
+    What is compiled into a step besides the policy.
+
+    :param source: what the surrogate objective has been made of
+    :param coef_names: names of the coefficients of the loss
+    :param standardizes: whether advantages are standardised in each minibatch
+    :param ends_early: whether a step is to be left out whose approximate KL exceeds the coefficient ``max_approx_kl``
+    """
+
+    source: object
+    coef_names: tuple[str, ...]
+    standardizes: bool
+    ends_early: bool
+
+
 class CompiledUpdate:
     """
     Minibatch steps on a policy, each one call of a compiled function.
 
     :param policy: the policy, with its optimizer
     :param surrogate: the surrogate objective
-    :param source: what it has been made of: another one would need another update
-    :param coef_names: names of the coefficients of the loss
-    :param standardize_minibatches: whether advantages are standardised in each minibatch
-    :param ends_early: whether a step is to be left out whose approximate KL exceeds the coefficient ``max_approx_kl``
+    :param options: how the loss is made
     """
 
-    def __init__(
-        self,
-        policy: ActorCriticPolicy,
-        surrogate: Surrogate,
-        source: object,
-        coef_names: Sequence[str],
-        standardize_minibatches: bool,
-        ends_early: bool,
-    ) -> None:
+    def __init__(self, policy: ActorCriticPolicy, surrogate: Surrogate, options: Options) -> None:
         self.policy = policy
         self.surrogate = surrogate
-        self.options = (source, tuple(coef_names), standardize_minibatches, ends_early)
-        self.standardize_minibatches = standardize_minibatches
+        self.options = options
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
-        self.ends_early = ends_early
         # One vector holds every number that changes between calls: what depends on Adam's step count is computed outside in
         # float64, as torch.optim.Adam does
-        self.coef_names = ["step_size", "inverse_bias_correction2_sqrt", "max_grad_norm", "max_approx_kl", *coef_names]
+        self.coef_names = ["step_size", "inverse_bias_correction2_sqrt", "max_grad_norm", "max_approx_kl", *options.coef_names]
         self.layout = FlatParameters(policy, transpose=True)
         self.parameters, self.exp_avg, self.exp_avg_sq = (self.layout.zeros() for _ in range(3))
         self.buffers: dict[str, th.Tensor] = {}
         self.n_steps = 0
         self.functions: dict[Any, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
 
-    def serves(self, policy: ActorCriticPolicy, options: tuple[Any, ...]) -> bool:
+    def serves(self, policy: ActorCriticPolicy, options: Options) -> bool:
         """
         Whether this can make the steps of an update, or another must be made.
 
         :param policy: the policy to update
-        :param options: the other arguments of the constructor but for the surrogate
+        :param options: how the loss is made
         :return: whether it can
         """
         parameters = list(policy.parameters())
@@ -202,7 +205,7 @@ class CompiledUpdate:
 
         updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
         updates += [(buffer, new_buffers[name]) for name, buffer in buffers.items()]
-        if self.ends_early:
+        if self.options.ends_early:
             # SB3 ends the update before the step that exceeds the limit
             goes_on = ~(metrics[METRICS.index("approx_kl")] > coef["max_approx_kl"])
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
@@ -226,7 +229,7 @@ class CompiledUpdate:
 
         def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
             distribution = self.policy.action_dist
-            return ppo_loss(self.surrogate, batch, evaluation, distribution, coef, self.standardize_minibatches)
+            return ppo_loss(self.surrogate, batch, evaluation, distribution, coef, self.options.standardizes)
 
         arguments = (batch.observations, batch.actions, loss_of)
         loss, metrics = functional_call(module, state, arguments, tie_weights=False)
@@ -234,18 +237,18 @@ class CompiledUpdate:
 
     def run(
         self,
-        rollout: RolloutData,
-        epochs: Sequence[th.Tensor],
+        rollout: Rollout,
+        n_epochs: int,
         batch_size: int,
-        coef: dict[str, float],
+        coef: Mapping[str, float],
         max_grad_norm: float | None,
         max_approx_kl: float | None,
     ) -> list[th.Tensor]:
         """
         Make the steps of an update, on copies of the parameters: ``store`` puts the result into the policy.
 
-        :param rollout: the rollout
-        :param epochs: the order of the samples in each epoch
+        :param rollout: the rollout, of one of SB3's own buffers
+        :param n_epochs: number of passes over it
         :param batch_size: size of a minibatch; the last one of an epoch may be smaller
         :param coef: the coefficients of the loss by name
         :param max_grad_norm: largest norm of the gradient
@@ -258,27 +261,26 @@ class CompiledUpdate:
             "max_grad_norm": float("inf") if max_grad_norm is None else max_grad_norm,
             "max_approx_kl": float("inf") if max_approx_kl is None else max_approx_kl,
         }
-        minibatches = [index.split(batch_size) for index in epochs]
-        coef_vectors = self._coef_vectors(sum(map(len, minibatches)), {**limits, **coef})
-        # The shorter minibatch at the end of an epoch is not worth a compilation of its own
-        full_size = min(batch_size, len(epochs[0]))
+        assert rollout.data is not None
+        sizes = [len(index) for index in th.arange(len(rollout.data.returns)).split(batch_size)]
+        coef_vectors = self._coef_vectors(n_epochs * len(sizes), {**limits, **coef})
+        # The arguments but for the vector of coefficients and the index, which come last
+        leaves, structure = pytree.tree_flatten([self.parameters, self.exp_avg, self.exp_avg_sq, self.buffers, rollout.data])
+        group = self.policy.optimizer.param_groups[0]
+        constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], fingerprint(self.policy))
+        key = (*(leaf.shape for leaf in leaves), *constants)
         metrics: list[th.Tensor] = []
         with th.no_grad():
-            # The arguments but for the vector of coefficients and the index, which come last
-            state = [self.parameters, self.exp_avg, self.exp_avg_sq, self.buffers, rollout]
-            leaves, structure = pytree.tree_flatten(state)
-            group = self.policy.optimizer.param_groups[0]
-            constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], fingerprint(self.policy))
-            key = (*(leaf.shape for leaf in leaves), *constants)
-            functions: dict[int, Callable[[list[Any]], Sequence[th.Tensor]]] = {}
-            for epoch in minibatches:
+            # The shorter minibatch at the end of an epoch is not worth a compilation of its own
+            functions = {}
+            for size in set(sizes):
+                arguments = [*leaves, coef_vectors[0], th.arange(size)]
+                functions[size] = self._function((size, *key), arguments, structure, compiled=size == sizes[0])
+            steps = iter(coef_vectors)
+            for _ in range(n_epochs):
                 rows = []
-                for index in epoch:
-                    arguments = [*leaves, next(coef_vectors), index]
-                    size = index.shape[0]
-                    if size not in functions:
-                        functions[size] = self._function((size, *key), arguments, structure, compiled=size == full_size)
-                    rows.append(functions[size](arguments)[0])
+                for index in rollout.permutation().split(batch_size):
+                    rows.append(functions[len(index)]([*leaves, next(steps), index])[0])
                     self.n_steps += 1
                     if max_approx_kl is not None and rows[-1][METRICS.index("approx_kl")].item() > max_approx_kl:
                         self.n_steps -= 1
@@ -313,7 +315,7 @@ class CompiledUpdate:
                     state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
-    def _coef_vectors(self, n_steps: int, coef: dict[str, float]) -> Iterator[th.Tensor]:
+    def _coef_vectors(self, n_steps: int, coef: dict[str, float]) -> Sequence[th.Tensor]:
         """The vectors of coefficients of the coming steps."""
         group = self.policy.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
@@ -324,7 +326,7 @@ class CompiledUpdate:
             **coef,
         }
         matrix = np.stack([np.broadcast_to(columns[name], n_steps) for name in self.coef_names], axis=1)
-        return iter(th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind())
+        return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
     def _function(
         self, key: tuple[Any, ...], arguments: list[Any], structure: Any, compiled: bool

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
@@ -93,19 +92,15 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
         if reason is not None:
             self._without_compiling(reason)
             return None
-        numpy_state = np.random.get_state()
+        source = inspect.getattr_static(type(self), "surrogate")
+        options = compiled.Options(source, tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
+        update = self._compiled_update
         try:
-            assert rollout.data is not None
-            source = inspect.getattr_static(type(self), "surrogate")
-            options = (source, tuple(coef), self.normalize_advantage is True, max_approx_kl is not None)
-            update = self._compiled_update
             if update is None or not update.serves(self.policy, options):
-                update = compiled.CompiledUpdate(self.policy, _without_attributes(self, "surrogate"), *options)
+                update = compiled.CompiledUpdate(self.policy, _without_attributes(self, "surrogate"), options)
                 self._compiled_update = update
-            epochs = [rollout.permutation() for _ in range(self.n_epochs)]
-            metrics = update.run(rollout.data, epochs, self.batch_size, dict(coef), self.max_grad_norm, max_approx_kl)
+            metrics = update.run(rollout, self.n_epochs, self.batch_size, coef, self.max_grad_norm, max_approx_kl)
         except compiled.CompilationError as error:
-            np.random.set_state(numpy_state)
             self._without_compiling(str(error))
             # Another attempt would fail, too, and take its time
             self._cannot_compile = str(error)
