@@ -36,7 +36,7 @@ from sb3_ppo_variants.adam import not_plain_adam
 from sb3_ppo_variants.copies import same_random_numbers, working_copy
 from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3, unvalidated_distributions
-from sb3_ppo_variants.loss import METRICS, Surrogate, ppo_loss
+from sb3_ppo_variants.loss import APPROX_KL, Surrogate, ppo_loss
 from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
 from sb3_ppo_variants.rollout import Rollout, RolloutData
 
@@ -180,7 +180,7 @@ class CompiledUpdate:
         much the gradient is clipped.
         """
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
-        batch: RolloutData = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
+        batch = rollout.select(index)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
         loss = partial(self._loss, module, batch, coef)
@@ -207,7 +207,7 @@ class CompiledUpdate:
         updates += [(buffer, new_buffers[name]) for name, buffer in buffers.items()]
         if self.options.ends_early:
             # SB3 ends the update before the step that exceeds the limit
-            goes_on = ~(metrics[METRICS.index("approx_kl")] > coef["max_approx_kl"])
+            goes_on = ~(metrics[APPROX_KL] > coef["max_approx_kl"])
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
         for old, new in updates:
             old.copy_(new)
@@ -282,7 +282,7 @@ class CompiledUpdate:
                 for index in rollout.permutation().split(batch_size):
                     rows.append(functions[len(index)]([*leaves, next(steps), index])[0])
                     self.n_steps += 1
-                    if max_approx_kl is not None and rows[-1][METRICS.index("approx_kl")].item() > max_approx_kl:
+                    if max_approx_kl is not None and rows[-1][APPROX_KL].item() > max_approx_kl:
                         self.n_steps -= 1
                         return [*metrics, th.stack(rows)]
                 metrics.append(th.stack(rows))
@@ -362,7 +362,7 @@ class CompiledUpdate:
             return
         *leaves, coef_vector, index = arguments
         flat, exp_avg, _, buffers, rollout = pytree.tree_unflatten(leaves, structure)
-        batch = pytree.tree_map(lambda tensor: tensor.index_select(0, index), rollout)
+        batch = rollout.select(index)
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
         generators, attributes = _random_states(), custom_attributes(module.policy)

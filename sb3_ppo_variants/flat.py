@@ -1,5 +1,6 @@
 """Parameters as one tensor, so that one operation acts on all of them."""
 
+import math
 from collections.abc import Sequence
 
 import torch as th
@@ -39,7 +40,7 @@ class FlatParameters:
             for prefix, module in policy.named_modules()
             for name, parameter in module.named_parameters(recurse=False)
         }
-        self.sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
+        self.sizes = [math.ceil(parameter.numel() / ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
 
     def zeros(self) -> th.Tensor:
         """A flat tensor of the right size, data type and device."""

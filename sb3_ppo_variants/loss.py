@@ -14,8 +14,8 @@ from sb3_ppo_variants.rollout import RolloutData
 
 # What `ppo_loss` measures beside the gradient, in this order; the names are SB3's
 METRICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
-# Those that the gradient is of. The others may overflow with the ratio where the objective knows no ratio, as L^PG
-N_LOSSES = METRICS.index("approx_kl")
+# The losses come before it. It, and what follows, may overflow with the ratio where the objective knows no ratio, as L^PG
+APPROX_KL = METRICS.index("approx_kl")
 
 
 class SurrogateTerms:

@@ -41,7 +41,7 @@ from sb3_ppo_variants.inference import (
     unvalidated_distributions,
 )
 from sb3_ppo_variants.loading import LoadableAlgorithm
-from sb3_ppo_variants.loss import METRICS, SurrogateTerms, ppo_loss
+from sb3_ppo_variants.loss import APPROX_KL, METRICS, SurrogateTerms, ppo_loss
 from sb3_ppo_variants.objectives import Coefficient
 from sb3_ppo_variants.paths import TwoPathAlgorithm
 from sb3_ppo_variants.rollout import KeptDistributions, Rollout
@@ -361,7 +361,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
                     evaluation = evaluate(batch.observations, batch.actions)
                     loss, measured = ppo_loss(self.surrogate, batch, evaluation, self.policy.action_dist, coef, standardizes)
                     metrics.append(measured)
-                    approx_kl = measured[METRICS.index("approx_kl")]
+                    approx_kl = measured[APPROX_KL]
                     if max_approx_kl is not None and approx_kl > max_approx_kl:
                         self._print(f"Update ended in epoch {epoch}: approximate KL {approx_kl:.4f}")
                         return [*epochs, th.stack(metrics)]

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.checks import is_of_library
-from sb3_ppo_variants.loss import N_LOSSES
+from sb3_ppo_variants.loss import APPROX_KL
 from sb3_ppo_variants.module_state import frozen, own_attributes
 
 
@@ -117,7 +117,7 @@ class Snapshot:
             for name, before in self.policy.items()
             if isinstance(before, th.Tensor) and th.isfinite(before).all() and not th.isfinite(after.get(name, before)).all()
         ]
-        if not th.isfinite(th.cat(epochs)[:, :N_LOSSES]).all():
+        if not th.isfinite(th.cat(epochs)[:, :APPROX_KL]).all():
             names.append("loss")
         if kl is not None and not math.isfinite(kl):
             names.append("KL[pi_old, pi]")

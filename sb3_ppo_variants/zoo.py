@@ -34,6 +34,7 @@ ALGOS: dict[str, type[BaseAlgorithm]] = {
 }
 
 OLDEST_ZOO = (2, 7)
+INSTALL = f'pip install "rl_zoo3>={".".join(map(str, OLDEST_ZOO))},<3"'
 
 # Coefficients whose string schedules ("lin_0.2") the Zoo converts itself for every algorithm, and those that it does not know,
 # of a class and its subclasses
@@ -282,7 +283,7 @@ def check_zoo() -> None:
     :raises ImportError: if there is none, or if it is too old; says what to install
     """
     oldest = ".".join(map(str, OLDEST_ZOO))
-    advice = f'install one with: pip install "rl_zoo3>={oldest},<3"'
+    advice = f"install one with: {INSTALL}"
     loaded = sys.modules.get("rl_zoo3")
     spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec("rl_zoo3")
     if spec is None or spec.origin is None:
@@ -321,7 +322,7 @@ def register() -> None:
         except ImportError as error:
             raise ImportError(
                 f"the RL Zoo (rl_zoo3) is installed, but importing {name} failed: {error}; install what it needs, "
-                'for example with: pip install "rl_zoo3>=2.7,<3"',
+                f"for example with: {INSTALL}",
                 name=name,
             ) from error
         register_module(name)
