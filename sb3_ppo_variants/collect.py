@@ -78,7 +78,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
             if is_discrete:
                 actions = actions.reshape(-1, 1)
 
-            # An episode that was cut off goes on in the value of its last observation
+            # A time limit has cut the episode off: as in SB3, V of the last observation stands for the rewards to come
             for idx, done in enumerate(dones):
                 truncated = done and infos[idx].get("TimeLimit.truncated", False)
                 if truncated and infos[idx].get("terminal_observation") is not None:
@@ -101,7 +101,7 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
 
     def _rollout_policy(self, rollout_buffer: RolloutBuffer) -> StackedPolicy | RolloutPolicy | ModulePolicy:
         """The fastest way to pi_old's actions, values and log probabilities."""
-        # Rounds differently from SB3
+        # On the compiled path only, as it rounds differently from SB3
         if self._uses_compiled and StackedPolicy.supports(self.policy):
             return StackedPolicy(self.policy, rollout_buffer)
         return RolloutPolicy(self.policy) if is_standard_mlp(self.policy) else ModulePolicy(self.policy)

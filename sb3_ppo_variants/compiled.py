@@ -112,7 +112,7 @@ class Options(NamedTuple):
     """
     What is compiled into a step besides the policy.
 
-    :param source: what the surrogate objective has been made of
+    :param source: the attribute of the class that is its surrogate objective; if it is replaced, this is out of date
     :param coef_names: names of the coefficients of the loss
     :param standardizes: whether advantages are standardised in each minibatch
     :param ends_early: whether a step is to be left out whose approximate KL exceeds the coefficient ``max_approx_kl``
@@ -211,7 +211,7 @@ class CompiledUpdate:
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
         for old, new in updates:
             old.copy_(new)
-        # What is returned is computed once, and the scale else again for each vector of parameters
+        # The scale is returned so that Inductor computes it once, and not again in the loop over each vector of parameters
         return metrics, scale
 
     def _loss(

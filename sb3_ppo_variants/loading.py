@@ -83,7 +83,7 @@ class LoadableAlgorithm(OnPolicyAlgorithm):
             values = ", ".join(f"{name} = {value}" for name, value in replaced.items())
             print(f"{path} is not a model of {cls.__name__}: it is loaded with {values}")
         for name in KL_ATTRIBUTES - known:
-            # Or the next load would take the model for one of the other class
+            # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
             vars(model).pop(name, None)
         if "kl_coef" in kwargs:
             # SB3's load has not checked it

@@ -30,7 +30,7 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
     batch_size: int
     n_epochs: int
     normalize_advantage: bool | Literal["batch"]
-    # How this process trains, not what: none of these is saved
+    # These belong to the process that trains, and are not saved with the model
     _uses_compiled: bool = False
     _compiled_update: compiled.CompiledUpdate | None = None
     _cannot_compile: str | None = None

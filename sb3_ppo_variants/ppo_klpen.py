@@ -27,7 +27,8 @@ class PPOKLPen(KLPenaltyPPO):
         the unclipped one
     :param target_kl: d_targ in nats, a float or a schedule; unlike in SB3's ``PPO``, an update never ends early
     :param init_kl_coef: beta of the first update
-    :param kl_coef_bounds: smallest and largest beta (the paper has none): keep beta from where it could not return in time
+    :param kl_coef_bounds: smallest and largest beta (not in the paper): beta changes by a factor of 2 in an update, so that it
+        would take many updates to come back from far beyond
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class PPOKLPen(KLPenaltyPPO):
     ) -> None:
         self.init_kl_coef = init_kl_coef
         self.kl_coef_bounds = kl_coef_bounds
-        # It is checked under the name by which it is given
+        # Past the property, whose error would name kl_coef and not init_kl_coef, which is checked with the other arguments
         self.__dict__["kl_coef"] = init_kl_coef
         super().__init__(
             policy,

@@ -270,7 +270,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
             schedule = getattr(self, name)
             if schedule is not None:
                 progress = self._current_progress_remaining
-                coef[name] = checks.scheduled_value(name, schedule, progress, self._minimum_of_sb3(), infinite=True)
+                coef[name] = checks.scheduled_value(name, schedule, progress, self._scheduled_minimum(), infinite=True)
         return coef
 
     def _coefficient(self, name: str, minimum: float = -math.inf) -> float:
@@ -283,7 +283,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         checks.check_number(name, number, minimum=minimum)
         return number
 
-    def _minimum_of_sb3(self) -> float:
+    def _scheduled_minimum(self) -> float:
         """
         The smallest value that a schedule of the learning rate or of a clip range may have.
 
@@ -302,7 +302,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         super()._update_learning_rate(optimizers)
         where = f"learning_rate (at remaining progress {self._current_progress_remaining:g})"
         for group in self.policy.optimizer.param_groups:
-            checks.check_number(where, float(group["lr"]), minimum=self._minimum_of_sb3())
+            checks.check_number(where, float(group["lr"]), minimum=self._scheduled_minimum())
 
     def _max_approx_kl(self) -> float | None:
         """The approximate KL of a minibatch above which an update ends early, in nats; ``None`` for never."""

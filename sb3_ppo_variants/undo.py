@@ -70,9 +70,9 @@ class Snapshot:
 
     def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
         policy = algorithm.policy
-        # Not of tensors alone: see nn.Module.get_extra_state
+        # It may hold other objects than tensors: see nn.Module.get_extra_state
         self.policy = {name: _copy(value) for name, value in policy.state_dict().items()}
-        # Some are no part of it, and modules may replace them
+        # Those that are not persistent are missing there, and a module may have put other tensors in their places
         self.buffers = [
             (module, name, buffer, buffer.clone())
             for module in policy.modules()

@@ -218,8 +218,8 @@ def _experiment_manager(base: Any) -> Any:
             return (result, *others)
 
         def _check_keys(self, algorithm: type[BaseAlgorithm], hyperparams: dict[str, Any]) -> None:
-            # Constructor and `load` name unknown keys too, but not where they come from
-            # A training that goes on may be given another beta
+            """Constructor and ``load`` name unknown hyperparameters, too, but do not say where they come from."""
+            # For `load`, beta is one: a training may go on with another
             state = {"kl_coef"} if self.continue_training and issubclass(algorithm, KLPenaltyPPO) else set()
             unknown = sorted(hyperparams.keys() - parameters_of(algorithm) - state)
             if unknown:
