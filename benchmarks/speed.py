@@ -111,8 +111,8 @@ ABLATIONS = {
     "SB3's step of DummyVecEnv": ["collect.fast_step"],
     "SB3's RolloutBuffer.add": ["collect._adder"],
     "SB3's computation of the advantages": ["collect.compute_returns_and_advantage"],
-    PRODUCTS: ["compiled.is_quicker_transposed", "flat.is_quicker_transposed"],
-    "the traced step interpreted, not compiled": ["compiled._compile"],
+    PRODUCTS: ["inductor.is_quicker_transposed", "flat.is_quicker_transposed"],
+    "the traced step interpreted, not compiled": ["inductor.compile_graph"],
     "reference path, all techniques": ["reference"],
     "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp", "proximal.is_of_sb3"],
 }
@@ -125,7 +125,7 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
     :param techniques: names of attributes of the package, or "reference"
     :return: arguments for ``PPOClip``
     """
-    from sb3_ppo_variants import collect, compiled, flat, inference, proximal
+    from sb3_ppo_variants import collect, flat, inductor, inference, proximal
 
     replacements: dict[str, tuple[Any, str, Any]] = {
         "inference.StackedPolicy.supports": (inference.StackedPolicy, "supports", staticmethod(lambda policy: False)),
@@ -139,9 +139,9 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
             "compute_returns_and_advantage",
             lambda buffer, values, dones: buffer.compute_returns_and_advantage(values, dones),
         ),
-        "compiled.is_quicker_transposed": (compiled, "is_quicker_transposed", lambda n_rows, n_columns: False),
+        "inductor.is_quicker_transposed": (inductor, "is_quicker_transposed", lambda n_rows, n_columns: False),
         "flat.is_quicker_transposed": (flat, "is_quicker_transposed", lambda n_rows, n_columns: False),
-        "compiled._compile": (compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments)),
+        "inductor.compile_graph": (inductor, "compile_graph", lambda graph, arguments: lambda arguments: graph(*arguments)),
     }
     for technique in techniques:
         if technique != "reference":

@@ -5,18 +5,15 @@ The minibatch step of an update (forward, backward, clipping of the gradient, Ad
 flat copies of the parameters and of Adam's moments: they are taken from the policy and its optimizer before an update and
 put back after it, so that those two always hold the truth.
 
-This is the one place that uses the private interfaces of torch's compiler. ``unsupported_reason`` says beforehand, and
-``CompilationError`` afterwards, why they cannot be used; training then goes on without.
+``unsupported_reason`` says beforehand, and ``CompilationError`` afterwards, why that is not possible; training then goes on
+without.
 """
 
 import math
 import os
-import platform
 import random
 import shutil
-import sys
 import sysconfig
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,13 +25,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
-from torch.func import functional_call, functionalize, grad_and_value
-from torch.overrides import TorchFunctionMode
+from torch.func import functional_call, grad_and_value
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_variants import inductor
 from sb3_ppo_variants.adam import not_plain_adam
 from sb3_ppo_variants.copies import same_random_numbers, working_copy
-from sb3_ppo_variants.flat import FlatParameters, is_quicker_transposed
+from sb3_ppo_variants.flat import FlatParameters
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3, unvalidated_distributions
 from sb3_ppo_variants.loss import APPROX_KL, Surrogate, ppo_loss
 from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
@@ -44,16 +41,6 @@ from sb3_ppo_variants.rollout import Rollout, RolloutData
 OLDEST_TORCH = (2, 13)
 # Compiled functions of one update: more mean that something in the policy changes all the time
 MAX_FUNCTIONS = 8
-INDUCTOR_OPTIONS = {
-    # The indices are permutations
-    "assert_indirect_indexing": False,
-    # It would put together again what `_addmm` has taken apart
-    "pattern_matcher": False,
-    # Dropout draws from torch's generator, as without compilation
-    "fallback_random": True,
-    # They take more time and memory than the one compilation that they are for, and 150 MB of disk
-    "cpp_cache_precompile_headers": False,
-}
 
 
 class CompilationError(RuntimeError):
@@ -342,7 +329,7 @@ class CompiledUpdate:
                     self._check(module, arguments, structure)
                     graph = self._trace(module, arguments, structure, decompose=compiled)
                     if compiled:
-                        self.functions[key] = _compile(graph, arguments)
+                        self.functions[key] = inductor.compile_graph(graph, arguments)
                     else:
                         self.functions[key] = lambda arguments: graph(*arguments)
             except CompilationError:
@@ -386,24 +373,9 @@ class CompiledUpdate:
             parameters, exp_avg, exp_avg_sq, buffers, rollout = pytree.tree_unflatten(leaves, structure)
             return self._step(module, parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
 
-        # torch's own modules warn when they are imported
-        with unvalidated_distributions(), _OneHotWithoutChecks(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from torch._inductor import config
-            from torch._inductor.decomposition import select_decomp_table
-            from torch.fx.experimental.proxy_tensor import make_fx
-
-            decompositions: dict[Any, Any] = {}
-            if decompose:
-                aten = th.ops.aten
-                with config.patch(INDUCTOR_OPTIONS):
-                    decompositions = {**select_decomp_table(), aten.addmm.default: _addmm, aten.mm.default: _mm}
-                # Squashed actions need every digit of tanh next to 1
-                if not self.policy.squash_output:
-                    decompositions[aten.tanh.default] = _tanh
-            # Inductor takes it for granted that there are no other mutations, and computes wrong numbers if there are
-            functional = functionalize(step, remove="mutations")
-            return make_fx(functional, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
+        with unvalidated_distributions():
+            # Squashed actions need every digit of tanh next to 1
+            return inductor.trace(step, arguments, decompose, exact_tanh=self.policy.squash_output)
 
 
 class _Loss(nn.Module):
@@ -427,61 +399,3 @@ def _random_states() -> Hashable:
 def _channels_last(observations: th.Tensor) -> th.Tensor:
     """Images in the layout in which convolutions are faster; others as they are."""
     return observations.contiguous(memory_format=th.channels_last) if observations.dim() == 4 else observations
-
-
-def _addmm(bias: th.Tensor, x: th.Tensor, y: th.Tensor, *, beta: float = 1, alpha: float = 1) -> th.Tensor:
-    # Apart, the sum can be fused with the activation that follows
-    product = th.mm(x, y)
-    return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
-
-
-def _mm(x: th.Tensor, y: th.Tensor) -> th.Tensor:
-    if x.shape[1] == 1:
-        # Not a call of BLAS, but fused with what follows
-        return x * y
-    if is_quicker_transposed(x.shape[0], y.shape[1]):
-        return th.mm(y.t(), x.t()).t()
-    return NotImplemented
-
-
-def _tanh(x: th.Tensor) -> th.Tensor:
-    # The vectorised exp is several times as fast as the vectorised tanh, and the error is that of rounding
-    return 2 / (1 + th.exp(-2 * x)) - 1
-
-
-class _OneHotWithoutChecks(TorchFunctionMode):
-    """``one_hot`` (of discrete observations) without the checks of its values, which a trace cannot follow."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.one_hot:
-
-            def one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
-                return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
-
-            func = one_hot
-        return func(*args, **(kwargs or {}))
-
-
-def _compile(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx_inner
-        from torch._inductor.cpu_vec_isa import VecAMX, VecAVX512, VecAVX512VNNI, valid_vec_isa_list
-
-        options: dict[str, Any] = dict(INDUCTOR_OPTIONS)
-        if config.cpp.vec_isa_ok is None:
-            # Without a test compilation for each set of instructions: if this one fails, there is the reference path
-            options["cpp.vec_isa_ok"] = True
-        if config.cpp.march is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
-            # The one place for flags of the compiler. GCC is to collect its garbage earlier: that takes 90 MB less
-            options["cpp.march"] = "native --param ggc-min-expand=7"
-        try:
-            with config.patch(options):
-                compiled = compile_fx_inner(graph, arguments, cpp_wrapper=True, is_inference=True)
-        finally:
-            # What has not been tested is not to be remembered as tested
-            for known in (valid_vec_isa_list, VecAVX512.__bool__, VecAVX512VNNI.__bool__, VecAMX.__bool__):
-                known.cache_clear()
-    # Without the profiler's hooks round it
-    return compiled.current_callable  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ from test_parity import (
 )
 from torch.utils._pytree import tree_map
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, paths
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled, inductor, paths
 from sb3_ppo_variants.inference import StackedPolicy
 from sb3_ppo_variants.loss import METRICS
 from sb3_ppo_variants.objectives import kl_penalized_surrogate
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def interpreted(monkeypatch):
     """The same graph, without Inductor: quick, and exact."""
-    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+    monkeypatch.setattr(inductor, "compile_graph", lambda graph, arguments: lambda arguments: graph(*arguments))
 
 
 def updated(model, data, path):
@@ -441,7 +441,7 @@ def test_compiler_that_fails(monkeypatch, capsys):
     def fail(graph, arguments):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(compiled, "_compile", fail)
+    monkeypatch.setattr(inductor, "compile_graph", fail)
     with pytest.raises(compiled.CompilationError, match="OSError: the disk is full"):
         train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
     monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
@@ -465,10 +465,10 @@ def test_compiler_settings_of_others_stay(monkeypatch):
 
     monkeypatch.setattr(compile_fx, "compile_fx_inner", fake)
     with config.patch({"cpp.vec_isa_ok": False, "cpp.march": ""}):
-        compiled._compile(None, [])
+        inductor.compile_graph(None, [])
     assert seen == [(False, "")]
     with config.patch({"cpp.vec_isa_ok": None}):
-        compiled._compile(None, [])
+        inductor.compile_graph(None, [])
         assert config.cpp.vec_isa_ok is None
     assert seen[1][0] is True
     assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0

@@ -26,7 +26,7 @@ from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, TA
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants
 from benchmarks.paper.training import Result
-from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen, compiled
+from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen, inductor
 
 ROOT = Path(__file__).parents[1]
 
@@ -308,7 +308,7 @@ def test_observation_filter_is_that_of_ppo1():
 @pytest.mark.parametrize("compiles", [False, True])
 def test_kl_is_that_of_the_filtered_observations(compiles, monkeypatch):
     """A policy that does not change has none, whatever becomes of its observations between rollout and update."""
-    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+    monkeypatch.setattr(inductor, "compile_graph", lambda graph, arguments: lambda arguments: graph(*arguments))
     run = Run("paper", "adaptive_kl_0.01", "Reacher-v4", 0)
     model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=0), compile=compiles)
     model.lr_schedule = lambda progress: 0.0

@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from test_parity import POLICIES, ClonesInForward, InPlaceExtractor, Record, equal, space_env, train
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, compiled
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, inductor
 from sb3_ppo_variants.inference import evaluate_policy, unvalidated_distributions
 from sb3_ppo_variants.kl import kl_normal
 from sb3_ppo_variants.objectives import policy_gradient
@@ -173,7 +173,7 @@ def test_gradient_norm_is_not_clipped_with_none():
 @pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete", "multibinary", "gSDE"])
 @pytest.mark.parametrize(("observation", "compile_"), [("image", False), ("dict", False), ("box", False), ("box", True)])
 def test_distributions_kept_in_the_rollout_are_those_of_the_old_policy(observation, compile_, action, monkeypatch):
-    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+    monkeypatch.setattr(inductor, "compile_graph", lambda graph, arguments: lambda arguments: graph(*arguments))
 
     class CompareDistributions(BaseCallback):
         def _on_step(self):
@@ -575,7 +575,7 @@ class KeepLocals(BaseCallback):
 @pytest.mark.parametrize("cls", ALGORITHMS)
 @pytest.mark.parametrize("action", ["box", "discrete"])
 def test_callbacks_see_the_locals_of_sb3(cls, action, compile_, monkeypatch):
-    monkeypatch.setattr(compiled, "_compile", lambda graph, arguments: lambda arguments: graph(*arguments))
+    monkeypatch.setattr(inductor, "compile_graph", lambda graph, arguments: lambda arguments: graph(*arguments))
 
     def seen(cls, **kwargs):
         callback = KeepLocals()

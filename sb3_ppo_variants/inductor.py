@@ -1,0 +1,122 @@
+"""
+Functions of tensors, traced by ``make_fx`` to graphs that Inductor compiles to C++: the one place that uses the private
+interfaces of torch's compiler. Whatever these raise, may be raised here.
+"""
+
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.func import functionalize
+from torch.overrides import TorchFunctionMode
+
+from sb3_ppo_variants.flat import is_quicker_transposed
+
+INDUCTOR_OPTIONS = {
+    # The indices are permutations
+    "assert_indirect_indexing": False,
+    # It would put together again what `_addmm` has taken apart
+    "pattern_matcher": False,
+    # Dropout draws from torch's generator, as without compilation
+    "fallback_random": True,
+    # They take more time and memory than the one compilation that they are for, and 150 MB of disk
+    "cpp_cache_precompile_headers": False,
+}
+
+
+def trace(step: Callable[..., Any], arguments: list[Any], decompose: bool, exact_tanh: bool) -> th.fx.GraphModule:
+    """
+    Trace a function to a graph.
+
+    :param step: the function, which may change its arguments in place, but nothing else
+    :param arguments: some of its arguments
+    :param decompose: whether operations are taken apart for ``compile_graph``
+    :param exact_tanh: whether tanh is to keep its last digits
+    :return: the graph
+    """
+    # torch's own modules warn when they are imported
+    with _OneHotWithoutChecks(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch._inductor import config
+        from torch._inductor.decomposition import select_decomp_table
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        decompositions: dict[Any, Any] = {}
+        if decompose:
+            aten = th.ops.aten
+            with config.patch(INDUCTOR_OPTIONS):
+                decompositions = {**select_decomp_table(), aten.addmm.default: _addmm, aten.mm.default: _mm}
+            if not exact_tanh:
+                decompositions[aten.tanh.default] = _tanh
+        # Inductor takes it for granted that there are no other mutations, and computes wrong numbers if there are
+        functional = functionalize(step, remove="mutations")
+        return make_fx(functional, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
+
+
+def _addmm(bias: th.Tensor, x: th.Tensor, y: th.Tensor, *, beta: float = 1, alpha: float = 1) -> th.Tensor:
+    # Apart, the sum can be fused with the activation that follows
+    product = th.mm(x, y)
+    return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
+
+
+def _mm(x: th.Tensor, y: th.Tensor) -> th.Tensor:
+    if x.shape[1] == 1:
+        # Not a call of BLAS, but fused with what follows
+        return x * y
+    if is_quicker_transposed(x.shape[0], y.shape[1]):
+        return th.mm(y.t(), x.t()).t()
+    return NotImplemented
+
+
+def _tanh(x: th.Tensor) -> th.Tensor:
+    # The vectorised exp is several times as fast as the vectorised tanh, and the error is that of rounding
+    return 2 / (1 + th.exp(-2 * x)) - 1
+
+
+class _OneHotWithoutChecks(TorchFunctionMode):
+    """``one_hot`` (of discrete observations) without the checks of its values, which a trace cannot follow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.one_hot:
+
+            def one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
+                return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
+
+            func = one_hot
+        return func(*args, **(kwargs or {}))
+
+
+def compile_graph(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:
+    """
+    Compile a graph.
+
+    :param graph: the graph
+    :param arguments: some of its arguments
+    :return: the function; it empties the list that it is called with
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.cpu_vec_isa import VecAMX, VecAVX512, VecAVX512VNNI, valid_vec_isa_list
+
+        options: dict[str, Any] = dict(INDUCTOR_OPTIONS)
+        if config.cpp.vec_isa_ok is None:
+            # Without a test compilation for each set of instructions: if this one fails, there is the reference path
+            options["cpp.vec_isa_ok"] = True
+        if config.cpp.march is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+            # The one place for flags of the compiler. GCC is to collect its garbage earlier: that takes 90 MB less
+            options["cpp.march"] = "native --param ggc-min-expand=7"
+        try:
+            with config.patch(options):
+                compiled = compile_fx_inner(graph, arguments, cpp_wrapper=True, is_inference=True)
+        finally:
+            # What has not been tested is not to be remembered as tested
+            for known in (valid_vec_isa_list, VecAVX512.__bool__, VecAVX512VNNI.__bool__, VecAMX.__bool__):
+                known.cache_clear()
+    # Without the profiler's hooks round it
+    return compiled.current_callable  # type: ignore[attr-defined]
