@@ -4,8 +4,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.flat import FlatParameters
+from sb3_ppo_variants.stand_in import is_plain
 
 
 def not_plain_adam(policy: ActorCriticPolicy) -> str | None:

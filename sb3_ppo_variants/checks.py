@@ -1,10 +1,8 @@
-"""Checks of arguments, whose errors name the argument and the value, and of what objects may be stood in for."""
+"""Checks of arguments and of what the environment returns, whose errors name the argument and the value."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partialmethod
 from numbers import Integral, Real
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -168,57 +166,6 @@ def check_rewards(buffer: RolloutBuffer) -> None:
             f"The environment returned a reward that is not finite: {rewards[step, env]} "
             f"at step {step} of the rollout in environment {env}"
         )
-
-
-def is_plain(instance: Any, *classes: type) -> bool:
-    """
-    Whether an object does what SB3's class does, so that this package's own code can stand in for its methods.
-
-    :param instance: the object
-    :param classes: SB3's classes, or torch's
-    :return: whether it is of one of them, not of a subclass, and nobody has replaced a method, in the object or in a class
-        of SB3's (torch's are not looked at)
-    """
-    kind = type(instance)
-    return (
-        kind in classes
-        and not any(callable(getattr(kind, name, None)) for name in vars(instance))
-        and not any(map(has_replaced_methods, kind.__mro__))
-    )
-
-
-@cache
-def has_replaced_methods(cls: type) -> bool:
-    """
-    Whether somebody has replaced a method of one of SB3's classes. ``cache_clear`` is for when that may have happened.
-
-    :param cls: any class
-    :return: whether that is so
-    """
-    return cls.__module__.startswith("stable_baselines3.") and any(map(_is_foreign, vars(cls).values()))
-
-
-def _is_foreign(method: Any) -> bool:
-    if not isinstance(method, FunctionType):
-        return isinstance(method, partialmethod) or (callable(method) and not isinstance(method, staticmethod | type))
-    # Where it was written, and what it wraps: a decorator leaves the name of what it decorates
-    wrapped = getattr(method, "__wrapped__", None)
-    is_own = _is_of_library(method.__globals__.get("__name__", ""))
-    return not is_own or (wrapped is not None and _is_foreign(wrapped))
-
-
-def is_of_library(instance: Any) -> bool:
-    """
-    Whether an object's class is SB3's or torch's own.
-
-    :param instance: the object
-    :return: whether it is
-    """
-    return _is_of_library(type(instance).__module__)
-
-
-def _is_of_library(module: str) -> bool:
-    return module.startswith(("stable_baselines3.", "torch."))
 
 
 def check_type(name: str, value: Any, *types: type) -> None:

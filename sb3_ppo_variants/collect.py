@@ -15,9 +15,9 @@ from sb3_ppo_variants.inference import (
     ModulePolicy,
     RolloutPolicy,
     StackedPolicy,
-    is_standard_mlp,
 )
 from sb3_ppo_variants.rollout import KeptDistributions, compute_returns_and_advantage
+from sb3_ppo_variants.stand_in import is_plain, is_standard_mlp
 from sb3_ppo_variants.vec_env import fast_step
 
 
@@ -122,7 +122,7 @@ def _adder(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None]:
     The function that does what ``buffer.add`` does, and does it itself for a plain buffer of vectors, which may have got its
     values and log probabilities from a ``StackedPolicy`` already.
     """
-    if not checks.is_plain(buffer, RolloutBuffer) or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
+    if not is_plain(buffer, RolloutBuffer) or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
         return buffer.add
     observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
     episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs

@@ -32,10 +32,11 @@ from sb3_ppo_variants import inductor
 from sb3_ppo_variants.adam import not_plain_adam
 from sb3_ppo_variants.copies import same_random_numbers, working_copy
 from sb3_ppo_variants.flat import FlatParameters
-from sb3_ppo_variants.inference import Evaluation, evaluate_policy, has_hooks, is_of_sb3, unvalidated_distributions
+from sb3_ppo_variants.inference import Evaluation, evaluate_policy, unvalidated_distributions
 from sb3_ppo_variants.loss import APPROX_KL, Surrogate, ppo_loss
 from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
 from sb3_ppo_variants.rollout import Rollout, RolloutData
+from sb3_ppo_variants.stand_in import has_hooks, is_of_sb3
 
 # The oldest torch whose Inductor this module has been tested with
 OLDEST_TORCH = (2, 13)

@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_variants.checks import is_of_library
+from sb3_ppo_variants.stand_in import is_of_library
 
 
 def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:

@@ -1,6 +1,6 @@
 """
-Fast lanes for the policy that most people use, ``MlpPolicy`` on vectors with a Gaussian or categorical distribution: forward
-passes without module calls and distribution objects. This is the one place that knows the layers of SB3's default policy.
+What policies say of observations, in rollouts and in updates. For the policy that most people use, ``MlpPolicy`` on vectors
+with a Gaussian or categorical distribution, there are fast lanes, without module calls and distribution objects.
 """
 
 import math
@@ -10,18 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
     DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-    SquashedDiagGaussianDistribution,
-    StateDependentNoiseDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
@@ -30,27 +23,7 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import distribution_parameters
-from sb3_ppo_variants.module_state import MODULE_METHODS
-
-# The parts of SB3's policies
-SB3_MODULES = (
-    CombinedExtractor,
-    FlattenExtractor,
-    MlpExtractor,
-    NatureCNN,
-    nn.Conv2d,
-    nn.Linear,
-    nn.ModuleDict,
-    nn.Sequential,
-)
-SB3_DISTRIBUTIONS = (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-    SquashedDiagGaussianDistribution,
-    StateDependentNoiseDistribution,
-)
+from sb3_ppo_variants.stand_in import is_of_library, is_standard_mlp, leaves_distribution, networks
 
 LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 
@@ -95,103 +68,6 @@ def unvalidated_distributions() -> Iterator[None]:
         th.distributions.Distribution.set_default_validate_args(validated)
 
 
-def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
-    """
-    Whether a method leaves in ``policy.action_dist`` what ``policy.get_distribution`` would return, as SB3's own do: that
-    saves a forward pass.
-
-    :param policy: any policy, or a module that wraps one
-    :param method: "forward" or "evaluate_actions"
-    :return: whether it does
-    """
-    names = (method, "get_distribution", "extract_features", "_get_action_dist_from_latent")
-    return all(
-        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names
-    )
-
-
-def is_of_sb3(policy: ActorCriticPolicy) -> bool:
-    """
-    Whether the policy is of SB3's own classes alone, in which every parameter gets a gradient in each minibatch, on a CPU.
-
-    :param policy: any policy
-    :return: whether it is
-    """
-    return (
-        checks.is_plain(policy, ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
-        and checks.is_plain(policy.action_dist, *SB3_DISTRIBUTIONS)
-        and policy.device.type == "cpu"
-        and len({parameter.dtype for parameter in policy.parameters()}) == 1
-        # Neither hooks nor methods set on an instance
-        and not has_hooks(policy)
-        and not any(vars(module).keys() & {*MODULE_METHODS} for module in policy.modules())
-        and not any(map(checks.has_replaced_methods, SB3_MODULES))
-        # Nothing put in place of a part, or beside it
-        and policy.features_extractor is policy.pi_features_extractor
-        and (policy.features_extractor is policy.vf_features_extractor) == policy.share_features_extractor
-        and all(
-            type(module) in SB3_MODULES or next(module.parameters(), None) is None
-            for module in policy.modules()
-            if module is not policy
-        )
-    )
-
-
-def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """
-    Whether the policy is exactly SB3's MLP policy for vectors, with a Gaussian or categorical distribution, on a CPU.
-
-    :param policy: any policy
-    :return: whether the classes of this module can stand in for it
-    """
-    space = policy.observation_space
-    return (
-        is_of_sb3(policy)
-        and type(policy) is ActorCriticPolicy
-        and type(policy.features_extractor) is FlattenExtractor
-        and type(policy.features_extractor.flatten) is nn.Flatten
-        and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
-        and isinstance(space, spaces.Box)
-        and len(space.shape) == 1
-        # Others are reshaped by the policy
-        and not (isinstance(policy.action_space, spaces.Box) and len(policy.action_space.shape) != 1)
-        and all(parameter.dtype == th.float32 for parameter in policy.parameters())
-        # It may have been made a buffer
-        and (type(policy.action_dist) is CategoricalDistribution or "log_std" in policy._parameters)
-        and all(type(head) is nn.Linear for head in (policy.action_net, policy.value_net))
-        and all(_is_linear_or_function(layer) for layers in _networks(policy) for layer in layers)
-    )
-
-
-def has_hooks(policy: ActorCriticPolicy) -> bool:
-    """
-    Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as SB3 makes them.
-
-    :param policy: any policy
-    :return: whether a module or a parameter has a hook
-    """
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    return (
-        any(getattr(module, name) for module in policy.modules() for name in names)
-        or any(getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names)
-        # For all modules there are
-        or any(getattr(nn.modules.module, f"_global{name}") for name in names)
-    )
-
-
-def _networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
-    """The layers from the observation to the action distribution, and those to the value."""
-    extractor = policy.mlp_extractor
-    return [*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]
-
-
-def _is_linear_or_function(layer: nn.Module) -> bool:
-    if type(layer) is nn.Linear:
-        return layer.bias is not None
-    return next(layer.parameters(), None) is None
-
-
 class StraightPolicy:
     """
     The operations of ``ActorCriticPolicy.evaluate_actions`` in a straight line: bit for bit the same numbers and gradients.
@@ -202,7 +78,7 @@ class StraightPolicy:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         # Dictionaries of the parameters of linear layers, and functions
         self.pi, self.vf = (
-            [layer._parameters if type(layer) is nn.Linear else layer for layer in layers] for layers in _networks(policy)
+            [layer._parameters if type(layer) is nn.Linear else layer for layer in layers] for layers in networks(policy)
         )
         self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
         self.own_parameters: dict[str, Any] = policy._parameters
@@ -260,7 +136,7 @@ class ModulePolicy:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
-        self.is_custom = not all(map(checks.is_of_library, policy.modules()))
+        self.is_custom = not all(map(is_of_library, policy.modules()))
         self.keeps_parameters = leaves_distribution(policy, "forward")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
@@ -395,14 +271,14 @@ class StackedPolicy:
         """
         if not is_standard_mlp(policy):
             return False
-        pi, vf = _networks(policy)
+        pi, vf = networks(policy)
         return [type(layer) for layer in pi] == [type(layer) for layer in vf] and all(
             type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
         )
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         n_steps, n_envs = buffer.values.shape
-        pi, vf = _networks(policy)
+        pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
         self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
         first = True

@@ -24,7 +24,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import nn
 
-from sb3_ppo_variants.checks import is_of_library
+from sb3_ppo_variants.stand_in import MODULE_METHODS, is_of_library
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), th.device, th.dtype)
@@ -43,7 +43,6 @@ LONGEST = 1000
 # What is called while a policy is evaluated
 POLICY_METHODS = ("evaluate_actions", "extract_features", "get_distribution", "predict_values", "_get_action_dist_from_latent")
 DISTRIBUTION_METHODS = ("proba_distribution", "log_prob", "entropy")
-MODULE_METHODS = ("forward", "forward_actor", "forward_critic")
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

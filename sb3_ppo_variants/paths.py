@@ -13,7 +13,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from sb3_ppo_variants import compiled
 from sb3_ppo_variants.collect import FastRolloutAlgorithm
 from sb3_ppo_variants.inference import StackedPolicy
-from sb3_ppo_variants.rollout import Rollout, is_standard
+from sb3_ppo_variants.rollout import Rollout
+from sb3_ppo_variants.stand_in import is_standard_buffer
 
 # Minibatch steps in a `learn` from which on compile="auto" compiles: it saves most of a millisecond in each, and compiling
 # takes some seconds. Not measured, so that the same seed always takes the same path.
@@ -140,7 +141,7 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
 
 def _unsupported_buffer(buffer: RolloutBuffer) -> str | None:
     """Why updates from a rollout buffer cannot be compiled, or ``None``."""
-    return None if is_standard(buffer) else f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
+    return None if is_standard_buffer(buffer) else f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
 
 
 def _without_attributes(algorithm: TwoPathAlgorithm, name: str) -> Callable[..., th.Tensor]:

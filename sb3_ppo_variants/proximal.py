@@ -36,8 +36,6 @@ from sb3_ppo_variants.inference import (
     Evaluation,
     StraightPolicy,
     evaluate_policy,
-    is_of_sb3,
-    is_standard_mlp,
     unvalidated_distributions,
 )
 from sb3_ppo_variants.loading import LoadableAlgorithm
@@ -45,6 +43,7 @@ from sb3_ppo_variants.loss import APPROX_KL, METRICS, SurrogateTerms, ppo_loss
 from sb3_ppo_variants.objectives import Coefficient
 from sb3_ppo_variants.paths import TwoPathAlgorithm
 from sb3_ppo_variants.rollout import KeptDistributions, Rollout
+from sb3_ppo_variants.stand_in import has_replaced_methods, is_of_sb3, is_standard_mlp
 from sb3_ppo_variants.undo import undone_after_errors
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
@@ -438,7 +437,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         :raises ValueError: if ``total_timesteps`` is negative or not finite, ``log_interval`` is 0, or a rollout too small
         """
         checks.check_number("total_timesteps", total_timesteps, minimum=0)
-        checks.has_replaced_methods.cache_clear()
+        has_replaced_methods.cache_clear()
         if log_interval == 0:
             raise ValueError("log_interval must not be 0: None is for no log")
         # Not in load, which is also for those who only want to look at a trained policy, in one environment

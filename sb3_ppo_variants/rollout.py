@@ -18,9 +18,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.checks import is_plain
 from sb3_ppo_variants.copies import evaluation_copy, frozen_copy
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
+from sb3_ppo_variants.stand_in import is_standard_buffer
 
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
@@ -79,7 +79,7 @@ class Rollout:
         self.policy = policy
         self.data: RolloutData | None = None
         self.last_epoch: list[RolloutData] = []
-        samples = whole_rollout(buffer) if is_standard(buffer) else None
+        samples = whole_rollout(buffer) if is_standard_buffer(buffer) else None
         # With the population's deviation, as in the paper's authors' code
         self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if standardizes else None
         if samples is not None:
@@ -173,16 +173,6 @@ def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th
     return tuple(th.cat(parameters) for parameters in zip(*chunks, strict=True))
 
 
-def is_standard(buffer: RolloutBuffer) -> bool:
-    """
-    Whether a rollout buffer is one of SB3's own, so that its data may be read without its methods.
-
-    :param buffer: any rollout buffer
-    :return: whether it is
-    """
-    return is_plain(buffer, RolloutBuffer, DictRolloutBuffer)
-
-
 class KeptDistributions:
     """
     The distributions pi_old(.|s) of a rollout's steps, kept from the passes that chose its actions.
@@ -192,7 +182,7 @@ class KeptDistributions:
     """
 
     def __init__(self, parameters: tuple[th.Tensor, ...], buffer: RolloutBuffer) -> None:
-        self.parameters = parameters if is_standard(buffer) else ()
+        self.parameters = parameters if is_standard_buffer(buffer) else ()
         self.checksum = _checksum(buffer) if self.parameters else ()
 
     def of(self, buffer: RolloutBuffer) -> tuple[th.Tensor, ...]:
@@ -203,7 +193,7 @@ class KeptDistributions:
         :param buffer: the buffer that is learned from
         :return: the parameters, or none
         """
-        return self.parameters if self.parameters and is_standard(buffer) and _checksum(buffer) == self.checksum else ()
+        return self.parameters if self.parameters and is_standard_buffer(buffer) and _checksum(buffer) == self.checksum else ()
 
 
 def _checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
@@ -256,7 +246,7 @@ def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: th.Tensor,
     """
     # Others are added up in a wider type
     is_float32 = {type(buffer.gamma), type(buffer.gae_lambda)} <= {int, float} and last_values.dtype == th.float32
-    if not is_standard(buffer) or not is_float32:
+    if not is_standard_buffer(buffer) or not is_float32:
         buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         return
     # SB3's expressions over all steps at once, in its order of operations; only the recursion is left for the loop

@@ -11,9 +11,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.checks import is_of_library
 from sb3_ppo_variants.loss import APPROX_KL
 from sb3_ppo_variants.module_state import frozen, own_attributes
+from sb3_ppo_variants.stand_in import is_of_library
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
