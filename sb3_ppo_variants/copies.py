@@ -56,18 +56,21 @@ def evaluation_copy(policy: ActorCriticPolicy) -> Iterator[ActorCriticPolicy]:
     :return: a working copy; the policy itself where it cannot be copied, or where all of its modules are SB3's and torch's,
         which keep nothing in evaluation mode
     """
-    evaluated = policy
-    if not all(map(is_of_library, policy.modules())):
-        # Whatever a custom class may raise
-        with suppress(Exception):
-            evaluated = working_copy(policy)
     training = policy.training
     with th.no_grad(), same_random_numbers(policy.device):
-        evaluated.set_training_mode(False)
+        # Not of the copy alone: it may hold functions that refer to the policy
+        policy.set_training_mode(False)
         try:
-            yield evaluated
+            yield policy if all(map(is_of_library, policy.modules())) else _working_copy_if_possible(policy)
         finally:
-            evaluated.set_training_mode(training)
+            policy.set_training_mode(training)
+
+
+def _working_copy_if_possible(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    # Whatever a custom class may raise
+    with suppress(Exception):
+        return working_copy(policy)
+    return policy
 
 
 @contextmanager

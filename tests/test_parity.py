@@ -202,6 +202,17 @@ class PlainObjectExtractor(DropoutExtractor):
         return self.last - self.stat.value
 
 
+class FunctionExtractor(DropoutExtractor):
+    """Holds a function that refers to itself, and that a copy has in common with it."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.function = lambda observations: self.layers(observations)
+
+    def forward(self, observations):
+        return self.function(observations)
+
+
 class InPlaceExtractor(DropoutExtractor):
     """Overwrites its input."""
 
@@ -298,6 +309,7 @@ SETTINGS = {
     "running mean": {"policy_kwargs": {"features_extractor_class": RunningMeanExtractor}},
     "state that is no buffer": {"policy_kwargs": {"features_extractor_class": StatefulExtractor}},
     "state in an object": {"policy_kwargs": {"features_extractor_class": PlainObjectExtractor}},
+    "function that refers to its module": {"policy_kwargs": {"features_extractor_class": FunctionExtractor}},
     "overwritten input": {"policy_kwargs": {"features_extractor_class": InPlaceExtractor}},
     "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
     "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
