@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_variants.stand_in import is_of_library
@@ -37,13 +38,14 @@ def working_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 
 
 def _copy(policy: ActorCriticPolicy, shared: Iterable[Any]) -> ActorCriticPolicy:
-    memo: dict[int, Any] = {id(part): part for part in shared}
-    # deepcopy fails on tensors with a history: outputs that a module keeps, and the noise matrices of gSDE
-    attributes = [value for module in policy.modules() for value in vars(module).values()]
-    memo |= {id(value): value for value in attributes if isinstance(value, th.Tensor) and not value.is_leaf}
-    # Two policies need two distribution objects, as SB3 keeps the parameters of the last call there, but their contents may
-    # be shared
-    memo |= {id(policy.optimizer): None, id(policy.action_dist): copy.copy(policy.action_dist)}
+    memo: dict[int, Any] = {id(policy.optimizer): None, **{id(part): part for part in shared}}
+    for value in (value for module in policy.modules() for value in vars(module).values()):
+        # SB3 keeps the parameters of the last call in a distribution: two policies need two, but their contents may be shared
+        if isinstance(value, Distribution):
+            memo[id(value)] = copy.copy(value)
+        # deepcopy fails on tensors with a history, such as outputs that a module keeps
+        elif isinstance(value, th.Tensor) and not value.is_leaf:
+            memo[id(value)] = value
     return copy.deepcopy(policy, memo)
 
 

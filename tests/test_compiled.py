@@ -156,9 +156,23 @@ def test_gradient_whose_norm_overflows_is_left_alone_without_clipping(compiles):
     assert not th.equal(model.policy.action_net.weight, before.action_net.weight)
 
 
+class TwoDistributions(ActorCriticPolicy):
+    """Looks at another distribution, too, which then holds what deepcopy does not take."""
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.other_dist = DiagGaussianDistribution(3)
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        self.other_dist.proba_distribution(values.expand(-1, 3), self.log_std)
+        return values, log_prob, entropy
+
+
 @pytest.mark.usefixtures("interpreted")
-def test_custom_policy_agrees_in_float64():
-    assert_steps_agree_in_float64(trained(PPOFixedKL, OwnPolicy, space_env("box", "box"), batch_size=13))
+@pytest.mark.parametrize("policy", [OwnPolicy, TwoDistributions])
+def test_custom_policies_agree_in_float64(policy):
+    assert_steps_agree_in_float64(trained(PPOFixedKL, policy, space_env("box", "box"), batch_size=13))
 
 
 def stops(model, path):
