@@ -194,7 +194,7 @@ class CompiledUpdate:
         updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
         updates += [(buffer, new_buffers[name]) for name, buffer in buffers.items()]
         if self.options.ends_early:
-            # SB3 ends the update before the step that exceeds the limit
+            # SB3 ends the update before the step that exceeds the limit; NaN does not
             goes_on = ~(metrics[APPROX_KL] > coef["max_approx_kl"])
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
         for old, new in updates:

@@ -111,7 +111,7 @@ class Snapshot:
         :raises NonFiniteUpdateError: if something has become NaN or infinite
         """
         after = algorithm.policy.state_dict()
-        # Buffers such as masks may be infinite by intent, before or because the update has made them
+        # Buffers such as masks may be infinite by intent, also those that have come in the update
         names = [
             f"policy.{name}"
             for name, before in self.policy.items()
