@@ -14,6 +14,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_ppo_variants.module_state import is_left_alone
 from sb3_ppo_variants.stand_in import is_of_library
 
 
@@ -44,7 +45,7 @@ def _copy(policy: ActorCriticPolicy, shared: Iterable[Any]) -> ActorCriticPolicy
         if isinstance(value, Distribution):
             memo[id(value)] = copy.copy(value)
         # deepcopy fails on tensors with a history, such as outputs that a module keeps
-        elif isinstance(value, th.Tensor) and not value.is_leaf:
+        elif is_left_alone(value) or (isinstance(value, th.Tensor) and not value.is_leaf):
             memo[id(value)] = value
     return copy.deepcopy(policy, memo)
 

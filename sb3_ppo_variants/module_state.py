@@ -16,12 +16,17 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium.wrappers.utils import RunningMeanStd as GymnasiumRunningMeanStd
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_ppo_variants.stand_in import MODULE_METHODS, is_of_library
@@ -37,9 +42,12 @@ GENERATORS: dict[type, Callable[[Any], Any]] = {
 }
 # Whose classes are not the user's own
 LIBRARIES = sys.stdlib_module_names | {"gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch"}
-# How far to look, and into how long containers
+# What a module may refer to, but what is no part of it
+OTHERS = (gym.Env, VecEnv, BaseAlgorithm, BaseCallback, Logger)
+# How far to look, into how long containers, and into arrays of how many bytes
 DEPTH = 4
 LONGEST = 1000
+LARGEST = 2**22
 # What is called while a policy is evaluated
 POLICY_METHODS = ("evaluate_actions", "extract_features", "get_distribution", "predict_values", "_get_action_dist_from_latent")
 DISTRIBUTION_METHODS = ("proba_distribution", "log_prob", "entropy")
@@ -53,6 +61,20 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
     :return: values by name
     """
     return {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
+
+
+def is_left_alone(value: Any) -> bool:
+    """
+    Whether something that a module holds is no part of it, or too large to be copied and compared in each update.
+
+    :param value: any value
+    :return: whether it is
+    """
+    if isinstance(value, np.ndarray):
+        return value.nbytes > LARGEST
+    if isinstance(value, th.Tensor):
+        return value.numel() * value.element_size() > LARGEST
+    return isinstance(value, OTHERS)
 
 
 def custom_attributes(policy: ActorCriticPolicy) -> dict[str, Hashable]:
@@ -103,6 +125,8 @@ def frozen(value: Any, depth: int = DEPTH) -> Hashable:
     :param depth: how far to look
     :return: that
     """
+    if is_left_alone(value):
+        return _Same(value)
     if isinstance(value, CONSTANTS):
         return (type(value), value)
     if isinstance(value, np.generic):

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.loss import APPROX_KL
-from sb3_ppo_variants.module_state import frozen, own_attributes
+from sb3_ppo_variants.module_state import frozen, is_left_alone, own_attributes
 from sb3_ppo_variants.stand_in import is_of_library
 
 
@@ -164,6 +164,7 @@ def _copy_if_possible(value: Any, memo: dict[int, Any]) -> Any:
     copies = memo.copy()
     # Whatever a custom class may raise
     with suppress(Exception):
-        value = copy.deepcopy(value, copies)
-        memo.update(copies)
+        if not is_left_alone(value):
+            value = copy.deepcopy(value, copies)
+            memo.update(copies)
     return value

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -15,7 +16,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from test_parity import Mean, space_env
 
-from sb3_ppo_variants.module_state import LONGEST, custom_attributes, fingerprint, frozen
+from sb3_ppo_variants.copies import frozen_copy, working_copy
+from sb3_ppo_variants.module_state import LARGEST, LONGEST, custom_attributes, fingerprint, frozen
 from sb3_ppo_variants.undo import Attributes
 
 
@@ -145,6 +147,33 @@ def test_what_is_not_to_be_touched(tmp_path):
     state.put_back()
     assert all(holder.value is value for holder, value in zip(policy.holders, values, strict=True))
     assert items.qsize() == 1
+
+
+class Env(gym.Env):
+    """An environment of the user's own."""
+
+    def __init__(self):
+        self.n_steps = 0
+
+
+def test_environments_and_large_arrays_are_left_alone():
+    values = [Env(), space_env("box", "box")(), np.zeros(LARGEST + 1, np.int8), th.zeros(LARGEST // 4 + 1)]
+    policy = policy_with(*values)
+    state, before = Attributes(policy), custom_attributes(policy)
+    values[0].n_steps = 1
+    values[2][0] = 1
+    assert custom_attributes(policy) == before
+    state.put_back()
+    assert (values[0].n_steps, values[2][0]) == (1, 1)
+    for copied in (working_copy(policy), frozen_copy(policy)):
+        assert copied.holders[0] is not policy.holders[0]
+        assert all(holder.value is value for holder, value in zip(copied.holders, values, strict=True))
+    # Smaller ones are not
+    policy = policy_with(np.zeros(LARGEST, np.int8))
+    before = custom_attributes(policy)
+    policy.holders[0].value[0] = 1
+    assert custom_attributes(policy) != before
+    assert working_copy(policy).holders[0].value is not policy.holders[0].value
 
 
 def test_equal_values_are_no_change():
