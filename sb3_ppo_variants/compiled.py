@@ -11,10 +11,12 @@ without.
 
 import math
 import os
+import pickle
 import random
 import shutil
 import sysconfig
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +32,11 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import inductor
 from sb3_ppo_variants.adam import not_plain_adam
-from sb3_ppo_variants.copies import same_random_numbers, working_copy
+from sb3_ppo_variants.evaluation import same_random_numbers
 from sb3_ppo_variants.flat import FlatParameters
 from sb3_ppo_variants.inference import Evaluation, evaluate_policy, unvalidated_distributions
 from sb3_ppo_variants.loss import APPROX_KL, Surrogate, ppo_loss
-from sb3_ppo_variants.module_state import custom_attributes, fingerprint, frozen
+from sb3_ppo_variants.module_state import State, fingerprint
 from sb3_ppo_variants.rollout import Rollout, RolloutData
 from sb3_ppo_variants.stand_in import has_hooks, is_of_sb3
 
@@ -46,6 +48,10 @@ MAX_FUNCTIONS = 8
 
 class CompilationError(RuntimeError):
     """The update could not be compiled; the message says why."""
+
+
+class PassingError(CompilationError):
+    """The update could not be compiled as the policy is now."""
 
 
 def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
@@ -123,6 +129,7 @@ class CompiledUpdate:
 
     def __init__(self, policy: ActorCriticPolicy, surrogate: Surrogate, options: Options) -> None:
         self.policy = policy
+        self.module = _Loss(policy)
         self.surrogate = surrogate
         self.options = options
         # Other networks may take a layout for granted
@@ -154,7 +161,6 @@ class CompiledUpdate:
 
     def _step(
         self,
-        module: "_Loss",
         parameters: th.Tensor,
         exp_avg: th.Tensor,
         exp_avg_sq: th.Tensor,
@@ -171,7 +177,7 @@ class CompiledUpdate:
         batch = rollout.select(index)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
-        loss = partial(self._loss, module, batch, coef)
+        loss = partial(self._loss, batch, coef)
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_buffers)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), buffers)
         gradient = self.layout.concatenate(gradients)
@@ -203,12 +209,7 @@ class CompiledUpdate:
         return metrics, scale
 
     def _loss(
-        self,
-        module: "_Loss",
-        batch: RolloutData,
-        coef: dict[str, Any],
-        parameters: list[th.Tensor],
-        buffers: dict[str, th.Tensor],
+        self, batch: RolloutData, coef: dict[str, Any], parameters: list[th.Tensor], buffers: dict[str, th.Tensor]
     ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
         """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
         # Batch normalisation writes to its buffers
@@ -220,7 +221,7 @@ class CompiledUpdate:
             return ppo_loss(self.surrogate, batch, evaluation, distribution, coef, self.options.standardizes)
 
         arguments = (batch.observations, batch.actions, loss_of)
-        loss, metrics = functional_call(module, state, arguments, tie_weights=False)
+        loss, metrics = functional_call(self.module, state, arguments, tie_weights=False)
         return loss, (metrics, buffers)
 
     def run(
@@ -281,7 +282,7 @@ class CompiledUpdate:
         params = self.layout.parameters
         states = [self.policy.optimizer.state.get(parameter, {}) for parameter in params]
         self.n_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
-        self.buffers = {name: buffer.clone() for name, buffer in self.policy.named_buffers(prefix="policy")}
+        self.buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         with th.no_grad():
             th._foreach_copy_(self.layout.views(self.parameters), params)
             for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
@@ -294,7 +295,7 @@ class CompiledUpdate:
         params = self.layout.parameters
         with th.no_grad():
             th._foreach_copy_(params, self.layout.views(self.parameters))
-            for name, buffer in self.policy.named_buffers(prefix="policy"):
+            for name, buffer in self.module.named_buffers():
                 buffer.copy_(self.buffers[name])
             moments = zip(params, self.layout.views(self.exp_avg), self.layout.views(self.exp_avg_sq), strict=True)
             for param, exp_avg, exp_avg_sq in moments:
@@ -325,10 +326,9 @@ class CompiledUpdate:
                 raise CompilationError("the policy, or the size of the rollout, changes again and again")
             try:
                 # The same random numbers whether the function is in the compiler's cache or not
-                with same_random_numbers(self.policy.device):
-                    module = _Loss(working_copy(self.policy))
-                    self._check(module, arguments, structure)
-                    graph = self._trace(module, arguments, structure, decompose=compiled)
+                with same_random_numbers(self.policy.device), _unchanged(self.policy), unvalidated_distributions():
+                    self._check(arguments, structure)
+                    graph = self._trace(arguments, structure, decompose=compiled)
                     if compiled:
                         self.functions[key] = inductor.compile_graph(graph, arguments)
                     else:
@@ -340,7 +340,7 @@ class CompiledUpdate:
                 raise CompilationError(f"{type(error).__name__}: {error}") from error
         return self.functions[key]
 
-    def _check(self, module: "_Loss", arguments: list[Any], structure: Any) -> None:
+    def _check(self, arguments: list[Any], structure: Any) -> None:
         """
         Check what compiled code takes for granted of a custom policy: that its evaluation changes nothing but buffers, and
         that the loss depends on all parameters. Torch's Adam leaves the others alone, while compiled code goes on with their
@@ -353,30 +353,29 @@ class CompiledUpdate:
         batch = rollout.select(index)
         coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
-        generators, attributes = _random_states(), custom_attributes(module.policy)
-        with unvalidated_distributions(), th.enable_grad():
-            loss, _ = self._loss(module, batch, coef, parameters, buffers)
+        generators, state = _random_states(), State(self.policy)
+        with th.enable_grad():
+            loss, _ = self._loss(batch, coef, parameters, buffers)
             gradients = th.autograd.grad(loss, parameters, allow_unused=True)
         if _random_states() != generators:
-            raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
-        changed = sorted({name for name, _ in attributes.items() ^ custom_attributes(module.policy).items()})
-        if changed:
-            raise CompilationError(f"the evaluation of the policy changes {changed[0]}, which compiled code would not")
+            raise PassingError("the policy draws random numbers from Python or NumPy, not from torch")
+        changed = state.put_back()
+        if changed is not None:
+            raise PassingError(f"the evaluation of the policy changes {changed}, which compiled code would not")
         decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
         names = [name for name, _ in self.policy.named_parameters()]
         for name, gradient, moment in zip(names, gradients, self.layout.views(exp_avg), strict=True):
             if gradient is None and (decays or moment.any()):
-                raise CompilationError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
+                raise PassingError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
 
-    def _trace(self, module: "_Loss", arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
+    def _trace(self, arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
             parameters, exp_avg, exp_avg_sq, buffers, rollout = pytree.tree_unflatten(leaves, structure)
-            return self._step(module, parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
+            return self._step(parameters, exp_avg, exp_avg_sq, buffers, coef_vector, rollout, index)
 
-        with unvalidated_distributions():
-            # Squashed actions need every digit of tanh next to 1
-            return inductor.trace(step, arguments, decompose, exact_tanh=self.policy.squash_output)
+        # Squashed actions need every digit of tanh next to 1
+        return inductor.trace(step, arguments, decompose, exact_tanh=self.policy.squash_output)
 
 
 class _Loss(nn.Module):
@@ -393,8 +392,21 @@ class _Loss(nn.Module):
         return loss_of(evaluate_policy(self.policy, observations, actions))
 
 
-def _random_states() -> Hashable:
-    return frozen((random.getstate(), np.random.get_state()))
+@contextmanager
+def _unchanged(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Leave nothing of a trace in the policy."""
+    state, distribution = State(policy), vars(policy.action_dist).copy()
+    try:
+        yield
+    finally:
+        # A policy keeps the last distribution
+        vars(policy.action_dist).clear()
+        vars(policy.action_dist).update(distribution)
+        state.put_back()
+
+
+def _random_states() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state()))
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
+from sb3_ppo_variants.evaluation import evaluation_mode
 from sb3_ppo_variants.kl import distribution_parameters
 from sb3_ppo_variants.stand_in import is_of_library, is_standard_mlp, leaves_distribution, networks
 
@@ -171,17 +172,20 @@ class ModulePolicy:
     def _checked(
         self, method: Callable[..., Any], observations: np.ndarray | dict[str, np.ndarray], obs_tensor: PyTorchObs
     ) -> Any:
-        # A custom policy may know what to do with what is missing
-        if not self.is_custom:
-            checks.check_observation(observations)
         try:
-            results = method(obs_tensor)
-        except Exception:
             checks.check_observation(observations)
-            raise
-        if self.is_custom and not all(th.isfinite(result).all() for result in pytree.tree_leaves(results)):
-            checks.check_observation(observations)
-        return results
+        except checks.NonFiniteEnvironmentError:
+            # A custom policy may know what to do with what is missing
+            if not (self.is_custom and self._copes(method, obs_tensor)):
+                raise
+        return method(obs_tensor)
+
+    def _copes(self, method: Callable[..., Any], obs_tensor: PyTorchObs) -> bool:
+        """Whether a method makes finite numbers of what is not finite."""
+        # Whatever a policy may raise that has not been made for that
+        with suppress(Exception), evaluation_mode(self.policy):
+            return all(th.isfinite(result).all() for result in pytree.tree_leaves(method(obs_tensor)))
+        return False
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """

@@ -103,8 +103,9 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
             metrics = update.run(rollout, self.n_epochs, self.batch_size, coef, self.max_grad_norm, max_approx_kl)
         except compiled.CompilationError as error:
             self._without_compiling(str(error))
-            # Another attempt would fail, too, and take its time
-            self._cannot_compile = str(error)
+            if not isinstance(error, compiled.PassingError):
+                # Another attempt would fail, too, and take its time
+                self._cannot_compile = str(error)
             return None
         update.store()
         self._n_updates += len(metrics)

@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.copies import evaluation_copy, frozen_copy
+from sb3_ppo_variants.evaluation import evaluation_mode, frozen_copy
 from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
 from sb3_ppo_variants.stand_in import is_standard_buffer
 
@@ -87,8 +87,8 @@ class Rollout:
                 # In the order of the samples: one environment after the other
                 old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
             else:
-                with evaluation_copy(policy) as evaluated:
-                    old_parameters = _parameters(evaluated, samples.observations)
+                with evaluation_mode(policy):
+                    old_parameters = _parameters(policy, samples.observations)
             self.data = self._data(samples, old_parameters)
             return
         try:
@@ -105,12 +105,16 @@ class Rollout:
         :return: the minibatches
         """
         if self.data is None:
-            self.last_epoch = []
+            epoch: list[RolloutData] = []
+            # An update may end in the midst of an epoch
+            self.last_epoch = self.last_epoch or epoch
             for samples in self.buffer.get(batch_size):
                 data = self._data(samples, self._old_parameters(samples))
-                # A policy may change its input in place
-                self.last_epoch.append(data._replace(observations=pytree.tree_map(th.clone, data.observations)))
+                if data.old_parameters:
+                    # A policy may change its input in place
+                    epoch.append(data._replace(observations=pytree.tree_map(th.clone, data.observations)))
                 yield data
+            self.last_epoch = epoch
             return
         # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
         for index in self.permutation().split(batch_size):
@@ -124,25 +128,26 @@ class Rollout:
     def mean_kl(self) -> float | None:
         """
         E[KL[pi_old(.|s), pi(.|s)]] in nats over the whole rollout, of the policies in evaluation mode: the d of section 4. A
-        custom buffer may give more or other samples in each epoch: there it is that over the samples of the last one.
+        custom buffer may give more or other samples in each epoch: there it is that over the samples of the last whole one.
 
         :return: the mean, or ``None`` if no closed form is known
         """
         kl = []
-        with evaluation_copy(self.policy) as policy:
+        with evaluation_mode(self.policy):
             for samples in self.last_epoch if self.data is None else [self.data]:
-                if not samples.old_parameters:
-                    return None
-                parameters = _parameters(policy, samples.observations)
-                kl.append(kl_from_parameters(policy.action_dist, samples.old_parameters, parameters))
+                if samples.old_parameters:
+                    parameters = _parameters(self.policy, samples.observations)
+                    kl.append(kl_from_parameters(self.policy.action_dist, samples.old_parameters, parameters))
+        if not kl:
+            return None
         # Not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item()
 
     def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
         if self.old_policy is None:
             return ()
-        with evaluation_copy(self.old_policy) as old_policy:
-            return _parameters(old_policy, samples.observations)
+        with evaluation_mode(self.old_policy):
+            return _parameters(self.old_policy, samples.observations)
 
     def _data(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
         # By name: the samples of a custom buffer may be of another class

@@ -3,17 +3,16 @@
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_variants.evaluation import Buffers
 from sb3_ppo_variants.loss import APPROX_KL
-from sb3_ppo_variants.module_state import frozen, is_left_alone, own_attributes
-from sb3_ppo_variants.stand_in import is_of_library
+from sb3_ppo_variants.module_state import State
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
@@ -72,18 +71,11 @@ class Snapshot:
         policy = algorithm.policy
         # It may hold other objects than tensors: see nn.Module.get_extra_state
         self.policy = {name: _copy(value) for name, value in policy.state_dict().items()}
-        # Those that are not persistent are missing there, and a module may have put other tensors in their places
-        self.buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in policy.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-        self.attributes = Attributes(policy)
+        self.buffers, self.state = Buffers(policy), State(policy)
         # Faster than a deep copy
         self.optimizer = pytree.tree_map(_copy, policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates
 
-    @th.no_grad()
     def restore(self, algorithm: OnPolicyAlgorithm) -> None:
         """
         Put it back.
@@ -92,14 +84,10 @@ class Snapshot:
         """
         algorithm._n_updates = self.n_updates
         algorithm.policy.optimizer.load_state_dict(self.optimizer)
-        self.attributes.put_back()
+        self.state.put_back()
         # Not strict, as buffers may have come in the update
         algorithm.policy.load_state_dict(self.policy, strict=False)
-        for module, name, buffer, before in self.buffers:
-            # One that has not changed may lie in memory that must not be written
-            if not th.equal(buffer, before):
-                buffer.resize_(before.shape).copy_(before)
-            setattr(module, name, buffer)
+        self.buffers.put_back()
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
         """
@@ -125,46 +113,5 @@ class Snapshot:
             raise NonFiniteUpdateError.of(names, algorithm.num_timesteps)
 
 
-class Attributes:
-    """
-    What custom modules keep in attributes, as it is now. What cannot be copied is left alone.
-
-    :param policy: any policy
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        self.modules = [module for module in policy.modules() if not is_of_library(module)]
-        # Where they refer to parts of the policy, their copies do so, too
-        parts = [*policy.modules(), *policy.parameters(), *policy.buffers(), policy.optimizer, policy.action_dist]
-        memo: dict[int, Any] = {id(part): part for part in parts}
-        self.before = [
-            {name: (frozen(value), _copy_if_possible(value, memo)) for name, value in own_attributes(module).items()}
-            for module in self.modules
-        ]
-
-    def put_back(self) -> None:
-        """Put back the attributes that have changed since; others stay the same objects."""
-        for module, before in zip(self.modules, self.before, strict=True):
-            now = own_attributes(module)
-            for name in now.keys() - before.keys():
-                del vars(module)[name]
-            for name, (state, value) in before.items():
-                # One that is gone may be a parameter, a buffer or a module now
-                changed = frozen(now[name]) != state if name in now else not hasattr(module, name)
-                if changed:
-                    vars(module)[name] = value
-
-
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)
-
-
-def _copy_if_possible(value: Any, memo: dict[int, Any]) -> Any:
-    # Part of it may be copied before another part cannot be
-    copies = memo.copy()
-    # Whatever a custom class may raise
-    with suppress(Exception):
-        if not is_left_alone(value):
-            value = copy.deepcopy(value, copies)
-            memo.update(copies)
-    return value

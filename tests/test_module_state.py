@@ -1,4 +1,4 @@
-"""What custom modules keep is put back, and its changes are noticed."""
+"""What custom modules keep is put back, where that is safe, and its changes are noticed."""
 
 import dataclasses
 import functools
@@ -16,9 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from test_parity import Mean, space_env
 
-from sb3_ppo_variants.copies import frozen_copy, working_copy
-from sb3_ppo_variants.module_state import LARGEST, LONGEST, custom_attributes, fingerprint, frozen
-from sb3_ppo_variants.undo import Attributes
+from sb3_ppo_variants.module_state import LARGEST, LONGEST, MOST_BYTES, MOST_VALUES, State, fingerprint
 
 
 class Holder(th.nn.Module):
@@ -27,12 +25,6 @@ class Holder(th.nn.Module):
     def __init__(self, value):
         super().__init__()
         self.value = value
-
-
-def policy_with(*values):
-    policy = PPO("MlpPolicy", space_env("box", "box")()).policy
-    policy.holders = th.nn.ModuleList(map(Holder, values))
-    return policy
 
 
 def generators():
@@ -50,13 +42,11 @@ def generators():
 @pytest.mark.parametrize("kind", generators())
 def test_random_generators(kind, wrap):
     generator, next_number = generators()[kind]
-    policy = policy_with(wrap(generator))
-    state, before = Attributes(policy), custom_attributes(policy)
-    assert custom_attributes(policy) == before
-    next_number(generator)
-    assert custom_attributes(policy) != before
-    state.put_back()
-    assert custom_attributes(policy) == before
+    state = State(Holder(wrap(generator)))
+    assert state.put_back() is None
+    first = next_number(generator)
+    assert state.put_back() is not None
+    assert next_number(generator) == first
 
 
 CHANGES = {
@@ -72,14 +62,13 @@ CHANGES = {
     "dictionary": (lambda: {"a": 1}, lambda module: module.value.update(a=2)),
     "nested": (lambda: {"a": [np.zeros(2)]}, lambda module: module.value["a"][0].fill(1)),
     "statistics": (lambda: RunningMeanStd(shape=(2,)), lambda module: module.value.update(np.ones((3, 2)))),
-    "namespace": (lambda: SimpleNamespace(n=0), lambda module: setattr(module.value, "n", 1)),
-    "object": (lambda: [Mean()], lambda module: module.value[0].update(1.0)),
+    "object of the user's own": (lambda: [Mean()], lambda module: module.value[0].update(1.0)),
 }
 
 
 def plain(value):
     """Something to compare."""
-    if isinstance(value, RunningMeanStd | SimpleNamespace | Mean):
+    if isinstance(value, RunningMeanStd | Mean):
         return plain(vars(value))
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
@@ -89,42 +78,25 @@ def plain(value):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes_are_put_back_and_noticed(change):
+def test_changes_are_put_back_and_named(change):
     make, alter = CHANGES[change]
-    policy = policy_with(make())
-    module = policy.holders[0]
-    value, before = module.value, custom_attributes(policy)
-    state = Attributes(policy)
-    state.put_back()
-    # What has not changed stays the same object
-    assert module.value is value
+    module = Holder(make())
+    value = module.value
+    outer = th.nn.ModuleDict({"part": module})
+    state = State(outer)
+    assert state.put_back() is None
     alter(module)
     assert plain(module.value) != plain(make())
-    assert {name for name, _ in before.items() ^ custom_attributes(policy).items()} == {"holders.0.value"}
-    state.put_back()
+    changed = state.put_back()
+    assert changed == "part.value" or changed.startswith("a ")
+    assert module.value is value
     assert plain(module.value) == plain(make())
 
 
-def test_what_modules_share_is_still_shared():
-    policy = policy_with(*[Mean()] * 2)
-    state = Attributes(policy)
-    policy.holders[0].value.update(1.0)
-    state.put_back()
-    assert policy.holders[0].value is policy.holders[1].value
-    assert policy.holders[0].value.n_calls == 0
+class Env(gym.Env):
+    """An environment of the user's own."""
 
-
-def test_parts_of_the_policy_stay_what_they_are():
-    policy = policy_with([])
-    value = policy.holders[0].value
-    value += [policy.action_net, policy.action_net.weight, policy.action_net.forward]
-    state = Attributes(policy)
-    value.append(1)
-    state.put_back()
-    action_net, weight, forward = policy.holders[0].value
-    assert action_net is policy.action_net
-    assert weight is policy.action_net.weight
-    assert forward.__self__ is policy.action_net
+    n_steps = 0
 
 
 class ReadOnly(dict):
@@ -139,62 +111,65 @@ def test_what_is_not_to_be_touched(tmp_path):
     with pytest.warns(UserWarning, match="not writable"):
         read_only = th.from_numpy(np.load(tmp_path / "table.npy", mmap_mode="r"))
     items = queue.Queue()
-    values = [read_only, th.ones(1).expand(8), ReadOnly(a=1), logging.getLogger("mine"), items]
-    policy = policy_with(*values)
-    state = Attributes(policy)
-    # Others may change this meanwhile
+    values = [read_only, th.ones(1).expand(8), ReadOnly(a=1), logging.getLogger("mine"), items, SimpleNamespace(n=0), Env()]
+    state = State(th.nn.ModuleList(map(Holder, values)))
+    # Others may change these meanwhile
     items.put(1)
-    state.put_back()
-    assert all(holder.value is value for holder, value in zip(policy.holders, values, strict=True))
+    values[-2].n = values[-1].n_steps = 1
+    new = logging.getLogger("a logger of its own")
+    assert state.put_back() is None
     assert items.qsize() == 1
-
-
-class Env(gym.Env):
-    """An environment of the user's own."""
-
-    def __init__(self):
-        self.n_steps = 0
-
-
-def test_environments_and_large_arrays_are_left_alone():
-    values = [Env(), space_env("box", "box")(), np.zeros(LARGEST + 1, np.int8), th.zeros(LARGEST // 4 + 1)]
-    policy = policy_with(*values)
-    state, before = Attributes(policy), custom_attributes(policy)
-    values[0].n_steps = 1
-    values[2][0] = 1
-    assert custom_attributes(policy) == before
-    state.put_back()
-    assert (values[0].n_steps, values[2][0]) == (1, 1)
-    for copied in (working_copy(policy), frozen_copy(policy)):
-        assert copied.holders[0] is not policy.holders[0]
-        assert all(holder.value is value for holder, value in zip(copied.holders, values, strict=True))
-    # Smaller ones are not
-    policy = policy_with(np.zeros(LARGEST, np.int8))
-    before = custom_attributes(policy)
-    policy.holders[0].value[0] = 1
-    assert custom_attributes(policy) != before
-    assert working_copy(policy).holders[0].value is not policy.holders[0].value
+    assert values[-2].n == values[-1].n_steps == 1
+    assert logging.getLogger("a logger of its own") is new
 
 
 def test_equal_values_are_no_change():
-    values = ((0.5, th.Size([2]), th.device("cpu")), th.tensor([float("nan")]), np.array([np.inf]))
-    others = ((0.25 + 0.25, th.zeros(2).shape, th.zeros(1).device), values[1] * 2, values[2].copy())
-    assert frozen(values) == frozen(others)
+    module = Holder((0.5, th.Size([2]), th.device("cpu")))
+    module.nan, module.infinite = th.tensor([float("nan")]), np.array([np.inf])
+    state = State(module)
+    module.value = (0.25 + 0.25, th.zeros(2).shape, th.zeros(1).device)
+    module.nan.mul_(2)
+    assert state.put_back() is None
 
 
 def test_attributes_that_come_and_go():
-    policy = policy_with(1)
-    state, module = Attributes(policy), policy.holders[0]
+    module = Holder(1)
+    state = State(module)
     module.new = 2
     del module.value
-    state.put_back()
+    assert state.put_back() in ("new", "value")
     assert module.value == 1
     assert not hasattr(module, "new")
 
 
+def test_large_things_are_left_alone():
+    large, many = np.zeros(LARGEST // 8 + 1), [[0.0] * LONGEST for _ in range(MOST_VALUES // LONGEST + 2)]
+    arrays = [np.zeros(LARGEST // 8) for _ in range(MOST_BYTES // LARGEST + 1)]
+    with th.inference_mode():
+        inference = th.zeros(2)
+    for value, change in (
+        (large, lambda: large.fill(1)),
+        ([0.0] * (LONGEST + 1), lambda: None),
+        (many, lambda: many[-1].append(1.0)),
+        (arrays, lambda: arrays[-1].fill(1)),
+        (inference, lambda: None),
+    ):
+        policy = with_extractor(value)
+        state = State(th.nn.ModuleList([Holder(value)]))
+        change()
+        assert state.put_back() is None
+        assert fingerprint(policy) == fingerprint(policy)
+    # The others are not, whatever is beside them
+    state = State(Holder([np.zeros(2 * MOST_BYTES), *arrays]))
+    arrays[0].fill(2)
+    assert state.put_back() is not None
+    assert arrays[0][0] == 0
+
+
 def test_parts_that_are_registered_meanwhile():
-    policy = policy_with(None)
-    state, module = Attributes(policy), policy.holders[0]
+    module = Holder(None)
+    state = State(module)
+    del module.value
     module.value = th.nn.Linear(1, 1)
     state.put_back()
     assert isinstance(module.value, th.nn.Linear)
@@ -223,7 +198,6 @@ NOTICED = {
     "slots": (Slots(), lambda value: setattr(value, "scale", 2.0)),
     "set": ({1}, lambda value: value.add(2)),
     "statistics": (RunningMeanStd(), lambda value: value.update(np.ones(3))),
-    "object": (Mean(), lambda value: value.update(1.0)),
 }
 
 
@@ -241,10 +215,8 @@ def test_fingerprint_notices(name):
 def test_fingerprint_of_odd_values():
     cyclic: dict = {}
     cyclic["self"] = cyclic
-    with th.inference_mode():
-        inference = th.zeros(2)
-    tensors = [inference, th.zeros(2, device="meta"), th.zeros(2, dtype=th.bfloat16), th.zeros(2).to_sparse()]
-    for value in (cyclic, np.float32("nan"), [0.0] * (LONGEST + 1), np.array([None]), *tensors):
+    large = np.zeros(LARGEST)
+    for value in (cyclic, np.float32("nan"), large, [0.0] * (LONGEST + 1), th.zeros(2), np.array([None])):
         policy = with_extractor(value)
         assert fingerprint(policy) == fingerprint(policy)
     # Numbers of the distribution count

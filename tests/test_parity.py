@@ -190,7 +190,7 @@ class Mean:
 
 
 class PlainObjectExtractor(DropoutExtractor):
-    """Keeps an object that is no module, and its last output with its history, which deepcopy does not take."""
+    """Keeps an object that is no module, and its last output with its history."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
