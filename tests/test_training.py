@@ -467,6 +467,23 @@ def test_policy_that_cannot_be_copied_with_a_custom_buffer():
         train(PPOFixedKL, "MlpPolicy", space_env("box", "box"), **kwargs)
 
 
+def test_kl_of_a_custom_buffer_whose_updates_end_early():
+    """It is that over all samples, although the last epoch sees some of them only."""
+
+    class OwnBuffer(RolloutBuffer):
+        pass
+
+    kwargs = {"n_steps": 130, "n_epochs": 10, "learning_rate": 1e-3, "target_kl": 0.005, "compile": False}
+    (own, own_rows), (_, rows) = (
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), rollout_buffer_class=buffer, **kwargs)
+        for buffer in (OwnBuffer, None)
+    )
+    assert own._n_updates < 3 * 10
+    kl, expected = ([row["train/kl"] for row in updates(some)] for some in (own_rows, rows))
+    assert len(expected) == 3
+    np.testing.assert_allclose(kl, expected, rtol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_policy_that_torch_compile_wraps():
     model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"))
