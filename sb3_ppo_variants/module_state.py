@@ -3,7 +3,8 @@ What custom modules keep besides parameters, buffers and modules: numbers, array
 
 SB3 evaluates a policy less often than this package, so that it must be as before after each pass that SB3 does not make; and
 compiled code takes it for constant, so that it must not change unnoticed. Both look into plain containers and running
-statistics of moderate size only, and the first into objects of the user's own classes: others may lead anywhere.
+statistics of moderate size, the first also into objects of the user's own classes, but not into others: those may lead
+anywhere.
 """
 
 import dataclasses
