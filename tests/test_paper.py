@@ -151,7 +151,7 @@ def test_rank_is_that_of_the_same_seeds():
     """More runs of two settings do not change which is first with the seeds that all have."""
     returns = {"clip_0.1": [40, 41, 42, 60, 60], "clip_0.2": [50, 51, 52, 0, 0], "clip_0.3": [10, 11, 12]}
     scores = made_up_scores({setting: {"Reacher-v4": of_task} for setting, of_task in returns.items()})
-    assert claims.highest(scores).here.startswith("rank 1 of 3.")
+    assert claims.highest(scores).here.startswith("rank 1 of 3 with 3 seeds.")
 
 
 def test_holm():
@@ -555,8 +555,8 @@ def test_report_says_what_the_results_show(made_up):
     # 85 is more than 80, and 79.9 nearly as much
     highest = line("Clipping at 0.2 has")
     assert (
-        "| rank 2 of 11. Behind: Clipping, epsilon = 0.3. Better than: No clipping or penalty; Clipping, epsilon = 0.1;"
-        in highest
+        "| rank 2 of 11 with 3 seeds. Behind: Clipping, epsilon = 0.3. "
+        "Better than: No clipping or penalty; Clipping, epsilon = 0.1;" in highest
     )
     assert "Worse than: Clipping, epsilon = 0.3. No significant difference from: Adaptive KL, d_targ = 0.01. |" in highest
     assert highest.endswith("| **not** as in the paper | any reading |")
@@ -671,7 +671,9 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
 
     text = report.report(*save_made_up(tmp_path, STAGES, score))
     highest = line_of(text, "Clipping at 0.2 has")
-    assert highest.startswith("| Clipping at 0.2 has the highest score | rank 1 of 11. Better than: No clipping or penalty; ")
+    assert highest.startswith(
+        "| Clipping at 0.2 has the highest score | rank 1 of 11 with 3 seeds. Better than: No clipping or penalty; "
+    )
     assert highest.endswith("; Fixed KL, beta = 10. | as in the paper | any reading |")
     # Of ten seeds, nine end at (-1100 + 200) / 300 with the policy before training as 0, and one above it
     very = line_of(text, "No clipping or penalty has a very")

@@ -99,7 +99,8 @@ def highest(scores: Scores) -> Claim:
     scores = scores.with_common_seeds(["clip_0.2", *others])
     differences = np.array([statistics.difference(*scores.of_common_seeds("clip_0.2", setting)) for setting in others])
     differ = adjusted(scores, "clip_0.2", others) < LEVEL
-    here = f"rank {1 + (differences < 0).sum()} of {len(others) + 1}."
+    n_seeds = scores.normalized("clip_0.2").shape[1]
+    here = f"rank {1 + (differences < 0).sum()} of {len(others) + 1} with {n_seeds} seeds."
     for words, those in {
         "Behind": differences < 0,
         "Better than": differ & (differences > 0),
