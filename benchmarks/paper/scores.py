@@ -95,8 +95,22 @@ class Scores:
         :param variant: name of the variant
         :return: shape ``(n_seeds,)``
         """
+        return self._column("score", env, setting, variant)
+
+    def ended_early(self, env: str, setting: str, variant: str = "paper") -> np.ndarray:
+        """
+        Which runs of a setting in a task ended early.
+
+        :param env: id of the task
+        :param setting: name of the setting
+        :param variant: name of the variant
+        :return: shape ``(n_seeds,)``
+        """
+        return self._column("diverged", env, setting, variant)
+
+    def _column(self, name: str, env: str, setting: str, variant: str) -> np.ndarray:
         key = (variant, setting, env)
-        return np.array([row["score"] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
+        return np.array([row[name] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
 
     def normalized(self, setting: str, variant: str = "paper") -> np.ndarray:
         """
@@ -127,18 +141,6 @@ class Scores:
         """
         seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in settings]
         return self.only([run for run in self.rows if run.seed in set.intersection(*seeds)])
-
-    def diverged(self, setting: str, env: str, variant: str = "paper") -> np.ndarray:
-        """
-        Which runs of a setting in a task ended early.
-
-        :param setting: name of the setting
-        :param env: id of the task
-        :param variant: name of the variant
-        :return: shape ``(n_seeds,)``
-        """
-        key = (variant, setting, env)
-        return np.array([row["diverged"] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
 
     def constant(self, name: str) -> np.ndarray:
         """

@@ -173,13 +173,10 @@ def uncertainty_of_order(samples: Mapping[str, np.ndarray], setting: str) -> dic
     :return: the interval of the rank correlation with the paper's column, and how often that setting has the highest mean
     """
     papers = np.array([paper_scores()[name] for name in samples])
-
-    def of_papers(*resampled: np.ndarray) -> np.ndarray:
-        return statistics.rank_correlation(np.stack([statistics.mean(runs) for runs in resampled], axis=-1), papers)
-
-    low, high = statistics.bootstrap(of_papers, list(samples.values()), np.random.default_rng(SEED), n_resamples=2000)
-    resampled = statistics.resample(list(samples.values()), np.random.default_rng(SEED), n_resamples=2000)
-    highest = np.argmax([statistics.mean(runs) for runs in resampled], axis=0) == list(samples).index(setting)
+    resamples = statistics.resample(list(samples.values()), np.random.default_rng(SEED), n_resamples=2000)
+    means = np.stack([statistics.mean(runs) for runs in resamples], axis=-1)
+    low, high = np.quantile(statistics.rank_correlation(means, papers), [0.025, 0.975])
+    highest = means.argmax(axis=-1) == list(samples).index(setting)
     return {
         "interval_of_correlation": f"{format_score(float(low))} to {format_score(float(high))}",
         "chance_of_highest": f"{highest.mean():.0%}",
@@ -302,7 +299,6 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
             for variant, own in of_cheetah.items()
             if own.mean() < 0
         ],
-        # The mean that HalfCheetah alone must have
         "paper": f"{paper_scores()['none']:.2f}",
         "n_alike": sum(0.5 <= own.mean() / collapse(scores) <= 2 for own in of_cheetah.values()),
     }

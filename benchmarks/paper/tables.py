@@ -207,8 +207,8 @@ def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pape
     :param variant: name of the variant
     :return: the words
     """
-    returns, diverged = scores.returns_in(env, setting, variant), scores.diverged(setting, env, variant)
-    return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in zip(returns, diverged, strict=True))
+    runs = zip(scores.returns_in(env, setting, variant), scores.ended_early(env, setting, variant), strict=True)
+    return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in runs)
 
 
 def comparisons(scores: Scores, to: str) -> str:
@@ -326,7 +326,7 @@ def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[
     """
     return [
         f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}"
-        f"{EARLY if scores.diverged(setting, env, variant).any() else ''}"
+        f"{EARLY if scores.ended_early(env, setting, variant).any() else ''}"
         for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True)
     ]
 
