@@ -24,7 +24,7 @@ from benchmarks.paper import claims, experiments, figures, report, runner, stati
 from benchmarks.paper.__main__ import FIGURES, main
 from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants
+from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants, rows_of
 from benchmarks.paper.training import Result
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen, inductor
 
@@ -470,6 +470,10 @@ def test_report_and_figures_of_real_runs(directory, tmp_path):
     names = {"figure1", "figure2", "learning_curves", "performance_profile", "kl"}
     expected_files = {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == expected_files
+    drawn_from = figures.of_runs(Scores(rows_of(results, TINY["table1"]), frozen))
+    assert drawn_from in (tmp_path / "figures" / "kl.svg").read_text(encoding="utf-8")
+    fewer = Scores(rows_of(results, TINY["table1"][1:]), frozen)
+    assert figures.of_runs(fewer) != drawn_from
 
 
 # Scores of the made-up study, the same in each task; seeds 0, 1 and 2 are 1 below, at, and 1 above
@@ -559,7 +563,7 @@ def test_report_says_what_the_results_show(made_up):
         "Better than: No clipping or penalty; Clipping, epsilon = 0.1;" in highest
     )
     assert "Worse than: Clipping, epsilon = 0.3. No significant difference from: Adaptive KL, d_targ = 0.01. |" in highest
-    assert highest.endswith("| **not** as in the paper | any reading |")
+    assert highest.endswith("| **not** as in the paper | 4 of 4 readings |")
     pair = line("Clipping, epsilon = 0.2 has a higher score than Fixed KL, beta = 3, by 0.10 | by +0.20")
     assert " with 3 seeds, and +0.20 (0.19 to 0.21) without HalfCheetah; ahead in 63 of 63 pairs of runs; " in pair
     assert pair.endswith("; adjusted p < 0.001 | as in the paper | 4 of 4 readings |")
@@ -592,7 +596,10 @@ def test_report_says_what_the_results_show(made_up):
     # The squares of the differences of the ranks add up to 69, and either column has two that are equal: 1 - 69 / 219
     assert 'with "no clipping or penalty" included,\n  0.68 (p = 0.0' in text
     # Clipping at 0.3 is better, and fixed KL is best with beta = 3
-    assert "Clipping at 0.2 ranks 2 of 11 under the four readings of what scores 0 and 1, but" in text
+    assert (
+        "Clipping at 0.2 ranks 2 of 11 under the [four readings](#the-reading-of-the-score) of what scores 0 and 1, but"
+        in text
+    )
     assert "of\n  the resamples of the bootstrap, 0% have it highest." in text
     assert (
         "of each kind is the paper's for 2 of the 3 kinds.\n  With 3 seeds, clipping at 0.2 does not differ significantly "
@@ -644,7 +651,9 @@ def test_report_says_what_the_results_show(made_up):
     assert f"{with_sb3s}no clipping or penalty scores 0.11 (0.11 to 0.12), a difference of +0.46 (0.45 to 0.46).\n" in text
     assert f"{with_sb3s}clipping, epsilon = 0.2 scores 0.80 (0.80 to 0.80), a difference of +0.00 (-0.01 to 0.01).\n" in text
     assert "Of the 3 runs of no clipping or penalty on HalfCheetah with other [details](" in text
-    assert "\n  0 end below the policy before training.\n  None of the details comes within a factor of 2 of the -0.39" in text
+    assert "\n  0 end below the policy before training.\n" in text
+    # 20 of -200 to 100, by seven tasks
+    assert "It adds +0.10 with four of SB3's conventions.\n  None of these is within a factor of 2 of -0.39.\n" in text
     # -0.34 + 0.39, and 0.04 + 0.39
     assert "the differences from the paper's -0.39 are\n  +0.05 (0.04 to 0.05) and +0.43 (0.42 to 0.43)." in text
     verdicts = text[text.index("\n- As in the paper: ") : text.index("In short:")]
@@ -674,7 +683,7 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert highest.startswith(
         "| Clipping at 0.2 has the highest score | rank 1 of 11 with 3 seeds. Better than: No clipping or penalty; "
     )
-    assert highest.endswith("; Fixed KL, beta = 10. | as in the paper | any reading |")
+    assert highest.endswith("; Fixed KL, beta = 10. | as in the paper | 4 of 4 readings |")
     # Of ten seeds, nine end at (-1100 + 200) / 300 with the policy before training as 0, and one above it
     very = line_of(text, "No clipping or penalty has a very")
     assert "| scores if that policy is 0: 0.33, -3.00, -3.00" in very
@@ -687,13 +696,13 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert line_of(more_seeds, "Clipping, epsilon = 0.2").endswith("| 70 |")
     # Scores are 95 or 79.9, and from -1 to 8 more; the interval of the seeds 3 to 9 is 2.018 (t, 42 degrees of freedom)
     # sqrt(2.16^2 / 7 / 7) / 100 = 0.006 to either side
-    assert "\n|  | paper | seeds 0 to 2 | seeds 3 to 9 | seeds 0 to 9 | p |\n" in more_seeds
-    cells = "| 0.82 | 0.95 (0.95 to 0.95) | 1.00 (0.99 to 1.01) | 0.98 (0.98 to 0.99) |  |"
+    assert "\n|  | paper | seeds 0 to 2 | seeds 3 to 9 | seeds 0 to 9 | p, seeds 3 to 9 | p, seeds 0 to 9 |\n" in more_seeds
+    cells = "| 0.82 | 0.95 (0.95 to 0.95) | 1.00 (0.99 to 1.01) | 0.98 (0.98 to 0.99) |  |  |"
     assert f"\n| Clipping, epsilon = 0.2 {cells}\n" in more_seeds
     assert line_of(more_seeds, "Clipping, epsilon = 0.2, minus Adaptive KL, d_targ = 0.01 | +0.08 | +0.15 (").endswith(
-        " | < 0.001 |"
+        " | < 0.001 | < 0.001 |"
     )
-    assert "| +0.15 (0.14 to 0.16) | +0.15 (0.14 to 0.16) | < 0.001 |" in more_seeds
+    assert "| +0.15 (0.14 to 0.16) | +0.15 (0.14 to 0.16) | < 0.001 | < 0.001 |" in more_seeds
     assert "\n- **More seeds.** With 10 seeds, No clipping or penalty scores " in text
     assert "\n  Clipping, epsilon = 0.2, minus Adaptive KL, d_targ = 0.01: +0.15 (0.14 to 0.16), adjusted p < 0.001.\n" in text
     pair = line_of(text, "Clipping, epsilon = 0.2 has a higher score than Fixed")
@@ -702,10 +711,13 @@ def test_report_with_all_parts_of_the_study_and_other_results(tmp_path):
     assert "No clipping or penalty; rewards normalised, as in ppo2" in text
     # In each of ten variants, seeds 1 and 2 end at -3; where actions are bounded, the policy before training has 0
     assert "Of the 30 runs of no clipping or penalty on HalfCheetah with other [details](" in text
-    assert "\n  22 end below the policy before training.\n" in text
+    below = text.split("\n  22 end below the policy before training: ")[1].split(".\n")[0].split("; ")
+    assert len(below) == 10
+    assert "3 of 3 with actions clipped to their bounds" in below
+    assert "2 of 3 with step size annealed to 0" in below
     # (1 / 3 - 3 - 3 + 1 / 300) / 3 / 7 = -0.27 with the policy before training as 0, and half of -0.39 is more
-    assert "; step size annealed to 0 (-101, -1100, -1099: -0.27); " in text
-    assert "\n  10 of the details come within a factor of 2 of the -0.39 of the paper." in text
+    assert "; -0.27 with step size annealed to 0; " in text
+    assert "\n  10 of these are within a factor of 2 of -0.39." in text
     # On HalfCheetah alone
     cells = "|  |  |  | -101, -1100, -1099 | 2 |"
     assert line_of(text, "No clipping or penalty; step size") == f"| No clipping or penalty; step size annealed to 0 {cells}"
@@ -984,16 +996,15 @@ def test_committed_runs_of_a_seed_start_alike():
 
 
 def test_committed_report_is_that_of_the_committed_runs(tmp_path):
-    if not set(STAGES["table1"]) <= Results(DEFAULT).rows().keys():
-        pytest.skip("the runs are not complete yet")
     freeze(Results(DEFAULT), tmp_path / "constants.csv", STAGES["table1"])
     assert (tmp_path / "constants.csv").read_text() == CONSTANTS.read_text()
     text = report.report(Results(DEFAULT), CONSTANTS)
     assert report.REPORT.read_text(encoding="utf-8") == text
     table_1 = next(block for block in text.split("\n\n") if block.startswith("| setting | paper |"))
     assert table_1 in (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn_from = figures.of_runs(Scores(rows_of(Results(DEFAULT), STAGES["table1"]), read_constants(CONSTANTS)))
     for name in ("figure1", "figure2", "learning_curves", "performance_profile", "kl"):
-        assert (FIGURES / f"{name}.svg").is_file()
+        assert drawn_from in (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
         assert (FIGURES / f"{name}.png").is_file()
 
 

@@ -75,6 +75,20 @@ def claims(scores: Scores) -> list[Claim]:
     return found
 
 
+def checked_claims(scores: Scores) -> list[tuple[Claim, int, int]]:
+    """
+    The claims, and whether what is 0 and 1 matters to what is found of them.
+
+    :param scores: the scores
+    :return: each claim, the number of readings with the same verdict, and that of all readings
+    """
+    readings = [claims(reading) for reading in scores.readings()]
+    return [
+        (same[0], sum(claim.verdict == same[0].verdict for claim in same), len(readings))
+        for same in zip(*readings, strict=True)
+    ]
+
+
 def adjusted(scores: Scores, one: str, others: Sequence[str]) -> np.ndarray:
     """
     Whether a setting differs from each of some others.

@@ -1,5 +1,7 @@
 """The figures of docs/paper.md: Figures 1 and 2 of the paper, and what the runs show."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch as th
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import EngFormatter, NullLocator
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
@@ -30,9 +32,17 @@ import matplotlib.pyplot as plt
 LINES = ("-", "--", ":", "-.")
 COLORS = ("C0", "C1", "C2", "C3")
 MARKERS = "osd^vxP"
-# Kinds of settings
-FAMILIES = ("clip", "adaptive_kl", "fixed_kl", "none", "policy_gradient")
+# Kinds of settings, by the beginning of their names
+FAMILIES = {
+    "clip": "Clipping",
+    "adaptive_kl": "Adaptive KL",
+    "fixed_kl": "Fixed KL",
+    "none": "No clipping or penalty",
+    "policy_gradient": "L^PG over several epochs",
+}
 EPSILON = 0.2
+# Clipping at 0.2 among settings of another kind
+GRAY = {"color": "0.6", "linewidth": 3, "label": "clipping at 0.2"}
 
 
 def family(setting: str) -> str:
@@ -40,19 +50,20 @@ def family(setting: str) -> str:
     The kind of a setting.
 
     :param setting: its name
-    :return: name in ``FAMILIES``
+    :return: key of ``FAMILIES``
     """
     return next(name for name in FAMILIES if setting.startswith(name))
 
 
-def rows_of_kinds(settings: Sequence[str]) -> list[list[str]]:
+def by_kind(settings: Sequence[str]) -> list[list[str]]:
     """
-    Settings in the rows in which they are drawn.
+    Settings as they are drawn together.
 
     :param settings: names
-    :return: the same, without empty rows
+    :return: those of each kind that there is
     """
-    return [row for row in ([name for name in settings if family(name) == kind] for kind in FAMILIES) if row]
+    together = ([name for name in settings if family(name) == kind] for kind in FAMILIES)
+    return [names for names in together if names]
 
 
 def style(setting: str) -> dict[str, Any]:
@@ -65,7 +76,45 @@ def style(setting: str) -> dict[str, Any]:
     number = [name for name in SETTINGS if name.startswith(family(setting))].index(setting)
     look = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
     # At different places
-    return {**look, "markersize": 4, "markevery": (0.05 * number, 0.2), "label": SETTINGS[setting].label}
+    return {**look, "markersize": 4, "markevery": (0.05 * number, 0.2), "label": SETTINGS[setting].label.split(", ")[-1]}
+
+
+def draw_interval(axes: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, setting: str) -> None:
+    """
+    Shade an interval around the line of a setting, with edges that can be told apart in black and white.
+
+    :param axes: matplotlib's axes
+    :param x: positions
+    :param low: lower ends
+    :param high: upper ends
+    :param setting: name of the setting
+    """
+    look = style(setting)
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    for edge in (low, high):
+        axes.plot(x, edge, color=look["color"], linestyle=look["linestyle"], linewidth=0.5)
+
+
+def add_legend(axes: Any, kind: Sequence[str]) -> None:
+    """
+    A legend above a panel, so that it hides nothing.
+
+    :param axes: matplotlib's axes
+    :param kind: names of the settings of one kind
+    """
+    look = {"fontsize": 8, "title_fontsize": 9, "handlelength": 3.0, "frameon": False}
+    axes.legend(title=FAMILIES[family(kind[0])], loc="lower center", bbox_to_anchor=(0.5, 1.0), **look)
+
+
+def of_runs(scores: Scores) -> str:
+    """
+    What the files of the figures say of the runs that they are drawn from, so that a check can tell if there are others.
+
+    :param scores: the scores of Table 1's runs
+    :return: a text with the hash of their rows
+    """
+    rows = json.dumps([row for _, row in sorted(scores.rows.items())])
+    return f"Runs {hashlib.sha256(rows.encode()).hexdigest()}"
 
 
 def draw(results: Results, directory: Path, constants: Path, runs: Sequence[Run] = STAGES["table1"]) -> None:
@@ -93,7 +142,7 @@ def draw(results: Results, directory: Path, constants: Path, runs: Sequence[Run]
     }
     for name, function in figures.items():
         figure = function()
-        figure.savefig(directory / f"{name}.svg", metadata={"Date": None}, dpi=150)
+        figure.savefig(directory / f"{name}.svg", metadata={"Date": None, "Description": of_runs(scores)}, dpi=150)
         figure.savefig(directory / f"{name}.png", dpi=120)
         plt.close(figure)
 
@@ -186,8 +235,8 @@ def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndar
 
 def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     """
-    Returns over training: a row for each kind of setting, a column for each task; the mean over seeds of the running score
-    (last 100 episodes), and the range of the seeds. Clipping at 0.2 is gray in the other rows.
+    Returns over training: a row for each task, a column for each kind of setting; the mean over seeds of the running score
+    (last 100 episodes), and the range of the seeds. Clipping at 0.2 is gray in the other columns.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
@@ -195,10 +244,10 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     :return: the figure
     """
     settings = scores.settings()
-    rows = rows_of_kinds(settings)
-    size = (2.4 * len(scores.tasks) + 2.5, 2.2 * len(rows) + 0.8)
-    figure, panels = plt.subplots(len(rows), len(scores.tasks), figsize=size, squeeze=False, sharex=True)
-    for column, env in enumerate(scores.tasks):
+    kinds = by_kind(settings)
+    size = (2.1 * len(kinds), 1.7 * len(scores.tasks) + 1.2)
+    figure, panels = plt.subplots(len(scores.tasks), len(kinds), figsize=size, squeeze=False, sharex=True)
+    for row, env in zip(panels, scores.tasks, strict=True):
         random, best = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
         curves = {
             setting: [results.load(run) for run in scores.rows if (run.setting, run.env) == (setting, env)]
@@ -207,16 +256,16 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
         # A run that has ended early keeps its last score
         grid = np.linspace(0, max(curve.row["steps"] for some in curves.values() for curve in some), points + 1)[1:]
         values = {name: np.array([running_score(curve.curves, grid) for curve in some]) for name, some in curves.items()}
-        for axes, row in zip(panels[:, column], rows, strict=True):
-            if row is not rows[0] and family(row[0]) not in ("none", "policy_gradient"):
-                axes.sharey(panels[0, column])
-            if "clip_0.2" in values and "clip_0.2" not in row:
-                axes.plot(grid, values["clip_0.2"].mean(axis=0), color="0.6", linewidth=3, label=SETTINGS["clip_0.2"].label)
-            for setting in row:
+        for axes, kind in zip(row, kinds, strict=True):
+            if kind is not kinds[0] and family(kind[0]) not in ("none", "policy_gradient"):
+                axes.sharey(row[0])
+                axes.tick_params(labelleft=False)
+            if "clip_0.2" in values and "clip_0.2" not in kind:
+                axes.plot(grid, values["clip_0.2"].mean(axis=0), **GRAY)
+            for setting in kind:
                 axes.plot(grid, values[setting].mean(axis=0), **style(setting))
-                low, high = values[setting].min(axis=0), values[setting].max(axis=0)
-                axes.fill_between(grid, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
-            lowest = min(values[setting].min() for setting in row)
+                draw_interval(axes, grid, values[setting].min(axis=0), values[setting].max(axis=0), setting)
+            lowest = min(values[setting].min() for setting in kind)
             if lowest < random - 2 * (best - random):
                 # A collapse would hide all else
                 axes.set_yscale("symlog", linthresh=best - random, linscale=2)
@@ -227,12 +276,12 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
                 ticks |= {-(10**decade): f"$-10^{decade}$" for decade in decades}
                 axes.set_yticks(list(ticks), list(ticks.values()))
                 axes.yaxis.set_minor_locator(NullLocator())
-        panels[0, column].set_title(env.removesuffix("-v4"), fontsize=10)
-        panels[-1, column].set_xlabel("timesteps")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("return")
-    for axes in panels[:, -1]:
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        row[0].set_ylabel(env.removesuffix("-v4"), fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("timesteps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        add_legend(axes, kind)
     return figure
 
 
@@ -265,54 +314,66 @@ def performance_profile(scores: Scores) -> Any:
     def profile(normalized: np.ndarray) -> np.ndarray:
         return statistics.performance_profile(normalized, thresholds)
 
-    rows = rows_of_kinds(scores.settings())
-    figure, panels = plt.subplots(1, len(rows), figsize=(4 * len(rows), 4.6), squeeze=False, sharey=True)
-    for axes, row in zip(panels[0], rows, strict=True):
-        if "clip_0.2" in scores.settings() and "clip_0.2" not in row:
-            gray = {"color": "0.6", "linewidth": 3, "label": SETTINGS["clip_0.2"].label}
-            axes.plot(thresholds, profile(scores.normalized("clip_0.2")), **gray)
-        for setting in row:
+    kinds = by_kind(scores.settings())
+    n_rows = math.ceil(len(kinds) / 3)
+    figure, panels = plt.subplots(n_rows, 3, figsize=(10, 3.4 * n_rows), squeeze=False, sharey=True)
+    for axes, kind in zip(panels.flat, kinds, strict=False):
+        if "clip_0.2" in scores.settings() and "clip_0.2" not in kind:
+            axes.plot(thresholds, profile(scores.normalized("clip_0.2")), **GRAY)
+        for setting in kind:
             normalized = scores.normalized(setting)
             axes.plot(thresholds, profile(normalized), **style(setting))
-            low, high = statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000)
-            axes.fill_between(thresholds, low, high, color=style(setting)["color"], alpha=0.15, linewidth=0)
-        if all(scores.normalized(setting).min() > 0 for setting in row):
+            draw_interval(
+                axes, thresholds, *statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000), setting
+            )
+        if all(scores.normalized(setting).min() > 0 for setting in kind):
             axes.set_xlim(left=0)
         axes.set_xlabel("normalised score")
-        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    panels[0, 0].set_ylabel("fraction of runs above it")
+        axes.set_ylabel("fraction of runs with more")
+        add_legend(axes, kind)
+    for axes in panels.flat[len(kinds) :]:
+        axes.remove()
     return figure
 
 
 def kl_and_beta(results: Results, scores: Scores) -> Any:
     """
-    KL of the updates and beta over training, of the settings with adaptive beta: geometric means over the seeds of each task
-    and over ``WINDOW`` updates, single updates as dots, and the band in which beta stays as it is.
+    KL of the updates as a multiple of d_targ, and beta, over training, of the settings with adaptive beta: geometric means
+    over the seeds of each task and over ``WINDOW`` updates, single updates as dots, and the band in which beta stays as it is.
 
     :param results: the results
     :param scores: the scores of Table 1's runs
     :return: the figure
     """
     settings = [setting for setting in scores.settings() if family(setting) == "adaptive_kl"]
-    figure, panels = plt.subplots(2, len(settings), figsize=(4 * len(settings), 6), squeeze=False, sharey="row")
+    # Few updates are beyond; the table of the report has the largest
+    limits = np.array([1 / 32, 32])
+    figure, panels = plt.subplots(2, len(settings), figsize=(10, 7), squeeze=False, sharey="row", sharex=True)
     for column, setting in enumerate(settings):
         target = SETTINGS[setting].kwargs["target_kl"]
         for i, env in enumerate(scores.tasks):
             runs = [run for run in scores.rows if (run.setting, run.env) == (setting, env)]
             curves = [results.load(run).curves for run in runs]
-            for axes, name in zip(panels[:, column], ("kl", "kl_coef"), strict=True):
+            for axes, name, unit in zip(panels[:, column], ("kl", "kl_coef"), (target, 1), strict=True):
                 for curve in curves:
-                    dots = np.arange(len(curve[name])) + 1
-                    axes.plot(dots, curve[name], ".", color="0.8", markersize=1, rasterized=True, zorder=0)
-                means = running_geometric_mean([curve[name] for curve in curves], WINDOW)
-                look = {"color": f"C{i}", "linestyle": LINES[i % 4], "marker": MARKERS[i], "markevery": 0.15, "markersize": 4}
-                axes.plot(np.arange(len(means)) + WINDOW, means, linewidth=1.2, label=env, **look)
-        panels[0, column].axhspan(target / 1.5, target * 1.5, color="gray", alpha=0.3)
+                    updates, dots = np.arange(len(curve[name])) + 1, curve[name] / unit
+                    dots = dots.clip(*limits) if name == "kl" else dots
+                    axes.plot(updates, dots, ".", color="0.75", markersize=1, rasterized=True, zorder=0)
+                means = running_geometric_mean([curve[name] / unit for curve in curves], WINDOW)
+                look = {"color": f"C{i}", "linestyle": LINES[i % 4], "marker": MARKERS[i], "markersize": 4}
+                place = {"markevery": (0.02 * i, 0.15), "label": env.removesuffix("-v4")}
+                axes.plot(np.arange(len(means)) + WINDOW, means, linewidth=1.2, **look, **place)
+        for bound in (1 / 1.5, 1.5):
+            panels[0, column].axhline(bound, color="black", linestyle=(0, (6, 4)), linewidth=1)
         panels[0, column].set_title(SETTINGS[setting].label, fontsize=10)
-        panels[1, column].set_xlabel("update")
+        panels[1, column].set_xlabel("update (2,048 timesteps)")
         for axes in panels[:, column]:
             axes.set_yscale("log")
-    panels[0, 0].set_ylabel("KL in nats (gray: the band)")
+    panels[0, 0].set_ylim(limits * (0.9, 1.1))
+    ticks = ("1/32", "1/8", "1/2", "1", "2", "8", "32")
+    panels[0, 0].set_yticks([1 / 32, 1 / 8, 1 / 2, 1, 2, 8, 32], ticks)
+    panels[0, 0].yaxis.set_minor_locator(NullLocator())
+    panels[0, 0].set_ylabel("KL / d_targ")
     panels[1, 0].set_ylabel("beta")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure

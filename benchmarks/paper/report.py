@@ -1,14 +1,15 @@
 """The report docs/paper.md, made from the results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from benchmarks.paper import tables
 from benchmarks.paper.claims import LEVEL, MARGIN
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, VARIANTS, Run, command
-from benchmarks.paper.results import Results
+from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
 from benchmarks.paper.summary import details_summary, more_seeds_summary, summary, verdicts
 from benchmarks.paper.training import LAST_EPISODES
@@ -29,6 +30,16 @@ def run_in_words(run: Run) -> str:
     """
     variant = "" if run.variant == "paper" else f" ({VARIANTS[run.variant].label})"
     return f"{SETTINGS[run.setting].label}{variant} on {run.env}, seed {run.seed}"
+
+
+def seconds(rows: Collection[Mapping[str, Any]]) -> int:
+    """
+    How long some runs took.
+
+    :param rows: their rows
+    :return: seconds on average
+    """
+    return round(sum(row["seconds"] for row in rows) / len(rows))
 
 
 def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]] = STAGES) -> str:
@@ -82,7 +93,14 @@ def report(results: Results, constants: Path, stages: Mapping[str, Sequence[Run]
         **tables.details(everything, complete("details")),
         more_seeds=tables.more_seeds(everything, complete("seeds")),
         n_trained=len(trained),
-        seconds=round(sum(row["seconds"] for row in trained.values()) / len(trained)),
+        seconds=seconds(trained.values()),
+        seconds_by_task=", ".join(
+            f"{name} {seconds([row for row in trained.values() if row['env'] == env])}"
+            for env, name in zip(scores.tasks, tables.short(scores.tasks), strict=True)
+        ),
+        # Some sentences are about the runs of this repository
+        is_committed=results.directory == DEFAULT,
+        coverage_of_range=f"{1 - 2 * 0.5 ** len(SEEDS):.0%}",
         unfinished=unfinished,
         n_settings=len(scores.settings()),
         steps=max(row["steps"] for row in trained.values()),

@@ -12,8 +12,8 @@ from benchmarks.paper.claims import (
     LEVEL,
     VERDICTS,
     adjusted,
+    checked_claims,
     cheetah_scores,
-    claims,
     clipping_and_penalties,
     collapse,
     compared_pairs,
@@ -22,7 +22,15 @@ from benchmarks.paper.claims import (
 from benchmarks.paper.experiments import SETTINGS, VARIANTS, Run
 from benchmarks.paper.scores import RANDOM_CHOICES, Scores, paper_scores
 from benchmarks.paper.tables import half_width_to_paper, label_of, n_below_start, returns_by_seed
-from benchmarks.paper.words import SEED, format_p, format_score, interval_in_words, mean_in_words, pairs_in_words
+from benchmarks.paper.words import (
+    SEED,
+    bootstrap_in_words,
+    format_p,
+    format_score,
+    interval_in_words,
+    mean_in_words,
+    pairs_in_words,
+)
 
 # Variants in which several details differ
 SEVERAL_DETAILS = ("sb3", "raw")
@@ -33,10 +41,12 @@ def verdicts(everything: Scores) -> dict[str, list[str]]:
     What the paper says, by what is found of it.
 
     :param everything: the scores
-    :return: claims of the paper by verdict
+    :return: claims of the paper by verdict, with the number of readings under which it is that one, if not all
     """
-    found = claims(everything)
-    by_verdict = {verdict: [claim.paper for claim in found if claim.verdict == verdict] for verdict in VERDICTS}
+    by_verdict: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for claim, n_alike, n_readings in checked_claims(everything):
+        limit = f" (under {n_alike} of {n_readings} readings)" if n_alike < n_readings else ""
+        by_verdict[claim.verdict].append(claim.paper + limit)
     return {verdict: said for verdict, said in by_verdict.items() if said}
 
 
@@ -223,6 +233,7 @@ def no_clipping(scores: Scores) -> dict[str, Any]:
     return {
         "pairs": pairs_in_words(scores.normalized("clip_0.2"), own),
         "means": [f"{mean_in_words(runs)} if 0 is {RANDOM_CHOICES[random]}" for random, runs in readings.items()],
+        "bootstrapped": f"{bootstrap_in_words(statistics.mean, own)} if 0 is {RANDOM_CHOICES[scores.random]}",
         "distances": [
             interval_in_words(float(statistics.mean(runs)) - paper_scores()["none"], half_width_to_paper(runs), sign="+")
             for runs in readings.values()
@@ -290,14 +301,10 @@ def details_summary(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
         ],
         "n_runs": sum(own.size for own in of_cheetah.values()),
         "n_below_start": sum(below.values()),
-        "negative": [
-            {
-                "label": VARIANTS[variant].label,
-                "returns": returns_by_seed(scores, "none", CHEETAH, variant),
-                "mean": format_score(own.mean() / len(scores.tasks)),
-            }
+        "below": [f"{n} of {of_cheetah[name].size} with {VARIANTS[name].label}" for name, n in below.items() if n],
+        "added": [
+            {"label": VARIANTS[variant].label, "added": format_score(own.mean() / len(scores.tasks), sign="+")}
             for variant, own in of_cheetah.items()
-            if own.mean() < 0
         ],
         "paper": f"{paper_scores()['none']:.2f}",
         "n_alike": sum(0.5 <= own.mean() / collapse(scores) <= 2 for own in of_cheetah.values()),

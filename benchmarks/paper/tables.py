@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, adjusted, claims, compared_pairs, p_values
+from benchmarks.paper.claims import CHEETAH, adjusted, checked_claims, compared_pairs, p_values
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, MissingRunsError, Scores, paper_scores
@@ -124,7 +124,7 @@ def table_1(scores: Scores) -> str:
 
 def other_summaries(scores: Scores) -> str:
     """
-    Statistics of all runs of a setting other than their mean.
+    Statistics of all runs of a setting with bootstrapped intervals.
 
     :param scores: the scores
     :return: Markdown
@@ -133,12 +133,13 @@ def other_summaries(scores: Scores) -> str:
     rows = [
         [
             label_of(setting),
+            bootstrap_in_words(statistics.mean, scores.normalized(setting)),
             bootstrap_in_words(statistics.interquartile_mean, scores.normalized(setting)),
             bootstrap_in_words(statistics.optimality_gap, by_best_setting.normalized(setting)),
         ]
         for setting in scores.settings()
     ]
-    return table(["setting", "interquartile mean", "optimality gap, if 1 is the best setting"], rows)
+    return table(["setting", "mean", "interquartile mean", "optimality gap, if 1 is the best setting"], rows)
 
 
 def constants_table(scores: Scores) -> str:
@@ -168,13 +169,7 @@ def claims_table(scores: Scores) -> str:
     :param scores: the scores, of all seeds
     :return: Markdown
     """
-    readings = [claims(reading) for reading in scores.readings()]
-    rows = []
-    for same_claim in zip(*readings, strict=True):
-        first = same_claim[0]
-        n_alike = sum(claim.verdict == first.verdict for claim in same_claim)
-        depends = any(claim != first for claim in same_claim)
-        rows.append([*first, f"{n_alike} of {len(readings)} readings" if depends else "any reading"])
+    rows = [[*claim, f"{n_alike} of {n_readings} readings"] for claim, n_alike, n_readings in checked_claims(scores)]
     return table(["in the paper", "here", "verdict", "same verdict under"], rows)
 
 
@@ -435,7 +430,7 @@ def other_libraries(scores: Scores) -> str:
         if not min(reported) <= mean <= max(reported):
             outside.append(f"{short([env])[0]} ({'below' if mean < min(reported) else 'above'} all of them)")
     found = f"In {len(returns) - len(outside)} of {len(returns)} tasks, the mean here is within the range of the others"
-    found += f"; not in {', '.join(outside)}." if outside else "."
+    found += f"; not in {', '.join(outside)}. That range is wide." if outside else ". That range is wide."
     return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
 
 
@@ -455,7 +450,7 @@ def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
     first = scores.only([run for run in scores.rows if run not in new.rows])
     paper, parts = paper_scores(), (first, new, scores)
     rows = [
-        [label_of(setting), f"{paper[setting]:.2f}", *(mean_in_words(part.normalized(setting)) for part in parts), ""]
+        [label_of(setting), f"{paper[setting]:.2f}", *(mean_in_words(part.normalized(setting)) for part in parts), "", ""]
         for setting in scores.settings()
     ]
     differences = [
@@ -463,16 +458,17 @@ def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
             f"{label_of(one)}, minus {label_of(other)}",
             f"{paper[one] - paper[other]:+.2f}",
             *(mean_in_words(part.normalized(one), part.normalized(other)) for part in parts),
-            format_p(p_values([samples])[0]),
+            *map(format_p, p_values([(new.normalized(one), new.normalized(other)), samples])),
         ]
         for one, other, samples, _ in compared_pairs(scores)
     ]
     seeds = [f"{min(run.seed for run in part.rows)} to {max(run.seed for run in part.rows)}" for part in parts]
+    header = ["", "paper", *(f"seeds {some}" for some in seeds), *(f"p, seeds {some}" for some in seeds[1:])]
     by_task = [[label_of(setting), *means_by_task(scores, setting)] for setting in scores.settings()]
     return {
         "seeds": seeds[-1],
         "table_1": table_1(scores),
-        "parts": table(["", "paper", *(f"seeds {some}" for some in seeds), "p"], rows + differences),
+        "parts": table(header, rows + differences),
         "has_pairs": bool(differences),
         "summaries": other_summaries(scores),
         "by_task": table(["", *short(scores.tasks)], by_task),
