@@ -83,8 +83,8 @@ class FastRolloutAlgorithm(OnPolicyAlgorithm):
                 truncated = done and infos[idx].get("TimeLimit.truncated", False)
                 if truncated and infos[idx].get("terminal_observation") is not None:
                     terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
-                    with th.no_grad():
-                        terminal_value = self.policy.predict_values(terminal_obs)[0]
+                    as_returned = infos[idx]["terminal_observation"]
+                    terminal_value = ModulePolicy(self.policy).predict_values(as_returned, terminal_obs)[0]
                     rewards[idx] += self.gamma * terminal_value
 
             add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)

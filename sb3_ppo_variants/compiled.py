@@ -38,7 +38,7 @@ from sb3_ppo_variants.inference import Evaluation, evaluate_policy, unvalidated_
 from sb3_ppo_variants.loss import APPROX_KL, Surrogate, ppo_loss
 from sb3_ppo_variants.module_state import State, fingerprint
 from sb3_ppo_variants.rollout import Rollout, RolloutData
-from sb3_ppo_variants.stand_in import has_hooks, is_of_sb3
+from sb3_ppo_variants.stand_in import has_hooks, is_of_library, is_of_sb3
 
 # The oldest torch whose Inductor this module has been tested with
 OLDEST_TORCH = (2, 13)
@@ -50,8 +50,8 @@ class CompilationError(RuntimeError):
     """The update could not be compiled; the message says why."""
 
 
-class PassingError(CompilationError):
-    """The update could not be compiled as the policy is now."""
+class TemporaryCompilationError(CompilationError):
+    """The update could not be compiled as the policy is now: the next ``learn`` may try again."""
 
 
 def unsupported_reason(policy: ActorCriticPolicy) -> str | None:
@@ -134,9 +134,6 @@ class CompiledUpdate:
         self.options = options
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
-        # One vector holds every number that changes between calls: what depends on Adam's step count is computed outside in
-        # float64, as torch.optim.Adam does
-        self.coef_names = ["step_size", "inverse_bias_correction2_sqrt", "max_grad_norm", "max_approx_kl", *options.coef_names]
         self.layout = FlatParameters(policy, transpose=True)
         self.parameters, self.exp_avg, self.exp_avg_sq = (self.layout.zeros() for _ in range(3))
         self.buffers: dict[str, th.Tensor] = {}
@@ -173,7 +170,8 @@ class CompiledUpdate:
         The minibatch step: updates parameters, moments and buffers in place and returns the values of ``METRICS`` and by how
         much the gradient is clipped.
         """
-        coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
+        step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *values = coef_vector.unbind()
+        coef = dict(zip(self.options.coef_names, values, strict=True))
         batch = rollout.select(index)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
@@ -182,9 +180,8 @@ class CompiledUpdate:
         gradients, (_, (metrics, new_buffers)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), buffers)
         gradient = self.layout.concatenate(gradients)
         # As torch.nn.utils.clip_grad_norm_, or not at all if the limit is infinite: also where the norm overflows
-        limit = coef["max_grad_norm"]
-        scale = th.clamp(limit / (th.linalg.vector_norm(gradient) + 1e-6), max=1.0)
-        scale = th.where(th.isinf(limit), th.ones_like(scale), scale)
+        scale = th.clamp(max_grad_norm / (th.linalg.vector_norm(gradient) + 1e-6), max=1.0)
+        scale = th.where(th.isinf(max_grad_norm), th.ones_like(scale), scale)
         gradient = gradient * scale
 
         # As torch.optim.Adam
@@ -194,15 +191,16 @@ class CompiledUpdate:
             gradient = gradient + group["weight_decay"] * parameters
         new_exp_avg = exp_avg + (1 - beta1) * (gradient - exp_avg)
         new_exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient
-        denominator = new_exp_avg_sq.sqrt() * coef["inverse_bias_correction2_sqrt"] + group["eps"]
-        new_parameters = parameters - coef["step_size"] * (new_exp_avg / denominator)
+        denominator = new_exp_avg_sq.sqrt() * inverse_bias_correction2_sqrt + group["eps"]
+        new_parameters = parameters - step_size * (new_exp_avg / denominator)
 
         updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
-        updates += [(buffer, new_buffers[name]) for name, buffer in buffers.items()]
         if self.options.ends_early:
             # SB3 ends the update before the step that exceeds the limit; NaN does not
-            goes_on = ~(metrics[APPROX_KL] > coef["max_approx_kl"])
+            goes_on = ~(metrics[APPROX_KL] > max_approx_kl)
             updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
+        # Batch normalisation has seen that minibatch
+        updates += [(buffer, new_buffers[name]) for name, buffer in buffers.items()]
         for old, new in updates:
             old.copy_(new)
         # The scale is returned so that Inductor computes it once, and not again in the loop over each vector of parameters
@@ -217,8 +215,7 @@ class CompiledUpdate:
         state = {**self.layout.by_place(parameters), **buffers}
 
         def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
-            distribution = self.policy.action_dist
-            return ppo_loss(self.surrogate, batch, evaluation, distribution, coef, self.options.standardizes)
+            return ppo_loss(self.surrogate, batch, evaluation, coef, self.options.standardizes)
 
         arguments = (batch.observations, batch.actions, loss_of)
         loss, metrics = functional_call(self.module, state, arguments, tie_weights=False)
@@ -246,18 +243,15 @@ class CompiledUpdate:
         :raises CompilationError: if the step cannot be compiled; nothing has changed then
         """
         self._load()
-        limits = {
-            "max_grad_norm": float("inf") if max_grad_norm is None else max_grad_norm,
-            "max_approx_kl": float("inf") if max_approx_kl is None else max_approx_kl,
-        }
+        limits = [math.inf if limit is None else limit for limit in (max_grad_norm, max_approx_kl)]
         assert rollout.data is not None
         sizes = [len(index) for index in th.arange(len(rollout.data.returns)).split(batch_size)]
-        coef_vectors = self._coef_vectors(n_epochs * len(sizes), {**limits, **coef})
+        coef_vectors = self._coef_vectors(n_epochs * len(sizes), limits, coef)
         # The arguments but for the vector of coefficients and the index, which come last
         leaves, structure = pytree.tree_flatten([self.parameters, self.exp_avg, self.exp_avg_sq, self.buffers, rollout.data])
         group = self.policy.optimizer.param_groups[0]
         constants = (tuple(group["betas"]), group["eps"], group["weight_decay"], fingerprint(self.policy))
-        key = (*(leaf.shape for leaf in leaves), *constants)
+        key = (*((leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves), *constants)
         metrics: list[th.Tensor] = []
         with th.no_grad():
             # The shorter minibatch at the end of an epoch is not worth a compilation of its own
@@ -304,23 +298,23 @@ class CompiledUpdate:
                     state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
-    def _coef_vectors(self, n_steps: int, coef: dict[str, float]) -> Sequence[th.Tensor]:
-        """The vectors of coefficients of the coming steps."""
+    def _coef_vectors(self, n_steps: int, limits: Sequence[float], coef: Mapping[str, float]) -> Sequence[th.Tensor]:
+        """
+        The vectors of all numbers that change between the coming steps, in the order in which a step takes them. What depends
+        on Adam's step count is computed here in float64, as torch.optim.Adam does.
+        """
         group = self.policy.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
-        columns = {
-            "step_size": group["lr"] / (1 - beta1**step),
-            "inverse_bias_correction2_sqrt": 1 / np.sqrt(1 - beta2**step),
-            **coef,
-        }
-        matrix = np.stack([np.broadcast_to(columns[name], n_steps) for name in self.coef_names], axis=1)
+        columns = [group["lr"] / (1 - beta1**step), 1 / np.sqrt(1 - beta2**step), *limits]
+        columns += [coef[name] for name in self.options.coef_names]
+        matrix = np.stack([np.broadcast_to(column, n_steps) for column in columns], axis=1)
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
     def _function(
         self, key: tuple[Any, ...], arguments: list[Any], structure: Any, compiled: bool
     ) -> Callable[[list[Any]], Sequence[th.Tensor]]:
-        """The step for these arguments; it empties the list that it is called with."""
+        """The step for these arguments; if it is compiled, it empties the list that it is called with."""
         if key not in self.functions:
             if len(self.functions) == MAX_FUNCTIONS:
                 raise CompilationError("the policy, or the size of the rollout, changes again and again")
@@ -346,27 +340,28 @@ class CompiledUpdate:
         that the loss depends on all parameters. Torch's Adam leaves the others alone, while compiled code goes on with their
         moments and the decay of weights.
         """
-        if is_of_sb3(self.policy):
+        if is_of_sb3(self.policy) and all(map(is_of_library, self.policy.modules())):
             return
         *leaves, coef_vector, index = arguments
         flat, exp_avg, _, buffers, rollout = pytree.tree_unflatten(leaves, structure)
         batch = rollout.select(index)
-        coef = dict(zip(self.coef_names, coef_vector.unbind(), strict=True))
+        _, _, _, _, *values = coef_vector.unbind()
+        coef = dict(zip(self.options.coef_names, values, strict=True))
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
         generators, state = _random_states(), State(self.policy)
         with th.enable_grad():
             loss, _ = self._loss(batch, coef, parameters, buffers)
             gradients = th.autograd.grad(loss, parameters, allow_unused=True)
         if _random_states() != generators:
-            raise PassingError("the policy draws random numbers from Python or NumPy, not from torch")
+            raise TemporaryCompilationError("the policy draws random numbers from Python or NumPy, not from torch")
         changed = state.put_back()
         if changed is not None:
-            raise PassingError(f"the evaluation of the policy changes {changed}, which compiled code would not")
+            raise TemporaryCompilationError(f"the evaluation of the policy changes {changed}, which compiled code would not")
         decays = self.policy.optimizer.param_groups[0]["weight_decay"] != 0
         names = [name for name, _ in self.policy.named_parameters()]
         for name, gradient, moment in zip(names, gradients, self.layout.views(exp_avg), strict=True):
             if gradient is None and (decays or moment.any()):
-                raise PassingError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
+                raise TemporaryCompilationError(f"the loss does not depend on policy.{name}, which Adam must leave as it is")
 
     def _trace(self, arguments: list[Any], structure: Any, decompose: bool) -> th.fx.GraphModule:
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:

@@ -23,10 +23,16 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.evaluation import evaluation_mode
-from sb3_ppo_variants.kl import distribution_parameters
-from sb3_ppo_variants.stand_in import is_of_library, is_standard_mlp, leaves_distribution, networks
+from sb3_ppo_variants.kl import ClosedForm, closed_form, kl_categoricals, kl_normal
+from sb3_ppo_variants.stand_in import is_of_library, is_own, is_standard_mlp, leaves_distribution, networks
 
 LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+# Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
+# takes, and images that fit into a cache are faster
+CHUNK_SIZE = 1024
+CHUNK_BYTES = 2**22
+# Samples on which is checked whether a custom policy acts by the distribution that it returns
+N_CHECKED = 64
 
 
 class Evaluation(NamedTuple):
@@ -35,27 +41,89 @@ class Evaluation(NamedTuple):
     values: th.Tensor
     log_prob: th.Tensor
     entropy: th.Tensor | None
-    # Those of the action distribution, as `kl.distribution_parameters` gives them
-    parameters: Callable[[], tuple[th.Tensor, ...]]
+    # What the KL of the action distribution is made of
+    closed_form: Callable[[], ClosedForm]
 
 
 def evaluate_policy(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> Evaluation:
     """
-    ``policy.evaluate_actions`` of any policy, and the parameters of its distribution.
+    ``policy.evaluate_actions`` of any policy, and what the KL of its distribution is made of.
 
     :param policy: the policy
     :param observations: shape ``(batch, ...)``, or a dict of such
     :param actions: shape ``(batch, action_dim)``, or ``(batch,)`` if discrete
-    :return: values, log probabilities, entropy and parameters of the distribution
+    :return: values, log probabilities, entropy and the closed form
     """
     values, log_prob, entropy = policy.evaluate_actions(observations, actions)
 
-    def parameters() -> tuple[th.Tensor, ...]:
+    def closed_form_of_policy() -> ClosedForm:
         if leaves_distribution(policy, "evaluate_actions"):
-            return distribution_parameters(policy.action_dist)
-        return distribution_parameters(policy.get_distribution(observations))
+            return closed_form(policy.action_dist)
+        return closed_form(policy.get_distribution(observations))
 
-    return Evaluation(values.flatten(), log_prob, entropy, parameters)
+    return Evaluation(values.flatten(), log_prob, entropy, closed_form_of_policy)
+
+
+def closed_forms(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> ClosedForm | None:
+    """
+    What the KL of pi(.|s) is made of, for many observations.
+
+    :param policy: the policy, without gradients
+    :param observations: shape ``(n_samples, ...)``, or a dict of such
+    :param actions: shape ``(n_samples, action_dim)``, or ``(n_samples,)`` if discrete
+    :return: the closed form, or ``None`` if none is known
+    """
+    if not acts_by_known_distribution(policy, observations, actions):
+        return None
+    forms = []
+    tensors = pytree.tree_leaves(observations)
+    n_samples = len(tensors[0])
+    n_bytes = sum(tensor.nbytes for tensor in tensors)
+    chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
+    for start in range(0, n_samples, chunk_size):
+        part = slice(start, start + chunk_size)
+        # Without the values, where that gives the same
+        if is_own(policy, "get_distribution", "extract_features") or not leaves_distribution(policy, "evaluate_actions"):
+            distribution = policy.get_distribution(_copied(observations, part))
+        else:
+            policy.evaluate_actions(_copied(observations, part), actions[part])
+            distribution = policy.action_dist
+        try:
+            forms.append(closed_form(distribution))
+        except NotImplementedError:
+            return None
+    parameters = zip(*(form.parameters for form in forms), strict=True)
+    return ClosedForm(forms[-1].divergence, tuple(map(th.cat, parameters)))
+
+
+def acts_by_known_distribution(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> bool:
+    """
+    Whether the distribution is known from which ``evaluate_actions`` has its log probabilities. If a custom policy has its
+    own, that may not be what ``get_distribution`` returns: SB3's networks may still be there, unused, or may be missing.
+
+    :param policy: the policy, without gradients
+    :param observations: shape ``(n_samples, ...)``, or a dict of such
+    :param actions: shape ``(n_samples, action_dim)``, or ``(n_samples,)`` if discrete
+    :return: whether it is
+    """
+    if leaves_distribution(policy, "evaluate_actions"):
+        return True
+    some = slice(N_CHECKED)
+    # Whatever a custom policy may raise
+    with suppress(Exception):
+        # Each with the same random numbers, which it may draw
+        with evaluation_mode(policy):
+            log_prob = policy.evaluate_actions(_copied(observations, some), actions[some])[1]
+        with evaluation_mode(policy):
+            found = policy.get_distribution(_copied(observations, some)).log_prob(actions[some])
+        return th.allclose(found, log_prob, rtol=1e-3, atol=1e-3)
+    return False
+
+
+def _copied(observations: PyTorchObs, part: slice) -> PyTorchObs:
+    # A policy may change its input in place
+    copied: PyTorchObs = pytree.tree_map(lambda tensor: tensor[part].clone(), observations)
+    return copied
 
 
 @contextmanager
@@ -94,7 +162,7 @@ class StraightPolicy:
 
         :param observations: shape ``(batch, observation_dim)``
         :param actions: shape ``(batch, action_dim)``, or ``(batch,)`` if discrete
-        :return: values, log probabilities, entropy and parameters of the distribution
+        :return: values, log probabilities, entropy and the closed form
         """
         assert isinstance(observations, th.Tensor)
         outputs, values = self._forward(observations)
@@ -102,12 +170,12 @@ class StraightPolicy:
             std = th.ones_like(outputs) * self.own_parameters["log_std"].exp()
             log_prob = (-((actions - outputs) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
             entropy = (0.5 + 0.5 * math.log(2 * math.pi) + th.log(std)).sum(dim=1)
-            return Evaluation(values.flatten(), log_prob, entropy, lambda: (outputs, std))
+            return Evaluation(values.flatten(), log_prob, entropy, lambda: ClosedForm(kl_normal, (outputs, std)))
         logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
         log_prob = logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
         # The clamp keeps logits of -inf from becoming NaN
         p_log_p = th.clamp(logits, min=th.finfo(logits.dtype).min) * F.softmax(logits, dim=-1)
-        return Evaluation(values.flatten(), log_prob, -p_log_p.sum(-1), lambda: (logits,))
+        return Evaluation(values.flatten(), log_prob, -p_log_p.sum(-1), lambda: ClosedForm(kl_categoricals, (logits,)))
 
 
 def _apply(layers: list[Any], latent: th.Tensor) -> th.Tensor:
@@ -138,7 +206,7 @@ class ModulePolicy:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
         self.is_custom = not all(map(is_of_library, policy.modules()))
-        self.keeps_parameters = leaves_distribution(policy, "forward")
+        self.keeps_parameters = leaves_distribution(policy, "forward") and leaves_distribution(policy, "evaluate_actions")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
     def __call__(self, observations: np.ndarray | dict[str, np.ndarray]) -> Action:
@@ -155,18 +223,23 @@ class ModulePolicy:
             if self.keeps_parameters:
                 # Custom distributions may be of another kind
                 with suppress(NotImplementedError):
-                    self.steps.append(distribution_parameters(self.policy.action_dist))
+                    self.steps.append(closed_form(self.policy.action_dist).parameters)
         return Action(obs_tensor, actions.cpu().numpy(), values, log_probs)
 
-    def predict_values(self, observations: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
+    def predict_values(
+        self, observations: np.ndarray | dict[str, np.ndarray], obs_tensor: PyTorchObs | None = None
+    ) -> th.Tensor:
         """
-        The values of what comes after the last step.
+        The values of observations after which there is no step.
 
-        :param observations: shape ``(n_envs, ...)``, or a dict of such
-        :return: their values
+        :param observations: as the environment returned them
+        :param obs_tensor: as the policy takes them, of shape ``(n, ...)``, or a dict of such, if they are not of that shape
+        :return: their values, shape ``(n, 1)``
         :raises NonFiniteEnvironmentError: as for a step
         """
-        return self._checked(self.policy.predict_values, observations, obs_as_tensor(observations, self.policy.device))
+        if obs_tensor is None:
+            obs_tensor = obs_as_tensor(observations, self.policy.device)
+        return self._checked(self.policy.predict_values, observations, obs_tensor)
 
     @th.no_grad()
     def _checked(
@@ -189,8 +262,8 @@ class ModulePolicy:
 
     def parameters(self) -> tuple[th.Tensor, ...]:
         """
-        Parameters of the distributions so far, as `kl.distribution_parameters`, each of shape ``(n_steps, n_envs, ...)``; none
-        if they are not known.
+        Parameters of the distributions so far, as in ``ClosedForm``, each of shape ``(n_steps, n_envs, ...)``; none if they
+        are not known.
         """
         return stack(self.steps)
 
@@ -314,6 +387,8 @@ class StackedPolicy:
         else:
             self.uniform = th.rand(n_steps, n_envs, 1).numpy()
 
+    # Small probabilities may become 0, whatever NumPy is to make of that elsewhere
+    @np.errstate(under="ignore")
     def __call__(self, observations: np.ndarray) -> Action:
         """
         The next step of the rollout.

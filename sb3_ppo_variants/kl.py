@@ -5,7 +5,8 @@ All divergences are in nats, per state (shape ``(batch,)``), summed over the act
 respect to the new policy only.
 """
 
-from typing import Any, TypeGuard
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeGuard
 
 import torch as th
 from stable_baselines3.common.distributions import (
@@ -37,7 +38,8 @@ def kl_normal(old_mean: th.Tensor, old_std: th.Tensor, mean: th.Tensor, std: th.
 def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     """
     KL of two categorical distributions. An action that the old policy never takes contributes 0, also where the new
-    policy rules it out too (logits of -inf, as from action masks).
+    policy rules it out too (logits of -inf, as from action masks). If the new policy rules out an action that the old one
+    takes, the KL is infinite, and its gradient NaN.
 
     :param old_logits: shape ``(batch, n_actions)``, normalised or not
     :param logits: logits of the new policy, same shape
@@ -65,27 +67,50 @@ def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     return (one + zero).sum(dim=1)
 
 
-def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:
+def kl_categoricals(*logits: th.Tensor) -> th.Tensor:
     """
-    The tensors that determine an SB3 action distribution, each of shape ``(batch, ...)``.
+    KL of the independent categorical distributions of a MultiDiscrete space, or of one of a Discrete space.
 
-    :param distribution: one of SB3's distributions, with its parameters set
-    :return: (mean, std) of Gaussians (of the Gaussian beneath, if squashed) and gSDE, logits of the others
+    :param logits: those of each distribution of the old policy, of shape ``(batch, n_actions)``, then those of the new one
+    :return: KL in nats, shape ``(batch,)``
+    """
+    n = len(logits) // 2
+    return th.stack([kl_categorical(old, new) for old, new in zip(logits[:n], logits[n:], strict=True)]).sum(dim=0)
+
+
+class ClosedForm(NamedTuple):
+    """
+    What the KL of an action distribution is made of.
+
+    :param divergence: the KL of its family: a function of the old policy's parameters, followed by those of the new one
+    :param parameters: the tensors that determine it, each of shape ``(batch, ...)``: (mean, std) of Gaussians (of the Gaussian
+        beneath, if squashed, as KL does not change under a bijection) and gSDE, logits of the others
+    """
+
+    divergence: Callable[..., th.Tensor]
+    parameters: tuple[th.Tensor, ...]
+
+
+def closed_form(distribution: Distribution) -> ClosedForm:
+    """
+    What the KL of one of SB3's action distributions is made of.
+
+    :param distribution: the distribution, with its parameters set
+    :return: the KL of its family, and its parameters
     :raises NotImplementedError: if the distribution is not derived from one of SB3's, or holds one of another family
     """
     # One of another family, Laplace's say, may come in a class derived from that of the Gaussian
     beneath: Any = getattr(distribution, "distribution", None)
+    categoricals = beneath if isinstance(beneath, list | tuple) else [beneath]
     while isinstance(beneath, Independent):
         beneath = beneath.base_dist
     if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and _is_a(Normal, beneath):
-        return beneath.mean, beneath.stddev
-    if isinstance(distribution, CategoricalDistribution) and _is_a(Categorical, beneath):
-        return (beneath.logits,)
+        return ClosedForm(kl_normal, (beneath.mean, beneath.stddev))
     if isinstance(distribution, BernoulliDistribution) and _is_a(Bernoulli, beneath):
-        return (beneath.logits,)
-    several = beneath if isinstance(beneath, list | tuple) else []
-    if isinstance(distribution, MultiCategoricalDistribution) and several and all(_is_a(Categorical, one) for one in several):
-        return tuple(categorical.logits for categorical in several)
+        return ClosedForm(kl_bernoulli, (beneath.logits,))
+    is_categorical = isinstance(distribution, (CategoricalDistribution, MultiCategoricalDistribution))
+    if is_categorical and categoricals and all(_is_a(Categorical, one) for one in categoricals):
+        return ClosedForm(kl_categoricals, tuple(one.logits for one in categoricals))
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
 
 
@@ -94,29 +119,15 @@ def _is_a(family: type[th.distributions.Distribution], distribution: Any) -> Typ
     return isinstance(distribution, family) and type(distribution).log_prob is family.log_prob
 
 
-def kl_from_parameters(
-    kind: Distribution, old_parameters: tuple[th.Tensor, ...], parameters: tuple[th.Tensor, ...]
-) -> th.Tensor:
+def kl_from_parameters(old_parameters: tuple[th.Tensor, ...], new: ClosedForm) -> th.Tensor:
     """
-    KL[pi_old(.|s), pi(.|s)] as in equation (8), from what ``distribution_parameters`` returned for each policy.
+    KL[pi_old(.|s), pi(.|s)] as in equation (8).
 
-    A squashed Gaussian's KL is that of the Gaussians beneath, as KL does not change under a bijection.
-
-    :param kind: a distribution of the family in question; only its type is read
-    :param old_parameters: parameters of pi_old, which get no gradient
-    :param parameters: parameters of pi
+    :param old_parameters: parameters of pi_old, as in its ``ClosedForm``; they get no gradient
+    :param new: pi
     :return: KL in nats, shape ``(batch,)``
-    :raises NotImplementedError: if there are no parameters of pi_old
     """
-    if not old_parameters:
-        raise NotImplementedError("KL[pi_old, pi] is not known: the policy cannot be copied, or has a distribution of its own")
-    old_parameters = tuple(parameter.detach() for parameter in old_parameters)
-    if isinstance(kind, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
-        return kl_normal(*old_parameters, *parameters)
-    if isinstance(kind, BernoulliDistribution):
-        return kl_bernoulli(*old_parameters, *parameters)
-    # One categorical, or the independent ones of a MultiDiscrete space
-    return th.stack([kl_categorical(old, new) for old, new in zip(old_parameters, parameters, strict=True)]).sum(dim=0)
+    return new.divergence(*(parameter.detach() for parameter in old_parameters), *new.parameters)
 
 
 def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
@@ -128,7 +139,7 @@ def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
     :return: KL in nats, shape ``(batch,)``
     :raises NotImplementedError: if the distribution is not derived from one of SB3's
     """
-    return kl_from_parameters(new, distribution_parameters(old), distribution_parameters(new))
+    return kl_from_parameters(closed_form(old).parameters, closed_form(new))
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target_kl: float, bounds: tuple[float, float]) -> float:

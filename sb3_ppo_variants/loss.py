@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution
 from torch.nn import functional as F
 
 from sb3_ppo_variants.inference import Evaluation
@@ -62,7 +61,6 @@ def ppo_loss(
     surrogate: Surrogate,
     batch: RolloutData,
     evaluation: Evaluation,
-    distribution: Distribution,
     coef: Mapping[str, Coefficient],
     standardizes: bool,
 ) -> tuple[th.Tensor, th.Tensor]:
@@ -72,15 +70,20 @@ def ppo_loss(
     :param surrogate: the surrogate objective L^S, per sample
     :param batch: the minibatch, with pi_old
     :param evaluation: what the policy says of it
-    :param distribution: one of the family of the policy's, of which only the type is read
     :param coef: coefficients by name: ``vf_coef`` (c1), ``ent_coef`` (c2), and ``clip_range``, ``clip_range_vf`` where there
         is such clipping
     :param standardizes: whether the advantages are standardised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
+    :raises NotImplementedError: if the surrogate asks for the KL, and that is not known
     """
 
     def kl() -> th.Tensor:
-        return kl_from_parameters(distribution, batch.old_parameters, evaluation.parameters())
+        if not batch.old_parameters:
+            raise NotImplementedError(
+                "KL[pi_old, pi] is not known: the policy cannot be copied, its distribution has no closed form of the KL, or "
+                "get_distribution does not return the distribution that it acts by"
+            )
+        return kl_from_parameters(batch.old_parameters, evaluation.closed_form())
 
     advantages = standardize(batch.advantages) if standardizes else batch.advantages
     terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, advantages, kl)

@@ -2,9 +2,9 @@
 What custom modules keep besides parameters, buffers and modules: numbers, arrays, statistics, random generators, functions.
 
 SB3 evaluates a policy less often than this package, so that it must be as before after each pass that SB3 does not make; and
-compiled code takes it for constant, so that it must not change unnoticed. Both look into plain containers and running
-statistics of moderate size, the first also into objects of the user's own classes, but not into others: those may lead
-anywhere.
+compiled code takes it for constant, so that it must not change unnoticed. Both look into plain containers, running statistics
+and objects of the user's own classes, of moderate size and depth, but not into others: those may lead anywhere. Functions, and
+objects of other classes, count by identity.
 """
 
 import dataclasses
@@ -267,6 +267,8 @@ def _frozen(value: Any, depth: int = DEPTH) -> Hashable:
         return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
     if type(value) is np.ndarray and value.nbytes <= LARGEST and not value.dtype.hasobject:
         return (value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
+    if _is_of_user(value):
+        return (type(value), _frozen(vars(value), depth - 1))
     return _Same(value)
 
 

@@ -98,12 +98,12 @@ class TwoPathAlgorithm(FastRolloutAlgorithm):
         update = self._compiled_update
         try:
             if update is None or not update.serves(self.policy, options):
-                update = compiled.CompiledUpdate(self.policy, _without_attributes(self, "surrogate"), options)
+                update = compiled.CompiledUpdate(self.policy, _surrogate_of(type(self)), options)
                 self._compiled_update = update
             metrics = update.run(rollout, self.n_epochs, self.batch_size, coef, self.max_grad_norm, max_approx_kl)
         except compiled.CompilationError as error:
             self._without_compiling(str(error))
-            if not isinstance(error, compiled.PassingError):
+            if not isinstance(error, compiled.TemporaryCompilationError):
                 # Another attempt would fail, too, and take its time
                 self._cannot_compile = str(error)
             return None
@@ -145,16 +145,16 @@ def _unsupported_buffer(buffer: RolloutBuffer) -> str | None:
     return None if is_standard_buffer(buffer) else f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
 
 
-def _without_attributes(algorithm: TwoPathAlgorithm, name: str) -> Callable[..., th.Tensor]:
-    """A method, of an object that has methods only: a trace would take attributes for constants."""
-    cls: Any = type(algorithm)
+def _surrogate_of(cls: Any) -> Callable[..., th.Tensor]:
+    """The surrogate objective of a class, of an object that has methods only: a trace would take attributes for constants."""
 
     class Methods(cls):
         def __getattribute__(self, attribute: str) -> Any:
             if attribute.startswith("__") or inspect.isroutine(getattr(cls, attribute, None)):
                 return super().__getattribute__(attribute)
             raise compiled.CompilationError(
-                f"{name} reads self.{attribute}, which compiled code would not see change: let coefficients() return it"
+                f"surrogate reads self.{attribute}, which compiled code would not see change: let coefficients() return it"
             )
 
-    return getattr(object.__new__(Methods), name)
+    surrogate: Callable[..., th.Tensor] = object.__new__(Methods).surrogate
+    return surrogate

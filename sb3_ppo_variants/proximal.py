@@ -14,6 +14,7 @@ end for
 ==========================================================  ===================================================
 """
 
+import inspect
 import math
 import warnings
 from abc import abstractmethod
@@ -172,15 +173,18 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        if not callable(self.learning_rate):
+            # SB3 knows no numbers of NumPy's
+            self.learning_rate = float(self.learning_rate)
         try:
             super()._setup_model()
         # SB3 checks with asserts whether policy and spaces go together
         except AssertionError as error:
             raise ValueError(f"The policy or the rollout buffer cannot be built: {error}") from error
-        if self.clip_range is not None:
-            self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        for name in ("clip_range", "clip_range_vf"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, FloatSchedule(value if callable(value) else float(value)))
 
     def _check_arguments(self) -> None:
         """
@@ -189,7 +193,9 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         :raises ValueError: if one is out of range
         :raises TypeError: if one is of the wrong type
         """
-        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, ActorCriticPolicy)):
+        is_policy = isinstance(self.policy_class, type) and issubclass(self.policy_class, ActorCriticPolicy)
+        # That of a recurrent policy takes its state, too
+        if not (is_policy and _is_called_with(self.policy_class.forward, "self", "observation")):
             raise ValueError(
                 f"policy must be an ActorCriticPolicy, but is {self.policy_class}: "
                 f"{type(self).__name__} cannot use the policies (and the saved models) of other algorithms"
@@ -266,20 +272,30 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         """
         coef = {"ent_coef": self._coefficient("ent_coef"), "vf_coef": self._coefficient("vf_coef", minimum=0)}
         for name in ("clip_range", "clip_range_vf"):
-            schedule = getattr(self, name)
-            if schedule is not None:
+            if getattr(self, name) is not None:
                 progress = self._current_progress_remaining
-                coef[name] = checks.scheduled_value(name, schedule, progress, self._scheduled_minimum(), infinite=True)
+                coef[name] = self._coefficient(name, self._scheduled_minimum(), infinite=True, progress=progress)
         return coef
 
-    def _coefficient(self, name: str, minimum: float = -math.inf) -> float:
-        """The present value of a coefficient that is a float or a schedule."""
-        coefficient = self.__dict__[name]
-        if callable(coefficient):
-            return checks.scheduled_value(name, coefficient, max(self._current_progress_remaining, 0.0), minimum)
+    def _coefficient(
+        self, name: str, minimum: float = -math.inf, infinite: bool = False, progress: float | None = None
+    ) -> float:
+        """
+        The present value of a coefficient that is a float or a schedule.
+
+        :param name: name of the argument
+        :param minimum: smallest value allowed
+        :param infinite: whether infinity is allowed
+        :param progress: the remaining progress; if it is not given, it is 0 in the part of the last rollout that overshoots
+        :return: the value
+        """
+        value = self.__dict__[name]
+        if callable(value):
+            progress = max(self._current_progress_remaining, 0.0) if progress is None else progress
+            return checks.scheduled_value(name, value, progress, minimum, infinite)
         # It may have been assigned since it was checked
-        number = float(coefficient)
-        checks.check_number(name, number, minimum=minimum)
+        number = float(value)
+        checks.check_number(name, number, minimum=minimum, infinite=infinite)
         return number
 
     def _scheduled_minimum(self) -> float:
@@ -287,7 +303,7 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         The smallest value that a schedule of the learning rate or of a clip range may have.
 
         The last rollout may overshoot, and the remaining progress is below 0 then. SB3's schedules see that, and a linear one
-        falls below 0 with it. Those that SB3 does not know, in ``_coefficient``, see 0.
+        falls below 0 with it.
         """
         return 0.0 if self._current_progress_remaining >= 0 else -math.inf
 
@@ -331,7 +347,11 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
             rollout = Rollout(self.rollout_buffer, self.policy, old_parameters, self.normalize_advantage == "batch")
             # Switch to train mode (this affects batch norm and dropout)
             self.policy.set_training_mode(True)
-            epochs = self._optimize(rollout, coef)
+            max_approx_kl = self._max_approx_kl()
+            epochs = self._optimize(rollout, coef, max_approx_kl)
+            approx_kl = epochs[-1][-1, APPROX_KL]
+            if max_approx_kl is not None and approx_kl > max_approx_kl:
+                self._print(f"Update ended in epoch {len(epochs) - 1}: approximate KL {approx_kl:.4f}")
             kl = rollout.mean_kl()
             # The KL is part of the loss where it has a weight
             before.check(self, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
@@ -339,13 +359,12 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         if kl is not None:
             self._after_update(kl, coef)
 
-    def _optimize(self, rollout: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
+    def _optimize(self, rollout: Rollout, coef: Mapping[str, float], max_approx_kl: float | None) -> list[th.Tensor]:
         """
-        K epochs of minibatch steps on the rollout.
+        K epochs of minibatch steps on the rollout, or fewer, if a minibatch exceeds ``max_approx_kl``.
 
         :return: the values of ``METRICS`` at each step of each epoch, of shape ``(n_steps, n_metrics)``
         """
-        max_approx_kl = self._max_approx_kl()
         if self._uses_compiled:
             compiled_epochs = self._optimize_compiled(rollout, coef, max_approx_kl)
             if compiled_epochs is not None:
@@ -353,16 +372,14 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         epochs: list[th.Tensor] = []
         standardizes = self.normalize_advantage is True
         with self._evaluate_and_step() as (evaluate, step):
-            for epoch in range(self.n_epochs):
+            for _ in range(self.n_epochs):
                 self._n_updates += 1
                 metrics = []
                 for batch in rollout.epoch(self.batch_size):
                     evaluation = evaluate(batch.observations, batch.actions)
-                    loss, measured = ppo_loss(self.surrogate, batch, evaluation, self.policy.action_dist, coef, standardizes)
+                    loss, measured = ppo_loss(self.surrogate, batch, evaluation, coef, standardizes)
                     metrics.append(measured)
-                    approx_kl = measured[APPROX_KL]
-                    if max_approx_kl is not None and approx_kl > max_approx_kl:
-                        self._print(f"Update ended in epoch {epoch}: approximate KL {approx_kl:.4f}")
+                    if max_approx_kl is not None and measured[APPROX_KL] > max_approx_kl:
                         return [*epochs, th.stack(metrics)]
                     step(loss)
                 epochs.append(th.stack(metrics))
@@ -427,16 +444,21 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         """
         Train the policy: Algorithm 1's outer loop.
 
-        :param total_timesteps: number of environment steps to train for; a float such as 1e6 will do
+        :param total_timesteps: number of environment steps to train for; a float such as 1e6, or infinity, will do
         :param callback: callback(s) called at every step with the state of the algorithm
         :param log_interval: number of policy updates between two dumps of the log; ``None`` for none
         :param tb_log_name: name of the run in TensorBoard; the name of the class by default
         :param reset_num_timesteps: whether to count the timesteps from 0 again
         :param progress_bar: show a progress bar
         :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is negative or not finite, ``log_interval`` is 0, or a rollout too small
+        :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout too small
+        :raises TypeError: if ``total_timesteps`` is no number
+        :raises RuntimeError: if ``compile=True``, and that is not possible; if that is found only in the first update, or in a
+            later one, it is a ``CompilationError``
+        :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
+        :raises NonFiniteUpdateError: (a ``FloatingPointError``) as ``train``
         """
-        checks.check_number("total_timesteps", total_timesteps, minimum=0)
+        checks.check_number("total_timesteps", total_timesteps, minimum=0, infinite=True)
         has_replaced_methods.cache_clear()
         if log_interval == 0:
             raise ValueError("log_interval must not be 0: None is for no log")
@@ -445,10 +467,20 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         self._choose_path(total_timesteps)
         with self._threads():
             return super().learn(
-                total_timesteps=math.ceil(total_timesteps),
+                # Until a callback ends it, if it is infinite
+                total_timesteps=total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps),  # type: ignore[arg-type]
                 callback=callback,
                 log_interval=log_interval,
                 tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
+
+
+def _is_called_with(function: Callable[..., Any], *arguments: str) -> bool:
+    """Whether a function can be called with some positional arguments, and no others."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True

@@ -19,13 +19,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.evaluation import evaluation_mode, frozen_copy
-from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
+from sb3_ppo_variants.inference import closed_forms
+from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.stand_in import is_standard_buffer
-
-# Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
-# takes, and images that fit into a cache are faster
-CHUNK_SIZE = 1024
-CHUNK_BYTES = 2**22
 
 
 class RolloutData(NamedTuple):
@@ -37,7 +33,7 @@ class RolloutData(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
-    # Those of pi_old(.|s), as `kl.distribution_parameters` gives them; none if it knows no closed form
+    # Those of pi_old(.|s), as in `kl.ClosedForm`; none if there is no closed form of its KL
     old_parameters: tuple[th.Tensor, ...]
 
     def select(self, index: th.Tensor) -> "RolloutData":
@@ -83,13 +79,9 @@ class Rollout:
         # With the population's deviation, as in the paper's authors' code
         self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if standardizes else None
         if samples is not None:
-            if old_parameters:
-                # In the order of the samples: one environment after the other
-                old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
-            else:
-                with evaluation_mode(policy):
-                    old_parameters = _parameters(policy, samples.observations)
-            self.data = self._data(samples, old_parameters)
+            # In the order of the samples: one environment after the other
+            old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
+            self.data = self._data(samples, None if old_parameters else policy, old_parameters)
             return
         try:
             self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
@@ -106,10 +98,10 @@ class Rollout:
         """
         if self.data is None:
             epoch: list[RolloutData] = []
-            # An update may end in the midst of an epoch
+            # An update may end in the midst of the first one, which counts then as far as it is filled below
             self.last_epoch = self.last_epoch or epoch
             for samples in self.buffer.get(batch_size):
-                data = self._data(samples, self._old_parameters(samples))
+                data = self._data(samples, self.old_policy)
                 if data.old_parameters:
                     # A policy may change its input in place
                     epoch.append(data._replace(observations=pytree.tree_map(th.clone, data.observations)))
@@ -135,21 +127,18 @@ class Rollout:
         kl = []
         with evaluation_mode(self.policy):
             for samples in self.last_epoch if self.data is None else [self.data]:
-                if samples.old_parameters:
-                    parameters = _parameters(self.policy, samples.observations)
-                    kl.append(kl_from_parameters(self.policy.action_dist, samples.old_parameters, parameters))
+                form = closed_forms(self.policy, samples.observations, samples.actions) if samples.old_parameters else None
+                if form is not None:
+                    kl.append(kl_from_parameters(samples.old_parameters, form))
         if not kl:
             return None
         # Not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item()
 
-    def _old_parameters(self, samples: RolloutBufferSamples) -> tuple[th.Tensor, ...]:
-        if self.old_policy is None:
-            return ()
-        with evaluation_mode(self.old_policy):
-            return _parameters(self.old_policy, samples.observations)
-
-    def _data(self, samples: RolloutBufferSamples, old_parameters: tuple[th.Tensor, ...]) -> RolloutData:
+    def _data(
+        self, samples: RolloutBufferSamples, old_policy: ActorCriticPolicy | None, old_parameters: tuple[th.Tensor, ...] = ()
+    ) -> RolloutData:
+        """Samples of the buffer, with parameters of pi_old: those given, or those of a policy."""
         # By name: the samples of a custom buffer may be of another class
         actions, advantages = samples.actions, samples.advantages
         if isinstance(self.policy.action_space, spaces.Discrete):
@@ -157,32 +146,19 @@ class Rollout:
         if self.moments is not None:
             mean, deviation = self.moments
             advantages = (advantages - mean) / (deviation + 1e-8)
+        if old_policy is not None:
+            with evaluation_mode(old_policy):
+                form = closed_forms(old_policy, samples.observations, actions)
+            old_parameters = () if form is None else form.parameters
         old_values, old_log_prob, returns = samples.old_values, samples.old_log_prob, samples.returns
         return RolloutData(samples.observations, actions, old_values, old_log_prob, advantages, returns, old_parameters)
-
-
-def _parameters(policy: ActorCriticPolicy, observations: PyTorchObs) -> tuple[th.Tensor, ...]:
-    """Parameters of pi(.|s) for many observations, or none if they are not known."""
-    chunks = []
-    tensors = pytree.tree_leaves(observations)
-    n_samples = len(tensors[0])
-    n_bytes = sum(tensor.nbytes for tensor in tensors)
-    chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
-    for start in range(0, n_samples, chunk_size):
-        # A policy may change its input in place
-        chunk = pytree.tree_map(lambda tensor: tensor[start : start + chunk_size].clone(), observations)  # noqa: B023
-        try:
-            chunks.append(distribution_parameters(policy.get_distribution(chunk)))
-        except NotImplementedError:
-            return ()
-    return tuple(th.cat(parameters) for parameters in zip(*chunks, strict=True))
 
 
 class KeptDistributions:
     """
     The distributions pi_old(.|s) of a rollout's steps, kept from the passes that chose its actions.
 
-    :param parameters: as ``kl.distribution_parameters``, each of shape ``(n_steps, n_envs, ...)``; none if they are not known
+    :param parameters: as in ``kl.ClosedForm``, each of shape ``(n_steps, n_envs, ...)``; none if they are not known
     :param buffer: the full buffer of the rollout
     """
 

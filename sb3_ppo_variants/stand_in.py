@@ -22,17 +22,23 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
 
-# The parts of SB3's policies
-SB3_MODULES = (
-    CombinedExtractor,
-    FlattenExtractor,
-    MlpExtractor,
-    NatureCNN,
-    nn.Conv2d,
-    nn.Linear,
-    nn.ModuleDict,
-    nn.Sequential,
-)
+# The names of the parts of SB3's policies
+POLICY_PARTS = {
+    "features_extractor",
+    "pi_features_extractor",
+    "vf_features_extractor",
+    "mlp_extractor",
+    "action_net",
+    "value_net",
+}
+# Their classes, and the names of their own parts where only those are called
+SB3_PARTS: dict[type[nn.Module], set[str]] = {
+    CombinedExtractor: {"extractors"},
+    FlattenExtractor: {"flatten"},
+    MlpExtractor: {"policy_net", "value_net"},
+    NatureCNN: {"cnn", "linear"},
+}
+SB3_MODULES = (*SB3_PARTS, nn.Conv2d, nn.Linear, nn.ModuleDict, nn.Sequential)
 SB3_DISTRIBUTIONS = (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -125,22 +131,32 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 def leaves_distribution(policy: ActorCriticPolicy, method: str) -> bool:
     """
-    Whether a method leaves in ``policy.action_dist`` what ``policy.get_distribution`` would return, as SB3's own do: that
-    saves a forward pass.
+    Whether a method leaves in ``policy.action_dist`` the distribution of its log probabilities, as SB3's own do.
 
     :param policy: any policy, or a module that wraps one
     :param method: "forward" or "evaluate_actions"
     :return: whether it does
     """
-    names = (method, "get_distribution", "extract_features", "_get_action_dist_from_latent")
+    return is_own(policy, method, "_get_action_dist_from_latent")
+
+
+def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
+    """
+    Whether methods of a policy are SB3's own.
+
+    :param policy: any policy, or a module that wraps one
+    :param methods: their names
+    :return: whether all are
+    """
     return all(
-        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in names
+        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) and name not in vars(policy) for name in methods
     )
 
 
 def is_of_sb3(policy: ActorCriticPolicy) -> bool:
     """
-    Whether the policy is of SB3's own classes alone, in which every parameter gets a gradient in each minibatch, on a CPU.
+    Whether all parameters of the policy are in SB3's own classes, where each gets a gradient in each minibatch, on a CPU.
+    Modules without parameters, as the functions of a user's own networks, may be of any class.
 
     :param policy: any policy
     :return: whether it is
@@ -155,6 +171,9 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
         and not any(vars(module).keys() & {*MODULE_METHODS} for module in policy.modules())
         and not any(map(has_replaced_methods, SB3_MODULES))
         # Nothing put in place of a part, or beside it
+        and policy._parameters.keys() <= {"log_std"}
+        and policy._modules.keys() <= POLICY_PARTS
+        and all(module._modules.keys() <= SB3_PARTS.get(type(module), module._modules.keys()) for module in policy.modules())
         and policy.features_extractor is policy.pi_features_extractor
         and (policy.features_extractor is policy.vf_features_extractor) == policy.share_features_extractor
         and all(

@@ -6,6 +6,9 @@ import pytest
 import torch as th
 from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from test_parity import equal
@@ -125,10 +128,56 @@ def test_schedule_that_goes_bad_is_named_before_the_update():
         assert klpen._n_updates == 0
 
 
-@pytest.mark.parametrize("total_timesteps", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("total_timesteps", [-1, float("nan"), -float("inf")])
 def test_total_timesteps(total_timesteps):
     with pytest.raises(ValueError, match="total_timesteps"):
         PPOClip("MlpPolicy", "Pendulum-v1").learn(total_timesteps)
+
+
+def test_training_until_a_callback_ends_it():
+    model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32)
+    model.learn(float("inf"), callback=EveryNTimesteps(64, StopTraining()))
+    assert model.num_timesteps == 64
+
+
+class StopTraining(BaseCallback):
+    def _on_step(self):
+        return False
+
+
+def test_numbers_of_numpy():
+    kwargs = {"learning_rate": np.float32(0.25), "clip_range": np.float32(0.5), "clip_range_vf": np.int64(1)}
+    model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, **kwargs)
+    assert (model.lr_schedule(1), model.clip_range(1), model.clip_range_vf(1)) == (0.25, 0.5, 1)
+
+
+def test_clip_range_may_be_assigned():
+    model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32)
+    model.clip_range = 0.125
+    assert model.coefficients()["clip_range"] == 0.125
+    model.clip_range = -1
+    with pytest.raises(ValueError, match=r"clip_range must be at least 0\.0, but is -1"):
+        model.learn(32)
+
+
+def test_recurrent_models_are_those_of_another_algorithm(tmp_path):
+    RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", n_steps=8, batch_size=8).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, .*RecurrentActorCriticPolicy"):
+        PPOClip.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, .*RecurrentActorCriticPolicy"):
+        PPOClip(RecurrentActorCriticPolicy, "Pendulum-v1")
+
+
+class LastIsMissing(SpaceEnv):
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation * np.float32("nan") if truncated else observation, reward, terminated, truncated, info
+
+
+def test_last_observation_that_is_missing():
+    env = LastIsMissing(OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
+    with pytest.raises(NonFiniteEnvironmentError, match=r"observation that is not finite: observation\[0\] = nan"):
+        PPOClip("MlpPolicy", env, n_steps=32, batch_size=32).learn(32)
 
 
 def test_log_interval():

@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_parity import (
     POLICIES,
@@ -62,7 +62,7 @@ def updated(model, data, path):
     th.manual_seed(0)
     model.policy.set_training_mode(True)
     model.compile = model._uses_compiled = path == "compiled"
-    metrics = model._optimize(rollout, model.coefficients())
+    metrics = model._optimize(rollout, model.coefficients(), model._max_approx_kl())
     original._compiled_update = model._compiled_update
     n_updates = model._n_updates - original._n_updates
     result = copy.deepcopy((model.policy.state_dict(), optimizer.state_dict(), metrics, n_updates))
@@ -196,6 +196,27 @@ def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_early_stop_is_said_and_its_minibatch_counts_for_batch_normalisation(capsys):
+    for path in (False, True):
+        model = PPOClip(
+            "MlpPolicy",
+            space_env("box", "box")(),
+            n_steps=26,
+            batch_size=13,
+            target_kl=1e-9,
+            policy_kwargs={"features_extractor_class": BatchNormExtractor},
+            compile=path,
+            verbose=1,
+        )
+        model.learn(52)
+        assert "Update ended in epoch 0: approximate KL" in capsys.readouterr().out
+        (norm,) = (module for module in model.policy.features_extractor.modules() if isinstance(module, th.nn.BatchNorm1d))
+        # At the first step the approximate KL is 0, if rounded well: that of the second one is not
+        assert norm.num_batches_tracked in (1, 2)
+        assert norm.running_mean.abs().max() > 0
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_update_that_ends_before_its_first_step_leaves_the_optimizer_as_it_was():
     model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=26)
     model.policy.optimizer.state.clear()
@@ -318,6 +339,17 @@ def test_actions_drawn_in_numpy_have_the_policys_distribution(action):
         probs = distribution.probs.detach().numpy()[0]
         assert np.ptp(probs) > 0.1
         assert np.abs(np.bincount(actions, minlength=3) / n_steps - probs).max() < 4 * np.sqrt(0.25 / n_steps)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_probability_that_becomes_zero_in_numpy():
+    """Also where NumPy has been told to raise errors."""
+    model = PPOClip("MlpPolicy", space_env("box", "discrete")(), n_steps=26, batch_size=26, n_epochs=1, compile=True)
+    with th.no_grad():
+        model.policy.action_net.bias[0] = -100
+    with np.errstate(all="raise"):
+        model.learn(52)
+    assert model.logger.name_to_value["train/n_updates"] == 1
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -608,6 +640,42 @@ def test_buffer_that_changes_after_the_rollout():
         model.learn(52, ChangeBuffer())
 
 
+class StepSize(PPOClip):
+    """Has a coefficient of the name of a number of Adam's."""
+
+    def coefficients(self):
+        return {**super().coefficients(), "step_size": 0.5, "max_grad_norm": 0.5}
+
+    def surrogate(self, terms, coef):
+        return coef["step_size"] * coef["max_grad_norm"] * super().surrogate(terms, coef)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_coefficients_have_names_of_their_own():
+    model = trained(StepSize, "MlpPolicy", space_env("box", "box"), batch_size=26)
+    reference, other = (stops(model, path) for path in ("reference", "compiled"))
+    for name, parameter in reference[0].items():
+        assert (parameter - other[0][name]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data.float(), lambda data: data.t().contiguous().t()], ids=["data type", "strides"]
+)
+def test_rollout_that_lies_otherwise_in_memory(change):
+    """What has been compiled reads observations in float64, one after the other."""
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=26)
+    reason = compiled.unsupported_reason(model.policy)
+    if reason is not None:
+        pytest.skip(reason)
+    data = Rollout(model.rollout_buffer, model.policy).data
+    data = data._replace(observations=data.observations.double())
+    updated(model, data, "compiled")
+    data = data._replace(observations=change(data.observations))
+    reference, other = (updated(model, data, path) for path in ("reference", "compiled"))
+    for name, parameter in reference[0].items():
+        assert (parameter - other[0][name]).abs().max() < 1e-5
+
+
 class ScaledExtractor(DropoutExtractor):
     """Its output depends on an attribute."""
 
@@ -648,17 +716,22 @@ def test_changed_attributes_of_the_policy_count():
         assert (reference[2][0] - other[2][0]).abs().max() < 1e-4, (name, value)
 
 
+class Config:
+    def __init__(self):
+        self.scale = 1.0
+
+
 class Configurable(ScaledExtractor):
     """Its output depends on whatever an object may hold."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.listed, self.named, self.array = [1.0], {"scale": [1.0]}, np.ones(1)
+        self.listed, self.named, self.array, self.config = [1.0], {"scale": [1.0]}, np.ones(1), Config()
         self.fn, self.extra = th.tanh, None
         self.statistics = RunningMeanStd(shape=(8,))
 
     def forward(self, observations):
-        scale = self.listed[0] * self.named["scale"][0] * float(self.array[0])
+        scale = self.listed[0] * self.named["scale"][0] * float(self.array[0]) * self.config.scale
         features = self.fn(super().forward(observations))
         features = features - th.as_tensor(self.statistics.mean, dtype=features.dtype)
         return scale * (features if self.extra is None else self.extra(features))
@@ -689,6 +762,7 @@ CHANGES_BETWEEN_UPDATES = {
     "list": lambda policy, _: policy.features_extractor.listed.__setitem__(0, 0.5),
     "dictionary": lambda policy, _: policy.features_extractor.named["scale"].__setitem__(0, 0.5),
     "array": lambda policy, _: policy.features_extractor.array.__setitem__(0, 0.5),
+    "object": lambda policy, _: setattr(policy.features_extractor.config, "scale", 0.5),
     "statistics": lambda policy, _: policy.features_extractor.statistics.update(np.ones((9, 8))),
     "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
     "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
@@ -746,11 +820,19 @@ class DrawsNumbers(ScaledExtractor):
         return super().forward(observations) * (float(type(self).draw() < 0.5) if self.training else 1.0)
 
 
+class DrawsWithoutParameters(FlattenExtractor):
+    """As ``DrawsNumbers``, before SB3's own networks."""
+
+    def forward(self, observations):
+        return super().forward(observations) * (float(DrawsNumbers.draw() < 0.5) if self.training else 1.0)
+
+
 @pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("extractor", [DrawsNumbers, DrawsWithoutParameters])
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
-def test_random_numbers_that_compiled_code_would_repeat(draw, monkeypatch):
+def test_random_numbers_that_compiled_code_would_repeat(draw, extractor, monkeypatch):
     monkeypatch.setattr(DrawsNumbers, "draw", draw)
-    kwargs = {"policy_kwargs": {"features_extractor_class": DrawsNumbers}}
+    kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}
     with pytest.raises(compiled.CompilationError, match="draws random numbers from Python or NumPy"):
         train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
     monkeypatch.setattr(paths, "MIN_STEPS_TO_COMPILE", 1)
@@ -765,6 +847,16 @@ def test_random_numbers_that_compiled_code_would_repeat(draw, monkeypatch):
 class Counts(ScaledExtractor):
     """Its output depends on how often it has been called."""
 
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.n_calls = 0
+
+    def forward(self, observations):
+        self.n_calls += self.training
+        return super().forward(observations) * (1 + self.n_calls % 5)
+
+
+class CountsWithoutParameters(FlattenExtractor):
     def __init__(self, observation_space):
         super().__init__(observation_space)
         self.n_calls = 0
@@ -796,7 +888,12 @@ class CountsInAnObject(ScaledExtractor):
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("extractor", "what"),
-    [(Counts, "features_extractor.n_calls"), (DrawsFromItsOwn, "a Generator"), (CountsInAnObject, "a Mean")],
+    [
+        (Counts, "features_extractor.n_calls"),
+        (CountsWithoutParameters, "features_extractor.n_calls"),
+        (DrawsFromItsOwn, "a Generator"),
+        (CountsInAnObject, "a Mean"),
+    ],
 )
 def test_changes_that_compiled_code_would_not_make(extractor, what, monkeypatch):
     kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}

@@ -11,7 +11,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 
-from sb3_ppo_variants.kl import adapt_kl_coef, kl_bernoulli, kl_categorical, kl_normal, kl_old_new
+from sb3_ppo_variants.kl import adapt_kl_coef, closed_form, kl_bernoulli, kl_categorical, kl_normal, kl_old_new
 
 BATCH, DIM = 80_000, 3
 
@@ -129,6 +129,14 @@ def test_multi_categorical_sums_over_dimensions():
     new = MultiCategoricalDistribution([2, 2]).proba_distribution(th.tensor([[0.8, 0.2, 0.5, 0.5]]).log())
     # The two directions above
     assert kl_old_new(old, new).item() == pytest.approx(0.223144 + 0.192745, rel=1e-5)
+
+
+def test_independent_categoricals_in_one_distribution():
+    """Such a distribution of torch's has logits of another shape."""
+    distribution = CategoricalDistribution(3)
+    distribution.distribution = th.distributions.Independent(th.distributions.Categorical(logits=th.zeros(5, 2, 3)), 1)
+    with pytest.raises(NotImplementedError, match=r"No closed form of .* is known for CategoricalDistribution"):
+        closed_form(distribution)
 
 
 def test_masked_actions():

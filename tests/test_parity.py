@@ -233,6 +233,35 @@ class OwnPolicy(ActorCriticPolicy):
         return 1.5 * values, log_prob, entropy
 
 
+class OwnNetworks(ActorCriticPolicy):
+    """Acts by a network of its own; SB3's are still there, unused."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.own = th.nn.Linear(5, 4)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=1e-3, **self.optimizer_kwargs)
+
+    def act(self, obs):
+        return th.distributions.Normal(self.own(obs)[:, :3], self.log_std.exp())
+
+    def forward(self, obs, deterministic=False):
+        actions = self.act(obs).sample()
+        return actions, self.predict_values(obs), self.act(obs).log_prob(actions).sum(dim=1)
+
+    def evaluate_actions(self, obs, actions):
+        distribution = self.act(obs)
+        return self.predict_values(obs), distribution.log_prob(actions).sum(dim=1), distribution.entropy().sum(dim=1)
+
+    def predict_values(self, obs):
+        return self.own(obs)[:, 3:]
+
+
+class WithoutSB3sNetworks(OwnNetworks):
+    def _build(self, lr_schedule):
+        self.log_std = th.nn.Parameter(th.zeros(3))
+        self.action_net = None
+
+
 class HalvedAdvantages(RolloutBuffer):
     """A custom rollout buffer."""
 
@@ -320,6 +349,28 @@ SETTINGS = {
     "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
     "gamma and lambda": {"gamma": 0.9, "gae_lambda": 0.7},
 }
+
+
+@pytest.mark.parametrize("policy", [OwnNetworks, WithoutSB3sNetworks])
+def test_policy_that_does_not_act_by_the_distribution_that_it_returns(policy):
+    expected, actual = (train(cls, policy, space_env("box", "box")) for cls in (PPO, PPOClip))
+    assert_same_training(expected, actual)
+    assert "train/kl" not in actual[1][-1]
+    with pytest.raises(NotImplementedError, match="get_distribution does not return the distribution that it acts by"):
+        train(PPOKLPen, policy, space_env("box", "box"))
+
+
+def test_module_beside_those_of_sb3():
+    """The loss does not depend on it."""
+
+    def trained(cls, **kwargs):
+        model = cls("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13, seed=0, **kwargs)
+        model.policy.beside = th.nn.Linear(3, 3)
+        model.policy.mlp_extractor.beside = th.nn.Linear(3, 3)
+        model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-4)
+        return model.learn(104).policy.state_dict()
+
+    assert equal(trained(PPO), trained(PPOClip, compile=False))
 
 
 def test_values_without_a_second_dimension():

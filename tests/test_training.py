@@ -22,7 +22,7 @@ from test_parity import POLICIES, ClonesInForward, InPlaceExtractor, Record, equ
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, inductor
 from sb3_ppo_variants.inference import evaluate_policy, unvalidated_distributions
-from sb3_ppo_variants.kl import kl_normal
+from sb3_ppo_variants.kl import kl_normal, kl_old_new
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.rollout import Rollout
 
@@ -281,6 +281,63 @@ def test_kl_of_a_policy_that_does_not_change_is_zero():
         assert model.kl_coef == 0.5
 
 
+class OwnFeatures(ActorCriticPolicy):
+    """SB3's ``get_distribution`` goes past it."""
+
+    def extract_features(self, obs, features_extractor=None):
+        return super().extract_features(8 * obs, features_extractor)
+
+
+class Discretized(ActorCriticPolicy):
+    """Five values of each action: the distribution is of another family than ``action_dist``."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.action_net = th.nn.Linear(64, 15)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=3e-4, **self.optimizer_kwargs)
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        return MultiCategoricalDistribution([5, 5, 5]).proba_distribution(self.action_net(latent_pi))
+
+    def forward(self, obs, deterministic=False):
+        actions, *others = super().forward(obs, deterministic)
+        return actions.float(), *others
+
+
+class KeepRollout(BaseCallback):
+    """Keeps observations, actions and log probabilities of the last rollout."""
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        buffer = self.model.rollout_buffer
+        arrays = (buffer.observations, buffer.actions)
+        self.observations, self.actions = (th.as_tensor(array.reshape(-1, array.shape[-1])) for array in arrays)
+        self.old = self.distributions()
+
+    @th.no_grad()
+    def distributions(self):
+        """By which the policy acts, as distributions of torch."""
+        policy = self.model.policy
+        policy.evaluate_actions(self.observations, self.actions)
+        if isinstance(policy, Discretized):
+            logits = policy.get_distribution(self.observations).distribution
+            return [th.distributions.Categorical(logits=one.logits) for one in logits]
+        gaussian = policy.action_dist.distribution
+        return [th.distributions.Normal(gaussian.loc[:, i], gaussian.scale[:, i]) for i in range(3)]
+
+
+@pytest.mark.parametrize("policy", [OwnFeatures, Discretized])
+def test_kl_is_that_of_the_distribution_that_acts(policy):
+    keep = KeepRollout()
+    model = PPOKLPen(policy, space_env("box", "box")(), n_steps=26, batch_size=13, learning_rate=3e-3, seed=0, compile=False)
+    model.learn(52, keep)
+    kl = sum(th.distributions.kl_divergence(*pair) for pair in zip(keep.old, keep.distributions(), strict=True))
+    assert kl.mean().item() > 0.01
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
+
+
 class IgnoresLogStd(DiagGaussianDistribution):
     def proba_distribution(self, mean_actions, log_std):
         return super().proba_distribution(mean_actions, th.zeros_like(log_std))
@@ -339,7 +396,7 @@ def test_own_distribution_without_closed_form():
 
     _, rows = train(PPOClip, Policy, space_env("box", "box"))
     assert "train/kl" not in updates(rows)[-1]
-    with pytest.raises(NotImplementedError, match="OwnDistribution"):
+    with pytest.raises(NotImplementedError, match="its distribution has no closed form of the KL"):
         train(PPOFixedKL, Policy, space_env("box", "box"))
     # Without a weight it is not asked for
     model, _ = train(PPOFixedKL, Policy, space_env("box", "box"), kl_coef=0, clip_range=0.2)
@@ -383,7 +440,7 @@ def test_distribution_of_another_family_than_its_class(distribution):
     expected, _ = train(PPO, Policy, space_env("box", "box"))
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
     assert "train/kl" not in updates(rows)[-1]
-    with pytest.raises(NotImplementedError, match=f"No closed form .* {distribution.__name__}"):
+    with pytest.raises(NotImplementedError, match="its distribution has no closed form of the KL"):
         train(PPOKLPen, Policy, space_env("box", "box"))
 
 
@@ -443,7 +500,10 @@ def test_joint_distribution_of_several_actions():
     model, rows = train(PPOClip, Policy, space_env("box", "multidiscrete"), compile=False)
     expected, _ = train(PPO, Policy, space_env("box", "multidiscrete"))
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
-    assert "train/kl" not in updates(rows)[-1]
+    assert updates(rows)[-1]["train/kl"] > 0
+    old, new = (Joint([2, 3, 4]).proba_distribution(logits) for logits in th.randn(2, 7, 24))
+    kl = th.distributions.kl_divergence(old.distribution, new.distribution)
+    th.testing.assert_close(kl_old_new(old, new), kl)
 
 
 class Locked(FlattenExtractor):
@@ -493,7 +553,7 @@ def test_policy_that_torch_compile_wraps():
     with unvalidated_distributions():
         actual = evaluate_policy(th.compile(model.policy), observations, actions)
     assert equal(actual[:3], expected[:3])
-    assert equal(actual.parameters(), expected.parameters())
+    assert equal(actual.closed_form().parameters, expected.closed_form().parameters)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

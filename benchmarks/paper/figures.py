@@ -21,7 +21,7 @@ from benchmarks.paper.report import WINDOW
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
-from sb3_ppo_variants.kl import distribution_parameters, kl_from_parameters
+from sb3_ppo_variants.kl import closed_form, kl_from_parameters
 from sb3_ppo_variants.loss import standardize
 from sb3_ppo_variants.objectives import clipped_surrogate, conservative_policy_iteration
 from sb3_ppo_variants.rollout import frozen_copy
@@ -195,14 +195,14 @@ def interpolate(env: str = "Hopper-v4", points: int = 61) -> tuple[np.ndarray, d
     old_policy = frozen_copy(model.policy)
     old_policy.load_state_dict(old)
     with th.no_grad():
-        old_parameters = distribution_parameters(old_policy.get_distribution(samples.observations))
+        old_parameters = closed_form(old_policy.get_distribution(samples.observations)).parameters
         for position in positions:
             model.policy.load_state_dict({name: old[name] + position * (new[name] - old[name]) for name in old})
             _, log_prob, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
             ratio = th.exp(log_prob - samples.old_log_prob)
             distribution = model.policy.get_distribution(samples.observations)
             terms = (
-                kl_from_parameters(distribution, old_parameters, distribution_parameters(distribution)),
+                kl_from_parameters(old_parameters, closed_form(distribution)),
                 conservative_policy_iteration(ratio, advantages),
                 th.clamp(ratio, 1 - EPSILON, 1 + EPSILON) * advantages,
                 clipped_surrogate(ratio, advantages, EPSILON),
