@@ -386,9 +386,9 @@ class StackedPolicy:
             self.log_probs[:] = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1).numpy()
         else:
             self.uniform = th.rand(n_steps, n_envs, 1).numpy()
+            # Probabilities may become 0, also where NumPy has been told to raise an error then
+            self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
 
-    # Small probabilities may become 0, whatever NumPy is to make of that elsewhere
-    @np.errstate(under="ignore")
     def __call__(self, observations: np.ndarray) -> Action:
         """
         The next step of the rollout.
@@ -414,7 +414,7 @@ class StackedPolicy:
             return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
         # Inverse of the cumulative distribution
         logits = outputs - outputs.max(axis=1, keepdims=True)
-        probs = np.exp(logits)
+        probs = self.exp(logits)
         cumulative = probs.cumsum(axis=1)
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
         self.log_probs[step] = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
