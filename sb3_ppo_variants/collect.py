@@ -11,11 +11,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.inference import (
-    ModulePolicy,
-    RolloutPolicy,
-    StackedPolicy,
-)
+from sb3_ppo_variants.inference import ModulePolicy, RolloutPolicy, StackedPolicy
 from sb3_ppo_variants.rollout import KeptDistributions, compute_returns_and_advantage
 from sb3_ppo_variants.stand_in import is_plain, is_standard_mlp
 from sb3_ppo_variants.vec_env import fast_step

@@ -44,6 +44,8 @@ from sb3_ppo_variants.stand_in import has_hooks, is_of_library, is_of_sb3
 OLDEST_TORCH = (2, 13)
 # Compiled functions of one update: more mean that something in the policy changes all the time
 MAX_FUNCTIONS = 8
+# Numbers of a step that come before the coefficients of the loss: Adam's, and limits
+N_OTHERS = 4
 
 
 class CompilationError(RuntimeError):
@@ -170,8 +172,8 @@ class CompiledUpdate:
         The minibatch step: updates parameters, moments and buffers in place and returns the values of ``METRICS`` and by how
         much the gradient is clipped.
         """
-        step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *values = coef_vector.unbind()
-        coef = dict(zip(self.options.coef_names, values, strict=True))
+        step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl = coef_vector[:N_OTHERS].unbind()
+        coef = self._coef(coef_vector)
         batch = rollout.select(index)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
@@ -205,6 +207,10 @@ class CompiledUpdate:
             old.copy_(new)
         # The scale is returned so that Inductor computes it once, and not again in the loop over each vector of parameters
         return metrics, scale
+
+    def _coef(self, coef_vector: th.Tensor) -> dict[str, Any]:
+        """The coefficients of the loss in one of ``_coef_vectors``."""
+        return dict(zip(self.options.coef_names, coef_vector[N_OTHERS:].unbind(), strict=True))
 
     def _loss(
         self, batch: RolloutData, coef: dict[str, Any], parameters: list[th.Tensor], buffers: dict[str, th.Tensor]
@@ -345,8 +351,7 @@ class CompiledUpdate:
         *leaves, coef_vector, index = arguments
         flat, exp_avg, _, buffers, rollout = pytree.tree_unflatten(leaves, structure)
         batch = rollout.select(index)
-        _, _, _, _, *values = coef_vector.unbind()
-        coef = dict(zip(self.options.coef_names, values, strict=True))
+        coef = self._coef(coef_vector)
         parameters = [view.clone().requires_grad_() for view in self.layout.views(flat)]
         generators, state = _random_states(), State(self.policy)
         with th.enable_grad():

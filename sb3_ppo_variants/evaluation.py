@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_variants.module_state import State, restore_tensor
+from sb3_ppo_variants.stand_in import is_of_library
 
 
 def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
@@ -39,6 +40,9 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
     training = policy.training
     state, buffers = State(policy), Buffers(policy)
+    # A custom policy may write to parameters, as to a moving average of others
+    is_custom = not all(map(is_of_library, policy.modules()))
+    parameters = [(parameter, parameter.detach().clone()) for parameter in policy.parameters()] if is_custom else []
     with th.no_grad(), same_random_numbers(policy.device):
         policy.set_training_mode(False)
         try:
@@ -47,6 +51,9 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
             policy.set_training_mode(training)
             buffers.put_back()
             state.put_back()
+            for parameter, before in parameters:
+                if not th.equal(parameter, before):
+                    parameter.copy_(before)
 
 
 class Buffers:

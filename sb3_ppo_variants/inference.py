@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import (
-    DiagGaussianDistribution,
-)
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
@@ -64,17 +62,16 @@ def evaluate_policy(policy: ActorCriticPolicy, observations: PyTorchObs, actions
     return Evaluation(values.flatten(), log_prob, entropy, closed_form_of_policy)
 
 
-def closed_forms(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> ClosedForm | None:
+def closed_form_of_samples(policy: ActorCriticPolicy, observations: PyTorchObs, actions: th.Tensor) -> ClosedForm:
     """
     What the KL of pi(.|s) is made of, for many observations.
 
     :param policy: the policy, without gradients
     :param observations: shape ``(n_samples, ...)``, or a dict of such
     :param actions: shape ``(n_samples, action_dim)``, or ``(n_samples,)`` if discrete
-    :return: the closed form, or ``None`` if none is known
+    :return: the closed form
+    :raises NotImplementedError: if none is known
     """
-    if not acts_by_known_distribution(policy, observations, actions):
-        return None
     forms = []
     tensors = pytree.tree_leaves(observations)
     n_samples = len(tensors[0])
@@ -86,12 +83,9 @@ def closed_forms(policy: ActorCriticPolicy, observations: PyTorchObs, actions: t
         if is_own(policy, "get_distribution", "extract_features") or not leaves_distribution(policy, "evaluate_actions"):
             distribution = policy.get_distribution(_copied(observations, part))
         else:
-            policy.evaluate_actions(_copied(observations, part), actions[part])
+            policy.evaluate_actions(_copied(observations, part), actions[part].clone())
             distribution = policy.action_dist
-        try:
-            forms.append(closed_form(distribution))
-        except NotImplementedError:
-            return None
+        forms.append(closed_form(distribution))
     parameters = zip(*(form.parameters for form in forms), strict=True)
     return ClosedForm(forms[-1].divergence, tuple(map(th.cat, parameters)))
 
@@ -109,14 +103,16 @@ def acts_by_known_distribution(policy: ActorCriticPolicy, observations: PyTorchO
     if leaves_distribution(policy, "evaluate_actions"):
         return True
     some = slice(N_CHECKED)
+    # Also if the first changes them in place
+    chosen = actions[some].clone()
     # Whatever a custom policy may raise
     with suppress(Exception):
-        # Each with the same random numbers, which it may draw
+        # Each with the same random numbers, which it may draw; the first with gradients, which may be part of what it computes
+        with evaluation_mode(policy), th.enable_grad():
+            log_prob = policy.evaluate_actions(_copied(observations, some), chosen)[1].detach()
         with evaluation_mode(policy):
-            log_prob = policy.evaluate_actions(_copied(observations, some), actions[some])[1]
-        with evaluation_mode(policy):
-            found = policy.get_distribution(_copied(observations, some)).log_prob(actions[some])
-        return th.allclose(found, log_prob, rtol=1e-3, atol=1e-3)
+            found = policy.get_distribution(_copied(observations, some)).log_prob(chosen)
+        return th.allclose(found.to(log_prob.dtype), log_prob, rtol=1e-3, atol=1e-3)
     return False
 
 
@@ -205,7 +201,6 @@ class ModulePolicy:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
-        self.is_custom = not all(map(is_of_library, policy.modules()))
         self.keeps_parameters = leaves_distribution(policy, "forward") and leaves_distribution(policy, "evaluate_actions")
         self.steps: list[tuple[th.Tensor, ...]] = []
 
@@ -249,7 +244,7 @@ class ModulePolicy:
             checks.check_observation(observations)
         except checks.NonFiniteEnvironmentError:
             # A custom policy may know what to do with what is missing
-            if not (self.is_custom and self._copes(method, obs_tensor)):
+            if all(map(is_of_library, self.policy.modules())) or not self._copes(method, obs_tensor):
                 raise
         return method(obs_tensor)
 

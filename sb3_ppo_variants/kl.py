@@ -80,7 +80,7 @@ def kl_categoricals(*logits: th.Tensor) -> th.Tensor:
 
 class ClosedForm(NamedTuple):
     """
-    What the KL of an action distribution is made of.
+    An action distribution, as far as its KL goes.
 
     :param divergence: the KL of its family: a function of the old policy's parameters, followed by those of the new one
     :param parameters: the tensors that determine it, each of shape ``(batch, ...)``: (mean, std) of Gaussians (of the Gaussian
@@ -93,7 +93,7 @@ class ClosedForm(NamedTuple):
 
 def closed_form(distribution: Distribution) -> ClosedForm:
     """
-    What the KL of one of SB3's action distributions is made of.
+    The closed form of the KL of one of SB3's action distributions.
 
     :param distribution: the distribution, with its parameters set
     :return: the KL of its family, and its parameters
@@ -101,16 +101,16 @@ def closed_form(distribution: Distribution) -> ClosedForm:
     """
     # One of another family, Laplace's say, may come in a class derived from that of the Gaussian
     beneath: Any = getattr(distribution, "distribution", None)
-    categoricals = beneath if isinstance(beneath, list | tuple) else [beneath]
+    if isinstance(distribution, (CategoricalDistribution, MultiCategoricalDistribution)):
+        categoricals = beneath if isinstance(beneath, list | tuple) else [beneath]
+        if categoricals and all(_is_a(Categorical, one) for one in categoricals):
+            return ClosedForm(kl_categoricals, tuple(one.logits for one in categoricals))
     while isinstance(beneath, Independent):
         beneath = beneath.base_dist
     if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and _is_a(Normal, beneath):
         return ClosedForm(kl_normal, (beneath.mean, beneath.stddev))
     if isinstance(distribution, BernoulliDistribution) and _is_a(Bernoulli, beneath):
         return ClosedForm(kl_bernoulli, (beneath.logits,))
-    is_categorical = isinstance(distribution, (CategoricalDistribution, MultiCategoricalDistribution))
-    if is_categorical and categoricals and all(_is_a(Categorical, one) for one in categoricals):
-        return ClosedForm(kl_categoricals, tuple(one.logits for one in categoricals))
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
 
 

@@ -81,7 +81,7 @@ def ppo_loss(
         if not batch.old_parameters:
             raise NotImplementedError(
                 "KL[pi_old, pi] is not known: the policy cannot be copied, its distribution has no closed form of the KL, or "
-                "get_distribution does not return the distribution that it acts by"
+                "get_distribution does not return the distribution that evaluate_actions uses"
             )
         return kl_from_parameters(batch.old_parameters, evaluation.closed_form())
 

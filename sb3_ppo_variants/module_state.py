@@ -21,8 +21,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium.wrappers.utils import RunningMeanStd as GymnasiumRunningMeanStd
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_ppo_variants.stand_in import MODULE_METHODS, is_of_library
@@ -147,7 +150,7 @@ def _is_of_user(value: Any) -> bool:
     return (
         type(value).__module__.partition(".")[0] not in LIBRARIES
         and type(getattr(value, "__dict__", None)) is dict
-        and not isinstance(value, type | nn.Module | gym.Env)
+        and not isinstance(value, type | nn.Module | gym.Env | BaseAlgorithm | BaseCallback | VecEnv)
     )
 
 
@@ -227,49 +230,65 @@ def fingerprint(policy: ActorCriticPolicy) -> tuple[Hashable, ...]:
     :param policy: any policy
     :return: something that is equal as long as that is
     """
-    distribution = policy.action_dist
+    distribution, frozen = policy.action_dist, _Frozen()
     methods = [getattr(type(policy), name, None) for name in POLICY_METHODS]
     methods += [getattr(type(distribution), name, None) for name in DISTRIBUTION_METHODS]
     of_distribution = [
-        (name, _frozen(value)) for name, value in vars(distribution).items() if callable(value) or isinstance(value, CONSTANTS)
+        (name, frozen(value)) for name, value in vars(distribution).items() if callable(value) or isinstance(value, CONSTANTS)
     ]
     of_modules = [
         (
             prefix,
             type(module),
             *(getattr(type(module), name, None) for name in MODULE_METHODS),
-            *((name, _frozen(value)) for name, value in _own_attributes(module).items()),
+            *((name, frozen(value)) for name, value in _own_attributes(module).items()),
         )
         for prefix, module in policy.named_modules()
     ]
     return (type(distribution), *methods, *of_distribution, *of_modules)
 
 
-def _frozen(value: Any, depth: int = DEPTH) -> Hashable:
-    if isinstance(value, CONSTANTS):
-        return (type(value), value)
-    if isinstance(value, np.generic):
-        return (type(value), value.tobytes())
-    if depth == 0 or isinstance(value, th.Tensor):
-        return type(value).__qualname__
-    if isinstance(value, (*STATISTICS, SimpleNamespace)):
-        return _frozen(vars(value), depth)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # Some have no vars
-        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-        return _frozen(fields | getattr(value, "__dict__", {}), depth)
-    if isinstance(value, functools.partial):
-        return (_Same(value.func), _frozen(value.args, depth - 1), _frozen(value.keywords, depth - 1))
-    if isinstance(value, list | tuple | deque | set | frozenset | dict) and len(value) <= LONGEST:
-        parts = [_frozen(part, depth - 1) for part in value]
-        if isinstance(value, dict):
-            parts += [_frozen(part, depth - 1) for part in value.values()]
-        return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
-    if type(value) is np.ndarray and value.nbytes <= LARGEST and not value.dtype.hasobject:
-        return (value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
-    if _is_of_user(value):
-        return (type(value), _frozen(vars(value), depth - 1))
-    return _Same(value)
+class _Frozen:
+    """Makes of values something hashable that is equal as long as they are: as far as it looks, and else the same objects."""
+
+    def __init__(self) -> None:
+        self.n_values = self.n_bytes = 0
+
+    def __call__(self, value: Any, depth: int = DEPTH) -> Hashable:
+        self.n_values += 1
+        if isinstance(value, CONSTANTS):
+            return (type(value), value)
+        if isinstance(value, np.generic):
+            return (type(value), value.tobytes())
+        if depth == 0 or isinstance(value, th.Tensor):
+            return type(value).__qualname__
+        if self.n_values > MOST_VALUES:
+            return _Same(value)
+        if isinstance(value, (*STATISTICS, SimpleNamespace)):
+            return self(vars(value), depth)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            # Some have no vars
+            fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+            return self(fields | getattr(value, "__dict__", {}), depth)
+        if isinstance(value, functools.partial):
+            return (_Same(value.func), self(value.args, depth - 1), self(value.keywords, depth - 1))
+        if isinstance(value, list | tuple | deque | set | frozenset | dict) and len(value) <= LONGEST:
+            parts = [self(part, depth - 1) for part in value]
+            if isinstance(value, dict):
+                parts += [self(part, depth - 1) for part in value.values()]
+            return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
+        if type(value) is np.ndarray and not value.dtype.hasobject and self._affords(value):
+            return (value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest())
+        if _is_of_user(value):
+            # It may hold more than is looked into
+            return (_Same(value), self(vars(value), depth - 1))
+        return _Same(value)
+
+    def _affords(self, value: np.ndarray) -> bool:
+        if value.nbytes > LARGEST:
+            return False
+        self.n_bytes += value.nbytes
+        return self.n_bytes <= MOST_BYTES
 
 
 class _Same:

@@ -33,12 +33,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.adam import ForeachAdam, not_plain_adam
-from sb3_ppo_variants.inference import (
-    Evaluation,
-    StraightPolicy,
-    evaluate_policy,
-    unvalidated_distributions,
-)
+from sb3_ppo_variants.inference import Evaluation, StraightPolicy, evaluate_policy, unvalidated_distributions
 from sb3_ppo_variants.loading import LoadableAlgorithm
 from sb3_ppo_variants.loss import APPROX_KL, METRICS, SurrogateTerms, ppo_loss
 from sb3_ppo_variants.objectives import Coefficient
@@ -289,7 +284,8 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
         :param progress: the remaining progress; if it is not given, it is 0 in the part of the last rollout that overshoots
         :return: the value
         """
-        value = self.__dict__[name]
+        # kl_coef is a property of this
+        value = self.__dict__[name] if name in self.__dict__ else getattr(self, name)
         if callable(value):
             progress = max(self._current_progress_remaining, 0.0) if progress is None else progress
             return checks.scheduled_value(name, value, progress, minimum, infinite)
@@ -478,9 +474,12 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
 
 
 def _is_called_with(function: Callable[..., Any], *arguments: str) -> bool:
-    """Whether a function can be called with some positional arguments, and no others."""
+    """Whether a function can be called with some positional arguments, and no others, as far as that can be told."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
         return False
+    except ValueError:
+        # It has no signature
+        return True
     return True

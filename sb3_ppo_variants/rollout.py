@@ -7,6 +7,7 @@ classes: a subclass may have changed what its methods mean, so its methods are c
 
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSampl
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.evaluation import evaluation_mode, frozen_copy
-from sb3_ppo_variants.inference import closed_forms
+from sb3_ppo_variants.inference import acts_by_known_distribution, closed_form_of_samples
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.stand_in import is_standard_buffer
 
@@ -75,6 +76,8 @@ class Rollout:
         self.policy = policy
         self.data: RolloutData | None = None
         self.last_epoch: list[RolloutData] = []
+        # Whether it is known by which distribution the policy acts: found before the first step, when it still is pi_old
+        self.is_known: bool | None = None
         samples = whole_rollout(buffer) if is_standard_buffer(buffer) else None
         # With the population's deviation, as in the paper's authors' code
         self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if standardizes else None
@@ -98,7 +101,7 @@ class Rollout:
         """
         if self.data is None:
             epoch: list[RolloutData] = []
-            # An update may end in the midst of the first one, which counts then as far as it is filled below
+            # If the update ends within the first one, its minibatches until then count: the list is filled below
             self.last_epoch = self.last_epoch or epoch
             for samples in self.buffer.get(batch_size):
                 data = self._data(samples, self.old_policy)
@@ -127,8 +130,8 @@ class Rollout:
         kl = []
         with evaluation_mode(self.policy):
             for samples in self.last_epoch if self.data is None else [self.data]:
-                form = closed_forms(self.policy, samples.observations, samples.actions) if samples.old_parameters else None
-                if form is not None:
+                if samples.old_parameters:
+                    form = closed_form_of_samples(self.policy, samples.observations, samples.actions)
                     kl.append(kl_from_parameters(samples.old_parameters, form))
         if not kl:
             return None
@@ -146,10 +149,11 @@ class Rollout:
         if self.moments is not None:
             mean, deviation = self.moments
             advantages = (advantages - mean) / (deviation + 1e-8)
-        if old_policy is not None:
-            with evaluation_mode(old_policy):
-                form = closed_forms(old_policy, samples.observations, actions)
-            old_parameters = () if form is None else form.parameters
+        if self.is_known is None:
+            self.is_known = acts_by_known_distribution(self.policy, samples.observations, actions)
+        if old_policy is not None and self.is_known:
+            with evaluation_mode(old_policy), suppress(NotImplementedError):
+                old_parameters = closed_form_of_samples(old_policy, samples.observations, actions).parameters
         old_values, old_log_prob, returns = samples.old_values, samples.old_log_prob, samples.returns
         return RolloutData(samples.observations, actions, old_values, old_log_prob, advantages, returns, old_parameters)
 

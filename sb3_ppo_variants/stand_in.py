@@ -172,8 +172,8 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
         and not any(map(has_replaced_methods, SB3_MODULES))
         # Nothing put in place of a part, or beside it
         and policy._parameters.keys() <= {"log_std"}
-        and policy._modules.keys() <= POLICY_PARTS
-        and all(module._modules.keys() <= SB3_PARTS.get(type(module), module._modules.keys()) for module in policy.modules())
+        and _parts(policy) <= POLICY_PARTS
+        and all(_parts(module) <= SB3_PARTS[type(module)] for module in policy.modules() if type(module) in SB3_PARTS)
         and policy.features_extractor is policy.pi_features_extractor
         and (policy.features_extractor is policy.vf_features_extractor) == policy.share_features_extractor
         and all(
@@ -182,6 +182,11 @@ def is_of_sb3(policy: ActorCriticPolicy) -> bool:
             if module is not policy
         )
     )
+
+
+def _parts(module: nn.Module) -> set[str]:
+    """The names of the parts of a module that have parameters."""
+    return {name for name, part in module.named_children() if next(part.parameters(), None) is not None}
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:

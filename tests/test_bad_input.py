@@ -296,6 +296,20 @@ def test_update_that_blows_up_is_undone(cls, action, learning_rate, tmp_path):
     loaded.learn(32)
 
 
+class OwnEvaluation(ActorCriticPolicy):
+    def evaluate_actions(self, obs, actions):
+        return super().evaluate_actions(obs, actions)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", OwnEvaluation])
+def test_kl_that_is_not_finite_is_an_error(policy):
+    """It is part of the loss of the next step."""
+    env = SpaceEnv(OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
+    kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 1, "learning_rate": 1e30, "max_grad_norm": None}
+    with pytest.raises(NonFiniteUpdateError):
+        PPOFixedKL(policy, env, **kwargs, seed=0).learn(26)
+
+
 class Interrupt(PPOKLPen):
     """The user presses Ctrl-C in the third minibatch."""
 

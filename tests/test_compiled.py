@@ -717,8 +717,8 @@ def test_changed_attributes_of_the_policy_count():
 
 
 class Config:
-    def __init__(self):
-        self.scale = 1.0
+    def __init__(self, fn=None):
+        self.scale, self.fn = 1.0, fn
 
 
 class Configurable(ScaledExtractor):
@@ -728,12 +728,14 @@ class Configurable(ScaledExtractor):
         super().__init__(observation_space)
         self.listed, self.named, self.array, self.config = [1.0], {"scale": [1.0]}, np.ones(1), Config()
         self.fn, self.extra = th.tanh, None
+        self.nested = {"functions": [Config(th.tanh)]}
         self.statistics = RunningMeanStd(shape=(8,))
 
     def forward(self, observations):
         scale = self.listed[0] * self.named["scale"][0] * float(self.array[0]) * self.config.scale
         features = self.fn(super().forward(observations))
         features = features - th.as_tensor(self.statistics.mean, dtype=features.dtype)
+        features = self.nested["functions"][0].fn(features)
         return scale * (features if self.extra is None else self.extra(features))
 
 
@@ -763,6 +765,7 @@ CHANGES_BETWEEN_UPDATES = {
     "dictionary": lambda policy, _: policy.features_extractor.named["scale"].__setitem__(0, 0.5),
     "array": lambda policy, _: policy.features_extractor.array.__setitem__(0, 0.5),
     "object": lambda policy, _: setattr(policy.features_extractor.config, "scale", 0.5),
+    "nested object": lambda policy, _: policy.features_extractor.nested["functions"].__setitem__(0, Config(th.sin)),
     "statistics": lambda policy, _: policy.features_extractor.statistics.update(np.ones((9, 8))),
     "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
     "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
@@ -960,6 +963,22 @@ def test_parameters_that_torchs_adam_leaves_alone():
     # A reason that passes
     models[1].policy.features_extractor.uses_spare = True
     models[1].learn(52, reset_num_timesteps=False)
+
+
+class KeepsTheModel(BaseCallback):
+    """Lets the policy know of objects that change all the time."""
+
+    def _on_step(self):
+        self.model.policy.features_extractor.known = [self, self.model, self.training_env]
+        return True
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_objects_that_change_but_do_not_count():
+    kwargs = {"policy_kwargs": {"features_extractor_class": ScaledExtractor}, "n_steps": 26, "batch_size": 13, "n_epochs": 1}
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), compile=True, **kwargs)
+    model.learn(208, KeepsTheModel())
+    assert len(model._compiled_update.functions) == 1
 
 
 class AnnealScale(BaseCallback):

@@ -356,8 +356,70 @@ def test_policy_that_does_not_act_by_the_distribution_that_it_returns(policy):
     expected, actual = (train(cls, policy, space_env("box", "box")) for cls in (PPO, PPOClip))
     assert_same_training(expected, actual)
     assert "train/kl" not in actual[1][-1]
-    with pytest.raises(NotImplementedError, match="get_distribution does not return the distribution that it acts by"):
+    with pytest.raises(
+        NotImplementedError, match="get_distribution does not return the distribution that evaluate_actions uses"
+    ):
         train(PPOKLPen, policy, space_env("box", "box"))
+
+
+class OverwritesActions(OwnPolicy):
+    def evaluate_actions(self, obs, actions):
+        return super().evaluate_actions(obs, actions.mul_(0.5))
+
+
+class MovingAverage(OwnPolicy):
+    """Each evaluation changes a parameter."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.average = th.nn.Parameter(th.zeros_like(self.value_net.weight), requires_grad=False)
+
+    def evaluate_actions(self, obs, actions):
+        with th.no_grad():
+            self.average.lerp_(self.value_net.weight, 0.1)
+        return super().evaluate_actions(obs, actions)
+
+
+class InFloat64(OwnPolicy):
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return values, log_prob.double(), entropy
+
+
+class GradientPenalty(OwnPolicy):
+    """Needs gradients."""
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        (gradient,) = th.autograd.grad(log_prob.sum(), self.action_net.bias, create_graph=True)
+        return values + 1e-3 * gradient.norm(), log_prob, entropy
+
+
+def of_instance(policy):
+    """With a method set on the object, which copies of it call, too."""
+    evaluate = policy.evaluate_actions
+    policy.evaluate_actions = lambda obs, actions: evaluate(obs, actions)
+
+
+@pytest.mark.parametrize("buffer", [None, HalvedAdvantages])
+@pytest.mark.parametrize("policy", [OverwritesActions, MovingAverage, InFloat64, GradientPenalty, of_instance])
+def test_policy_that_is_evaluated_to_find_its_distribution(policy, buffer):
+    """Once an update more often than by SB3, without a trace; it acts by what ``get_distribution`` returns."""
+
+    def trained(cls, **kwargs):
+        of_object = policy is of_instance
+        env = space_env("box", "box")()
+        kwargs |= {"n_steps": 26, "batch_size": 13, "n_epochs": 2, "seed": 0, "rollout_buffer_class": buffer}
+        model = cls("MlpPolicy" if of_object else policy, env, **kwargs)
+        if of_object:
+            of_instance(model.policy)
+        model.learn(104)
+        return model
+
+    expected, actual = trained(PPO), trained(PPOClip, compile=False)
+    assert equal(expected.policy.state_dict(), actual.policy.state_dict())
+    assert actual.logger.name_to_value["train/kl"] > 0
+    assert trained(PPOKLPen).kl_coef != 1
 
 
 def test_module_beside_those_of_sb3():
