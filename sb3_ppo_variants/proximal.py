@@ -19,7 +19,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -475,11 +475,10 @@ class ProximalPolicyOptimization(TwoPathAlgorithm, LoadableAlgorithm):
 
 def _is_called_with(function: Callable[..., Any], *arguments: str) -> bool:
     """Whether a function can be called with some positional arguments, and no others, as far as that can be told."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:
-        # It has no signature
-        return True
+    # Some functions have no signature
+    with suppress(ValueError):
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            return False
     return True

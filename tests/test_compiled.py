@@ -847,26 +847,22 @@ def test_random_numbers_that_compiled_code_would_repeat(draw, extractor, monkeyp
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
 
 
-class Counts(ScaledExtractor):
-    """Its output depends on how often it has been called."""
+class CountsCalls:
+    """Makes the output of an extractor depend on how often it has been called."""
 
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.n_calls = 0
+    n_calls = 0
 
     def forward(self, observations):
         self.n_calls += self.training
         return super().forward(observations) * (1 + self.n_calls % 5)
 
 
-class CountsWithoutParameters(FlattenExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.n_calls = 0
+class Counts(CountsCalls, ScaledExtractor):
+    pass
 
-    def forward(self, observations):
-        self.n_calls += self.training
-        return super().forward(observations) * (1 + self.n_calls % 5)
+
+class CountsWithoutParameters(CountsCalls, FlattenExtractor):
+    pass
 
 
 class DrawsFromItsOwn(ScaledExtractor):
