@@ -2,23 +2,25 @@
 
 from pathlib import Path
 
-from sb3_ppo_variants.checks import NonFiniteEnvironmentError
-from sb3_ppo_variants.loss import SurrogateTerms
-from sb3_ppo_variants.ppo_clip import PPOClip
-from sb3_ppo_variants.ppo_fixedkl import PPOFixedKL
-from sb3_ppo_variants.ppo_klpen import PPOKLPen
-from sb3_ppo_variants.proximal import ProximalPolicyOptimization
-from sb3_ppo_variants.undo import NonFiniteUpdateError
+from sb3_ppo_variants.adaptive import AdaptiveLearningRate
+from sb3_ppo_variants.callbacks import AnnealLogStd
+from sb3_ppo_variants.checks import NonFiniteEnvironmentError, NonFinitePolicyError, NonFiniteUpdateError
+from sb3_ppo_variants.objectives import Terms
+from sb3_ppo_variants.ppo import ProximalPolicyOptimization
+from sb3_ppo_variants.variants import PPOClip, PPOFixedKL, PPOKLPen
 
 __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8").strip()
 
 __all__ = [
+    "AdaptiveLearningRate",
+    "AnnealLogStd",
     "NonFiniteEnvironmentError",
+    "NonFinitePolicyError",
     "NonFiniteUpdateError",
     "PPOClip",
     "PPOFixedKL",
     "PPOKLPen",
     "ProximalPolicyOptimization",
-    "SurrogateTerms",
+    "Terms",
     "__version__",
 ]

@@ -1,4 +1,4 @@
-"""Checks of arguments and of what the environment returns, whose errors name the argument and the value."""
+"""Checks of arguments, of what the environment returns and of what the policy does, whose errors name what is wrong."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,11 +6,50 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from torch import nn
+
+
+class ArgumentError(ValueError, AssertionError):
+    """An argument is out of range. Also what Stable-Baselines3 raises in the same place: it asserts."""
 
 
 class NonFiniteEnvironmentError(ValueError):
     """The environment returned NaN or infinity."""
+
+
+class NonFinitePolicyError(FloatingPointError, ValueError):
+    """The policy made NaN or infinity of finite observations. Also a ``ValueError``, as from torch's distributions."""
+
+    @classmethod
+    def of(cls, policy: nn.Module) -> "NonFinitePolicyError":
+        """The error, with the names of what is wrong."""
+        names = [f"policy.{name}" for name, parameter in policy.named_parameters() if not th.isfinite(parameter).all()]
+        cause = f"these parameters are not finite: {_short(names)}" if names else "its numbers overflow"
+        return cls(f"The policy made NaN or infinity of finite observations: {cause}. No action has been taken.")
+
+
+class NonFiniteUpdateError(FloatingPointError, ValueError):
+    """
+    A policy update made a parameter or a loss NaN or infinite. The model is as it was before that update.
+
+    Also a ``ValueError``, which is what Stable-Baselines3's distributions raise in the same place and what RL Zoo's search
+    prunes.
+    """
+
+    @classmethod
+    def of(cls, names: Sequence[str], num_timesteps: int) -> "NonFiniteUpdateError":
+        """The error, with advice."""
+        return cls(
+            f"The policy update after {num_timesteps} timesteps made these NaN or infinite: {_short(names)}. "
+            "The model has been put back to its state before that update and can be saved. "
+            "Try a smaller learning_rate or n_epochs, a max_grad_norm, or VecNormalize for the rewards."
+        )
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 3 else [*names[:3], f"and {len(names) - 3} more"])
 
 
 def check_number(
@@ -33,7 +72,7 @@ def check_number(
     :param optional: whether ``None`` is allowed
     :param infinite: whether infinity is allowed
     :raises TypeError: if it is no number
-    :raises ValueError: if it is out of range
+    :raises ArgumentError: if it is out of range
     """
     if optional and value is None:
         return
@@ -41,27 +80,20 @@ def check_number(
         raise TypeError(f"{name} must be a number{' or None' if optional else ''}, but is {value!r}")
     number = float(value)
     if math.isnan(number) or (math.isinf(number) and not infinite):
-        raise ValueError(f"{name} must be finite, but is {value}")
+        raise ArgumentError(f"{name} must be finite, but is {value}")
     if number <= above:
-        raise ValueError(f"{name} must be greater than {above}, but is {value}")
+        raise ArgumentError(f"{name} must be greater than {above}, but is {value}")
     if not minimum <= number <= maximum:
         bounds = f"at least {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
-        raise ValueError(f"{name} must be {bounds}, but is {value}")
+        raise ArgumentError(f"{name} must be {bounds}, but is {value}")
 
 
-def check_integer(name: str, value: Any, minimum: float = -math.inf) -> None:
-    """
-    Check that an argument is an integer of at least ``minimum``.
-
-    :param name: name of the argument
-    :param value: its value
-    :param minimum: smallest value allowed
-    :raises TypeError: if it is no integer
-    :raises ValueError: if it is too small
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+def check_integer(name: str, value: Any, minimum: float = -math.inf) -> int:
+    """Check that an argument is an integer of at least ``minimum``."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, but is {value!r}")
     check_number(name, int(value), minimum=minimum)
+    return int(value)
 
 
 def check_coefficient(
@@ -72,18 +104,7 @@ def check_coefficient(
     optional: bool = False,
     infinite: bool = False,
 ) -> None:
-    """
-    Check that an argument is a number in a range, or a schedule: a function of the remaining progress.
-
-    :param name: name of the argument
-    :param value: its value; what a schedule returns is checked when it is called
-    :param minimum: smallest value allowed
-    :param above: the value must be greater than this
-    :param optional: whether ``None`` is allowed
-    :param infinite: whether infinity is allowed
-    :raises TypeError: if it is neither
-    :raises ValueError: if it is out of range
-    """
+    """Check that an argument is a number in a range, or a schedule: a function of the remaining progress."""
     if callable(value):
         return
     try:
@@ -93,18 +114,20 @@ def check_coefficient(
         raise TypeError(f"{name} must be {kinds}, but is {value!r}") from None
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """
-    Check that an argument is one of a few values.
-
-    :param name: name of the argument
-    :param value: its value
-    :param choices: the values allowed
-    :raises ValueError: if it is none of them
-    """
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """Check that an argument is one of a few values."""
+    value = value.item() if isinstance(value, np.generic) else value
     # By identity for booleans, as 1 == True
     if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+    return value
+
+
+def check_type(name: str, value: Any, *types: type) -> None:
+    """Check the type of an argument."""
+    if not isinstance(value, types):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
+        raise TypeError(f"{name} must be of type {names}, but is {value!r}")
 
 
 def scheduled_value(
@@ -124,10 +147,10 @@ def scheduled_value(
     :param infinite: whether infinity is allowed
     :return: what the schedule returned, as a float
     :raises TypeError: if that is no number
-    :raises ValueError: if it is out of range
+    :raises ArgumentError: if it is out of range
     """
     where = f"{name} (at remaining progress {progress:g})"
-    # SB3's wrapper converts to float itself, with an error that does not name the argument
+    # Stable-Baselines3's wrapper converts to float itself, with an error that does not name the argument
     returned = getattr(schedule, "value_schedule", schedule)(progress)
     try:
         value = float(returned)
@@ -137,15 +160,18 @@ def scheduled_value(
     return value
 
 
-def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...] | None) -> None:
-    """
-    Check that what the environment returned is finite.
+def all_finite(array: np.ndarray) -> bool:
+    """Whether all numbers of an array are finite."""
+    if array.dtype.kind != "f":
+        return True
+    # The sum of the squares is quicker to compute, and not finite if one of them is not
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
-    :param observation: the observations of all environments, possibly a dict of them
-    :raises NonFiniteEnvironmentError: if there is NaN or infinity in it
-    """
+
+def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...] | None) -> None:
+    """Check that what the environment returned is finite."""
     for name, part in observation.items() if isinstance(observation, dict) else [("observation", observation)]:
-        if isinstance(part, np.ndarray) and np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
+        if isinstance(part, np.ndarray) and not all_finite(part):
             index = tuple(np.argwhere(~np.isfinite(part))[0].tolist())
             raise NonFiniteEnvironmentError(
                 f"The environment returned an observation that is not finite: {name}{list(index)} = {part[index]}"
@@ -153,12 +179,7 @@ def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np
 
 
 def check_rewards(buffer: RolloutBuffer) -> None:
-    """
-    Check that the rewards of a rollout are finite.
-
-    :param buffer: the rollout; what a custom buffer does not have is not checked
-    :raises NonFiniteEnvironmentError: if the environment returned NaN or infinity
-    """
+    """Check that the rewards of a rollout are finite."""
     rewards = getattr(buffer, "rewards", None)
     if rewards is not None and not np.isfinite(rewards).all():
         step, env = np.argwhere(~np.isfinite(rewards))[0]
@@ -166,17 +187,3 @@ def check_rewards(buffer: RolloutBuffer) -> None:
             f"The environment returned a reward that is not finite: {rewards[step, env]} "
             f"at step {step} of the rollout in environment {env}"
         )
-
-
-def check_type(name: str, value: Any, *types: type) -> None:
-    """
-    Check the type of an argument.
-
-    :param name: name of the argument
-    :param value: its value
-    :param types: the types allowed
-    :raises TypeError: if it is of none of them
-    """
-    if not isinstance(value, types):
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
-        raise TypeError(f"{name} must be of type {names}, but is {value!r}")

@@ -1,5 +1,5 @@
 """
-KL[pi_old, pi] of SB3's action distributions in closed form, and section 4's rule for its coefficient beta.
+KL[pi_old, pi] of action distributions in closed form.
 
 All divergences are in nats, per state (shape ``(batch,)``), summed over the action dimensions, and differentiable with
 respect to the new policy only.
@@ -9,15 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard
 
 import torch as th
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-    StateDependentNoiseDistribution,
-)
-from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 from torch.nn import functional as F
 
 
@@ -91,31 +83,31 @@ class ClosedForm(NamedTuple):
     parameters: tuple[th.Tensor, ...]
 
 
-def closed_form(distribution: Distribution) -> ClosedForm:
+def closed_form(distribution: Any) -> ClosedForm:
     """
-    The closed form of the KL of one of SB3's action distributions.
+    The closed form of the KL of one of Stable-Baselines3's action distributions, by the family of torch's distribution (or
+    list of those) that it holds as ``distribution``.
 
-    :param distribution: the distribution, with its parameters set
+    :param distribution: the action distribution, with its parameters set
     :return: the KL of its family, and its parameters
-    :raises NotImplementedError: if the distribution is not derived from one of SB3's, or holds one of another family
+    :raises NotImplementedError: if it holds one of another family
     """
-    # One of another family, Laplace's say, may come in a class derived from that of the Gaussian
     beneath: Any = getattr(distribution, "distribution", None)
-    if isinstance(distribution, (CategoricalDistribution, MultiCategoricalDistribution)):
-        categoricals = beneath if isinstance(beneath, list | tuple) else [beneath]
-        if categoricals and all(_is_a(Categorical, one) for one in categoricals):
-            return ClosedForm(kl_categoricals, tuple(one.logits for one in categoricals))
+    if isinstance(beneath, list) and beneath and all(_is_a(Categorical, one) for one in beneath):
+        return ClosedForm(kl_categoricals, tuple(one.logits for one in beneath))
     while isinstance(beneath, Independent):
         beneath = beneath.base_dist
-    if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)) and _is_a(Normal, beneath):
+    if _is_a(Categorical, beneath):
+        return ClosedForm(kl_categoricals, (beneath.logits,))
+    if _is_a(Normal, beneath):
         return ClosedForm(kl_normal, (beneath.mean, beneath.stddev))
-    if isinstance(distribution, BernoulliDistribution) and _is_a(Bernoulli, beneath):
+    if _is_a(Bernoulli, beneath):
         return ClosedForm(kl_bernoulli, (beneath.logits,))
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
 
 
-def _is_a(family: type[th.distributions.Distribution], distribution: Any) -> TypeGuard[Any]:
-    """Whether a distribution of torch's is one of a family: also masked, say, but with the family's probabilities."""
+def _is_a(family: type[Distribution], distribution: Any) -> TypeGuard[Any]:
+    # A subclass with masks, say, still has the family's probabilities
     return isinstance(distribution, family) and type(distribution).log_prob is family.log_prob
 
 
@@ -130,30 +122,13 @@ def kl_from_parameters(old_parameters: tuple[th.Tensor, ...], new: ClosedForm) -
     return new.divergence(*(parameter.detach() for parameter in old_parameters), *new.parameters)
 
 
-def kl_old_new(old: Distribution, new: Distribution) -> th.Tensor:
+def kl_old_new(old: Any, new: Any) -> th.Tensor:
     """
-    KL[pi_old(.|s), pi(.|s)] of two of SB3's distributions, per state.
+    KL[pi_old(.|s), pi(.|s)] of two of Stable-Baselines3's action distributions, per state.
 
     :param old: pi_old; gets no gradient
     :param new: pi
     :return: KL in nats, shape ``(batch,)``
-    :raises NotImplementedError: if the distribution is not derived from one of SB3's
+    :raises NotImplementedError: if no closed form is known
     """
     return kl_from_parameters(closed_form(old).parameters, closed_form(new))
-
-
-def adapt_kl_coef(kl_coef: float, kl: float, target_kl: float, bounds: tuple[float, float]) -> float:
-    """
-    Section 4's rule, once per policy update: beta is halved if d < d_targ / 1.5, doubled if d > 1.5 d_targ.
-
-    :param kl_coef: beta of the update that has just been made
-    :param kl: d, the mean KL[pi_old, pi] after that update, in nats
-    :param target_kl: d_targ, in nats
-    :param bounds: smallest and largest beta
-    :return: beta for the next update
-    """
-    if kl < target_kl / 1.5:
-        kl_coef = kl_coef / 2
-    elif kl > target_kl * 1.5:
-        kl_coef = kl_coef * 2
-    return min(max(kl_coef, bounds[0]), bounds[1])

@@ -1,48 +1,59 @@
 """The loss of a minibatch, equation (9), as a pure function that interpreted and compiled updates share."""
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch as th
 from torch.nn import functional as F
 
-from sb3_ppo_variants.inference import Evaluation
-from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.objectives import Coefficient
-from sb3_ppo_variants.rollout import RolloutData
+from sb3_ppo_variants.kl import ClosedForm, kl_from_parameters
+from sb3_ppo_variants.objectives import Coefficients, Objective, Terms
 
-# What `ppo_loss` measures beside the gradient, in this order; the names are SB3's
+# What `ppo_loss` measures beside the gradient, in this order; the names are Stable-Baselines3's
 METRICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
-# The losses come before it. It, and what follows, may overflow with the ratio where the objective knows no ratio, as L^PG
+# The losses come before the approximate KL, which may overflow with the ratio, also where the objective knows no ratio
 APPROX_KL = METRICS.index("approx_kl")
 
 
-class SurrogateTerms:
-    """
-    What a surrogate objective is made of, for one minibatch. All tensors have shape ``(batch,)``.
+class Batch(NamedTuple):
+    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of Stable-Baselines3, and pi_old."""
 
-    :param log_prob: log pi(a|s) in nats, with gradient
-    :param old_log_prob: log pi_old(a|s) in nats
-    :param advantages: advantage estimates, normalised if the algorithm normalises them
-    :param kl: computes KL[pi_old(.|s), pi(.|s)] in nats
-    """
+    # A tensor, or a dict of tensors
+    observations: Any
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    # Those of pi_old(.|s), as in `kl.ClosedForm`; none where nobody asks for them, or none are known
+    old_parameters: tuple[th.Tensor, ...]
 
-    def __init__(
-        self, log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, kl: Callable[[], th.Tensor]
-    ) -> None:
-        self.log_prob = log_prob
-        self.advantages = advantages
-        self.log_ratio = log_prob - old_log_prob
-        self.ratio = th.exp(self.log_ratio)
-        self._kl = kl
+    def select(self, index: th.Tensor) -> "Batch":
+        """
+        Some of the samples, in new tensors.
 
-    @cached_property
-    def kl(self) -> th.Tensor:
-        """KL[pi_old(.|s), pi(.|s)] in nats, exact; computed when first asked for, so that it is free where unused."""
-        return self._kl()
+        :param index: which ones
+        :return: those
+        """
+        return Batch(*(_select(field, index) for field in self))
 
 
-Surrogate = Callable[[SurrogateTerms, Mapping[str, Coefficient]], th.Tensor]
+def _select(field: Any, index: th.Tensor) -> Any:
+    if isinstance(field, dict):
+        return {key: tensor.index_select(0, index) for key, tensor in field.items()}
+    if isinstance(field, tuple):
+        return tuple([tensor.index_select(0, index) for tensor in field])
+    return field.index_select(0, index)
+
+
+class Evaluation(NamedTuple):
+    """What a policy says of the observations and actions of a minibatch. All tensors have shape ``(batch,)``."""
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    entropy: th.Tensor | None
+    # Makes that of the action distributions pi(.|s)
+    closed_form: Callable[[], ClosedForm]
 
 
 def standardize(advantages: th.Tensor) -> th.Tensor:
@@ -58,36 +69,30 @@ def standardize(advantages: th.Tensor) -> th.Tensor:
 
 
 def ppo_loss(
-    surrogate: Surrogate,
-    batch: RolloutData,
-    evaluation: Evaluation,
-    coef: Mapping[str, Coefficient],
-    standardizes: bool,
+    objective: Objective, batch: Batch, evaluation: Evaluation, coef: Coefficients, standardizes: bool
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Equation (9) with its sign turned: - L^S + c1 L^VF - c2 S, each a mean over the minibatch.
 
-    :param surrogate: the surrogate objective L^S, per sample
+    :param objective: the surrogate objective L^S, per sample
     :param batch: the minibatch, with pi_old
     :param evaluation: what the policy says of it
     :param coef: coefficients by name: ``vf_coef`` (c1), ``ent_coef`` (c2), and ``clip_range``, ``clip_range_vf`` where there
         is such clipping
     :param standardizes: whether the advantages are standardised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
-    :raises NotImplementedError: if the surrogate asks for the KL, and that is not known
+    :raises NotImplementedError: if the objective asks for the KL, and no closed form is known
     """
 
     def kl() -> th.Tensor:
+        form = evaluation.closed_form()
         if not batch.old_parameters:
-            raise NotImplementedError(
-                "KL[pi_old, pi] is not known: the policy cannot be copied, its distribution has no closed form of the KL, or "
-                "get_distribution does not return the distribution that evaluate_actions uses"
-            )
-        return kl_from_parameters(batch.old_parameters, evaluation.closed_form())
+            raise NotImplementedError("KL[pi_old, pi] is not known")
+        return kl_from_parameters(batch.old_parameters, form)
 
     advantages = standardize(batch.advantages) if standardizes else batch.advantages
-    terms = SurrogateTerms(evaluation.log_prob, batch.old_log_prob, advantages, kl)
-    policy_loss = -surrogate(terms, coef).mean()
+    terms = Terms(evaluation.log_prob, batch.old_log_prob, advantages, kl)
+    policy_loss = -objective(terms, coef).mean()
 
     values = evaluation.values
     if "clip_range_vf" in coef:

@@ -1,78 +1,99 @@
 """
 The surrogate objectives of the PPO paper (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-Every function is pure, takes and returns tensors of shape ``(batch,)``, one entry per sample, and is to be *maximised*,
-as in the paper: the loss of a minibatch is minus the mean. They know nothing of networks, buffers or logging, so that
-interpreted and compiled code can share them.
-
-``ratio`` is r_t(theta) = pi(a_t|s_t) / pi_old(a_t|s_t) and ``advantages`` the estimate of A_t, which gets no gradient.
+Each is a pure function ``(terms, coef)`` of a minibatch and of numbers, returns a tensor of shape ``(batch,)``, one entry per
+sample, and is to be *maximised*, as in the paper: the loss of a minibatch is minus the mean. An objective knows nothing of
+networks, buffers or logging, so that interpreted and compiled code can share it.
 """
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch as th
 
+# In compiled code, numbers are tensors without dimensions
 Coefficient = float | th.Tensor
+Coefficients = Mapping[str, Coefficient]
 
 
-def policy_gradient(log_prob: th.Tensor, advantages: th.Tensor) -> th.Tensor:
+class Terms:
+    """
+    What an objective is made of, for one minibatch. All tensors have shape ``(batch,)``.
+
+    :param log_prob: log pi(a|s) in nats, with gradient
+    :param old_log_prob: log pi_old(a|s) in nats
+    :param advantages: estimates of the advantage A, normalised if the algorithm normalises them
+    :param kl: computes KL[pi_old(.|s), pi(.|s)] in nats
+    """
+
+    def __init__(
+        self, log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, kl: Callable[[], th.Tensor]
+    ) -> None:
+        self.log_prob = log_prob
+        self.advantages = advantages
+        self.log_ratio = log_prob - old_log_prob
+        #: r = pi(a|s) / pi_old(a|s)
+        self.ratio = th.exp(self.log_ratio)
+        self._kl = kl
+
+    @cached_property
+    def kl(self) -> th.Tensor:
+        """KL[pi_old(.|s), pi(.|s)] in nats, exact; computed when first asked for, so that it is free where unused."""
+        return self._kl()
+
+
+Objective = Callable[[Terms, Coefficients], th.Tensor]
+
+
+def policy_gradient(terms: Terms, coef: Coefficients) -> th.Tensor:
     """
     Equation (2): L^PG = E[log pi(a|s) A].
 
-    :param log_prob: log pi(a|s) in nats, shape ``(batch,)``
-    :param advantages: advantage estimates, shape ``(batch,)``
+    :param terms: those of a minibatch
+    :param coef: not used
     :return: the objective per sample, shape ``(batch,)``
     """
-    return log_prob * advantages
+    return terms.log_prob * terms.advantages
 
 
-def conservative_policy_iteration(ratio: th.Tensor, advantages: th.Tensor) -> th.Tensor:
+def conservative_policy_iteration(terms: Terms, coef: Coefficients) -> th.Tensor:
     """
     Equation (6): L^CPI = E[r A], "no clipping or penalty" in Table 1.
 
-    :param ratio: r = pi(a|s) / pi_old(a|s), shape ``(batch,)``
-    :param advantages: advantage estimates, shape ``(batch,)``
+    :param terms: those of a minibatch
+    :param coef: not used
     :return: the objective per sample, shape ``(batch,)``
     """
-    return advantages * ratio
+    return terms.advantages * terms.ratio
 
 
-def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: Coefficient) -> th.Tensor:
+def clipped_surrogate(terms: Terms, coef: Coefficients) -> th.Tensor:
     """
     Equation (7): L^CLIP = E[min(r A, clip(r, 1 - epsilon, 1 + epsilon) A)].
 
-    :param ratio: r = pi(a|s) / pi_old(a|s), shape ``(batch,)``
-    :param advantages: advantage estimates, shape ``(batch,)``
-    :param clip_range: epsilon
+    :param terms: those of a minibatch
+    :param coef: ``clip_range`` is epsilon
     :return: the objective per sample, shape ``(batch,)``
     """
-    clipped_ratio = th.clamp(ratio, 1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
-    return th.min(advantages * ratio, advantages * clipped_ratio)
+    epsilon = coef["clip_range"]
+    clipped_ratio = th.clamp(terms.ratio, 1 - epsilon, 1 + epsilon)  # type: ignore[arg-type]
+    return th.min(terms.advantages * terms.ratio, terms.advantages * clipped_ratio)
 
 
-def kl_penalized_surrogate(
-    ratio: th.Tensor,
-    advantages: th.Tensor,
-    kl: th.Tensor,
-    kl_coef: Coefficient,
-    clip_range: Coefficient | None = None,
-) -> th.Tensor:
+def kl_penalized_surrogate(terms: Terms, coef: Coefficients) -> th.Tensor:
     """
     Equation (8): L^KLPEN = E[r A - beta KL[pi_old(.|s), pi(.|s)]].
 
-    With ``clip_range`` the first term is that of equation (7) instead of (6): the penalty "in addition to" the clipped
+    With a ``clip_range`` the first term is that of equation (7) instead of (6): the penalty "in addition to" the clipped
     surrogate objective, as section 4 allows.
 
-    :param ratio: r = pi(a|s) / pi_old(a|s), shape ``(batch,)``
-    :param advantages: advantage estimates, shape ``(batch,)``
-    :param kl: KL[pi_old(.|s), pi(.|s)] in nats, shape ``(batch,)``
-    :param kl_coef: beta; at 0 the penalty is left out, whatever the KL
-    :param clip_range: epsilon, or ``None`` for no clipping
+    :param terms: those of a minibatch
+    :param coef: ``kl_coef`` is beta; at 0 the penalty is left out, whatever the KL. ``clip_range``, if given, is epsilon
     :return: the objective per sample, shape ``(batch,)``
     """
-    if clip_range is None:
-        surrogate = conservative_policy_iteration(ratio, advantages)
-    else:
-        surrogate = clipped_surrogate(ratio, advantages, clip_range)
-    # 0 * inf would be NaN
-    if isinstance(kl_coef, th.Tensor):
-        return surrogate - th.where(kl_coef == 0, th.zeros_like(kl), kl_coef * kl)
-    return surrogate if kl_coef == 0 else surrogate - kl_coef * kl
+    surrogate = clipped_surrogate(terms, coef) if "clip_range" in coef else conservative_policy_iteration(terms, coef)
+    beta = coef["kl_coef"]
+    # Left out at 0, as 0 * inf would be NaN, and as a distribution may have no closed form of the KL
+    if isinstance(beta, th.Tensor):
+        return surrogate - th.where(beta == 0, th.zeros_like(terms.kl), beta * terms.kl)
+    return surrogate if beta == 0 else surrogate - beta * terms.kl

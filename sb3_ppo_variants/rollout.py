@@ -1,119 +1,158 @@
-"""
-The rollout of an update: SB3's rollout buffer as tensors, with pi_old's action distributions, and its advantages.
+"""The rollout of an update: run pi_old for T timesteps, estimate advantages, and give minibatches."""
 
-Where SB3's own code is done with less overhead, the numbers and random draws are the same bit for bit, and only for SB3's own
-classes: a subclass may have changed what its methods mean, so its methods are called.
-"""
-
-import zlib
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.evaluation import evaluation_mode, frozen_copy
-from sb3_ppo_variants.inference import acts_by_known_distribution, closed_form_of_samples
-from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.stand_in import is_standard_buffer
+from sb3_ppo_variants import checks
+from sb3_ppo_variants.kl import ClosedForm, kl_from_parameters
+from sb3_ppo_variants.lanes import lane
+from sb3_ppo_variants.loss import Batch
+from sb3_ppo_variants.policies import FeedForward, kind_of
+
+# With images, where evaluating pi_old on all states would take some percent of the time, the KL that is only logged is that of
+# every 8th state
+IMAGE_STRIDE = 8
 
 
-class RolloutData(NamedTuple):
-    """Samples of a rollout, each tensor of shape ``(n_samples, ...)``: SB3's ``RolloutBufferSamples`` and pi_old."""
+def collect_rollouts(
+    self: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+) -> bool:
+    """
+    Run pi_old in the environments for T steps, and estimate the advantages: the method of this name of the algorithm.
 
-    observations: PyTorchObs
-    actions: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    # Those of pi_old(.|s), as in `kl.ClosedForm`; none if there is no closed form of its KL
-    old_parameters: tuple[th.Tensor, ...]
+    :param self: the algorithm
+    :param env: the training environment
+    :param callback: called at each step, and at the beginning and end of the rollout; sees these local variables
+    :param rollout_buffer: buffer to fill
+    :param n_rollout_steps: T, the number of steps per environment
+    :return: False if the callback ended the rollout early
+    :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
+    :raises NonFinitePolicyError: (a ``ValueError`` and ``FloatingPointError``) if the policy made them
+    """
+    # Switch to eval mode (this affects batch norm and dropout)
+    self.policy.set_training_mode(False)
+    n_steps = 0
+    rollout_buffer.reset()
+    if self.use_sde:
+        self.policy.reset_noise(env.num_envs)
+    callback.on_rollout_start()
+    policy = self._acting(rollout_buffer)
+    step = lane("env", env) or env.step
+    add = lane("buffer", rollout_buffer, policy.fills_buffer) or rollout_buffer.add
+    is_box, is_discrete = (isinstance(self.action_space, space) for space in (spaces.Box, spaces.Discrete))
+    while n_steps < n_rollout_steps:
+        if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+            self.policy.reset_noise(env.num_envs)
+        obs_tensor, actions, values, log_probs = policy.act(self._last_obs)
+        clipped_actions = actions
+        if is_box and self.policy.squash_output:
+            clipped_actions = self.policy.unscale_action(actions)
+        elif is_box:
+            # Quicker than np.clip
+            clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
-    def select(self, index: th.Tensor) -> "RolloutData":
-        """
-        Some of the samples.
+        new_obs, rewards, dones, infos = step(clipped_actions)
+        self.num_timesteps += env.num_envs
 
-        :param index: which ones
-        :return: those
-        """
-        observations: PyTorchObs
-        if isinstance(self.observations, dict):
-            observations = {key: tensor.index_select(0, index) for key, tensor in self.observations.items()}
-        else:
-            observations = self.observations.index_select(0, index)
-        actions, *others = (tensor.index_select(0, index) for tensor in self[1:6])
-        old_parameters = tuple(tensor.index_select(0, index) for tensor in self.old_parameters)
-        return RolloutData(observations, actions, *others, old_parameters)  # type: ignore[call-arg, arg-type]
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+
+        self._update_info_buffer(infos, dones)
+        n_steps += 1
+        if is_discrete:
+            actions = actions.reshape(-1, 1)
+
+        # A time limit has cut the episode off: V of the last observation stands for the rewards to come
+        for idx, done in enumerate(dones):
+            truncated = done and infos[idx].get("TimeLimit.truncated", False)
+            if truncated and infos[idx].get("terminal_observation") is not None:
+                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                terminal_value = policy.value(infos[idx]["terminal_observation"], terminal_obs)[0]
+                rewards[idx] += self.gamma * terminal_value
+
+        add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+        self._last_obs = new_obs
+        self._last_episode_starts = dones
+
+    values = policy.value(new_obs)  # type: ignore[arg-type]
+    checks.check_rewards(rollout_buffer)
+    estimate = lane("advantages", rollout_buffer) or rollout_buffer.compute_returns_and_advantage
+    estimate(last_values=values, dones=dones)
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
 
 
 class Rollout:
     """
-    The rollout that an update learns from, and pi_old.
+    The rollout that an update learns from, with pi_old's distributions: theta_old <- theta.
 
     :param buffer: a full rollout buffer of any class
-    :param policy: the policy. It is pi_old now, unless ``old_parameters`` say what has acted
-    :param old_parameters: parameters of pi_old(.|s), each of shape ``(n_steps, n_envs, ...)``, if known from the rollout
-    :param standardizes: whether its advantages are shifted and scaled to mean 0 and deviation 1
-    :raises ValueError: if the buffer is not full
+    :param policy: the policy, which is pi_old now
+    :param standardizes: whether the advantages are shifted and scaled to mean 0 and deviation 1 over the rollout
+    :param needs_kl: whether the update needs the KL of all samples
+    :raises ArgumentError: if the buffer is not full
     """
 
-    def __init__(
-        self,
-        buffer: RolloutBuffer,
-        policy: ActorCriticPolicy,
-        old_parameters: tuple[th.Tensor, ...] = (),
-        standardizes: bool = False,
-    ) -> None:
+    def __init__(self, buffer: RolloutBuffer, policy: Any, standardizes: bool = False, needs_kl: bool = True) -> None:
         self.buffer = buffer
-        self.policy = policy
-        self.data: RolloutData | None = None
-        self.last_epoch: list[RolloutData] = []
-        # Whether it is known by which distribution the policy acts: found before the first step, when it still is pi_old
-        self.is_known: bool | None = None
-        samples = whole_rollout(buffer) if is_standard_buffer(buffer) else None
-        # With the population's deviation, as in the paper's authors' code
+        self.kind = kind_of(policy)
+        self.is_discrete = isinstance(policy.action_space, spaces.Discrete)
+        # With the population's deviation, as in the code of the paper's authors
         self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if standardizes else None
-        if samples is not None:
-            # In the order of the samples: one environment after the other
-            old_parameters = tuple(parameters.transpose(0, 1).flatten(end_dim=1) for parameters in old_parameters)
-            self.data = self._data(samples, None if old_parameters else policy, old_parameters)
+        # Observations, and pi_old's parameters, by which the KL of the update is measured
+        self.measured: list[tuple[PyTorchObs, tuple[th.Tensor, ...]]] = []
+        #: The whole rollout; ``None`` for a custom buffer, which may give other samples in each epoch
+        self.data: Batch | None = None
+        if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+            self.old_policy = _OldPolicy(self.kind)
             return
-        try:
-            self.old_policy: ActorCriticPolicy | None = frozen_copy(policy)
-        # Whatever a custom class may raise: the KL is not known then
-        except Exception:
-            self.old_policy = None
+        data = self._batch(whole_rollout(buffer))
+        has_images = any(tensor.dim() >= 4 for tensor in pytree.tree_leaves(data.observations))
+        stride = IMAGE_STRIDE if has_images and not needs_kl else 1
+        observations = pytree.tree_map(lambda tensor: tensor[::stride], data.observations)
+        form = self.kind.distributions(observations)
+        old_parameters = () if form is None else form.parameters
+        self.measured = [(observations, old_parameters)]
+        self.data = data._replace(old_parameters=old_parameters if stride == 1 else ())
 
-    def epoch(self, batch_size: int) -> Iterator[RolloutData]:
+    def epoch(self, batch_size: int) -> Iterator[Batch]:
         """
-        One pass over the rollout in random order, drawn from NumPy's global generator as SB3 does.
+        One pass over the rollout in random order, drawn from NumPy's global generator as Stable-Baselines3 does.
 
         :param batch_size: the size of a minibatch; the last one may be smaller
         :return: the minibatches
         """
-        if self.data is None:
-            epoch: list[RolloutData] = []
-            # If the update ends within the first one, its minibatches until then count: the list is filled below
-            self.last_epoch = self.last_epoch or epoch
-            for samples in self.buffer.get(batch_size):
-                data = self._data(samples, self.old_policy)
-                if data.old_parameters:
-                    # A policy may change its input in place
-                    epoch.append(data._replace(observations=pytree.tree_map(th.clone, data.observations)))
-                yield data
-            self.last_epoch = epoch
+        if self.data is not None:
+            # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
+            for index in self.permutation().split(batch_size):
+                yield self.data.select(index)
             return
-        # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
-        for index in self.permutation().split(batch_size):
-            yield self.data.select(index)
+        epoch: list[Any] = []
+        # If the update ends within the first epoch, its minibatches until then count: the list is filled below
+        self.measured = self.measured or epoch
+        for samples in self.buffer.get(batch_size):
+            batch = self._batch(samples)
+            old = self.old_policy.distributions(batch.observations)
+            old_parameters = () if old is None else old.parameters
+            # A policy may change its input in place
+            epoch.append((pytree.tree_map(th.clone, batch.observations), old_parameters))
+            yield batch._replace(old_parameters=old_parameters)
+        self.measured = epoch
 
     def permutation(self) -> th.Tensor:
         """The random order of an epoch."""
@@ -122,82 +161,71 @@ class Rollout:
 
     def mean_kl(self) -> float | None:
         """
-        E[KL[pi_old(.|s), pi(.|s)]] in nats over the whole rollout, of the policies in evaluation mode: the d of section 4. A
-        custom buffer may give more or other samples in each epoch: there it is that over the samples of the last whole one.
+        E[KL[pi_old(.|s), pi(.|s)]] in nats of the policies in evaluation mode: the d of section 4. With a custom buffer, over
+        the samples of the last whole epoch.
 
         :return: the mean, or ``None`` if no closed form is known
         """
         kl = []
-        with evaluation_mode(self.policy):
-            for samples in self.last_epoch if self.data is None else [self.data]:
-                if samples.old_parameters:
-                    form = closed_form_of_samples(self.policy, samples.observations, samples.actions)
-                    kl.append(kl_from_parameters(samples.old_parameters, form))
-        if not kl:
-            return None
-        # Not every device has float64
-        return th.cat(kl).cpu().mean(dtype=th.float64).item()
+        for observations, old_parameters in self.measured:
+            form = self.kind.distributions(observations) if old_parameters else None
+            if form is not None:
+                kl.append(kl_from_parameters(old_parameters, form))
+        # On the CPU, as not every device has float64
+        return th.cat(kl).cpu().mean(dtype=th.float64).item() if kl else None
 
-    def _data(
-        self, samples: RolloutBufferSamples, old_policy: ActorCriticPolicy | None, old_parameters: tuple[th.Tensor, ...] = ()
-    ) -> RolloutData:
-        """Samples of the buffer, with parameters of pi_old: those given, or those of a policy."""
-        # By name: the samples of a custom buffer may be of another class
+    def check_policy(self) -> None:
+        """Warn if a custom policy acts by other distributions than it says, by which ``predict`` and the KL go."""
+        if self.data is not None and self.kind.acts_otherwise(self.data.select(th.arange(min(64, len(self.data.returns))))):
+            warnings.warn(
+                "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
+                "predict, train/kl and a KL penalty go by that distribution.",
+                stacklevel=4,
+            )
+
+    def _batch(self, samples: RolloutBufferSamples) -> Batch:
+        """Samples of the buffer, by name: those of a custom buffer may be of another class."""
         actions, advantages = samples.actions, samples.advantages
-        if isinstance(self.policy.action_space, spaces.Discrete):
+        if self.is_discrete:
             actions = actions.long().flatten()
         if self.moments is not None:
             mean, deviation = self.moments
             advantages = (advantages - mean) / (deviation + 1e-8)
-        if self.is_known is None:
-            self.is_known = acts_by_known_distribution(self.policy, samples.observations, actions)
-        if old_policy is not None and self.is_known:
-            with evaluation_mode(old_policy), suppress(NotImplementedError):
-                old_parameters = closed_form_of_samples(old_policy, samples.observations, actions).parameters
-        old_values, old_log_prob, returns = samples.old_values, samples.old_log_prob, samples.returns
-        return RolloutData(samples.observations, actions, old_values, old_log_prob, advantages, returns, old_parameters)
+        return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, advantages, samples.returns, ())
 
 
-class KeptDistributions:
+class _OldPolicy(nn.Module):
     """
-    The distributions pi_old(.|s) of a rollout's steps, kept from the passes that chose its actions.
+    A policy with the parameters and buffers that it has now.
 
-    :param parameters: as in ``kl.ClosedForm``, each of shape ``(n_steps, n_envs, ...)``; none if they are not known
-    :param buffer: the full buffer of the rollout
+    :param kind: the policy
     """
 
-    def __init__(self, parameters: tuple[th.Tensor, ...], buffer: RolloutBuffer) -> None:
-        self.parameters = parameters if is_standard_buffer(buffer) else ()
-        self.checksum = _checksum(buffer) if self.parameters else ()
+    def __init__(self, kind: FeedForward) -> None:
+        super().__init__()
+        self.policy = kind.policy
+        self.kind = kind
+        tensors = (*self.policy.named_parameters(), *self.policy.named_buffers())
+        self.tensors = {f"policy.{name}": tensor.detach().clone() for name, tensor in tensors}
 
-    def of(self, buffer: RolloutBuffer) -> tuple[th.Tensor, ...]:
-        """
-        The parameters, if they are those of the observations in a buffer: a callback may have changed these since, by
-        normalising them, say, and pi_old has not seen what they are now.
+    def forward(self, observations: PyTorchObs) -> ClosedForm | None:
+        return self.kind.distributions(observations)
 
-        :param buffer: the buffer that is learned from
-        :return: the parameters, or none
-        """
-        return self.parameters if self.parameters and is_standard_buffer(buffer) and _checksum(buffer) == self.checksum else ()
-
-
-def _checksum(buffer: RolloutBuffer) -> tuple[Any, ...]:
-    """Shape and checksum of each array of observations in one of SB3's own buffers."""
-    observations = buffer.observations
-    arrays = observations.values() if isinstance(observations, dict) else [observations]
-    return tuple((array.shape, zlib.crc32(np.ascontiguousarray(array).data)) for array in arrays)
+    def distributions(self, observations: PyTorchObs) -> ClosedForm | None:
+        form: ClosedForm | None = functional_call(self, self.tensors, (observations,))
+        return form
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
     """
-    All samples of one of SB3's own buffers as tensors on its device.
+    All samples of one of Stable-Baselines3's own buffers as tensors on its device.
 
     :param buffer: a full buffer, which is left as its ``get`` leaves it
     :return: the samples, in the order that the indices of ``get`` refer to
-    :raises ValueError: if the buffer is not full
+    :raises ArgumentError: if the buffer is not full
     """
     if not buffer.full:
-        raise ValueError(
+        raise checks.ArgumentError(
             f"The rollout buffer must be full to learn from it, but holds {buffer.pos} of {buffer.buffer_size} steps"
         )
     if not buffer.generator_ready:
@@ -219,31 +247,3 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
     arrays = (buffer.actions.astype(np.float32, copy=False), buffer.values, buffer.log_probs)
     actions, *others = map(to_torch, (*arrays, buffer.advantages, buffer.returns))
     return RolloutBufferSamples(observations, actions, *(tensor.flatten() for tensor in others))  # type: ignore[arg-type]
-
-
-def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
-    """
-    Truncated generalized advantage estimation, equations (11) and (12), as the buffer's method of the same name.
-
-    :param buffer: a full buffer
-    :param last_values: value of the last observation of each environment
-    :param dones: whether the last step ended the episode of each environment
-    """
-    # Others are added up in a wider type
-    is_float32 = {type(buffer.gamma), type(buffer.gae_lambda)} <= {int, float} and last_values.dtype == th.float32
-    if not is_standard_buffer(buffer) or not is_float32:
-        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-        return
-    # SB3's expressions over all steps at once, in its order of operations; only the recursion is left for the loop
-    next_non_terminal = np.empty_like(buffer.values)
-    next_non_terminal[:-1] = 1.0 - buffer.episode_starts[1:]
-    next_non_terminal[-1] = 1.0 - dones.astype(np.float32)
-    next_values = np.empty_like(buffer.values)
-    next_values[:-1] = buffer.values[1:]
-    next_values[-1] = last_values.cpu().numpy().flatten()
-    deltas = buffer.rewards + buffer.gamma * next_values * next_non_terminal - buffer.values
-    decays = buffer.gamma * buffer.gae_lambda * next_non_terminal
-    advantage = np.zeros(buffer.n_envs, dtype=np.float32)
-    for delta, decay, out in zip(deltas[::-1], decays[::-1], buffer.advantages[::-1], strict=True):
-        advantage = np.add(delta, decay * advantage, out=out)
-    buffer.returns = buffer.advantages + buffer.values

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_ppo_variants.kl_penalty import KLPenaltyPPO
-from sb3_ppo_variants.loading import parameters_of
-from sb3_ppo_variants.ppo_clip import PPOClip
-from sb3_ppo_variants.ppo_fixedkl import PPOFixedKL
-from sb3_ppo_variants.ppo_klpen import PPOKLPen
-from sb3_ppo_variants.proximal import ProximalPolicyOptimization
+from sb3_ppo_variants.adaptive import AdaptiveLearningRate
+from sb3_ppo_variants.ppo import ProximalPolicyOptimization
+from sb3_ppo_variants.saving import parameters_of
+from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPen
 
 if TYPE_CHECKING:
     import optuna
@@ -36,13 +34,11 @@ ALGOS: dict[str, type[BaseAlgorithm]] = {
 OLDEST_ZOO = (2, 7)
 INSTALL = f'pip install "rl_zoo3>={".".join(map(str, OLDEST_ZOO))},<3"'
 
-# Coefficients whose string schedules ("lin_0.2") the Zoo converts itself for every algorithm, and those that it does not know,
-# of a class and its subclasses
-ZOO_SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-OWN_SCHEDULES: dict[type[BaseAlgorithm], tuple[str, ...]] = {
-    ProximalPolicyOptimization: ("ent_coef", "vf_coef"),  # type: ignore[type-abstract]
+# Arguments that may be texts such as "lin_0.2", of a class and its subclasses
+SCHEDULES: dict[type[BaseAlgorithm], tuple[str, ...]] = {
+    ProximalPolicyOptimization: ("learning_rate", "clip_range", "clip_range_vf", "ent_coef", "vf_coef"),
     PPOFixedKL: ("kl_coef",),
-    PPOKLPen: ("target_kl",),
+    PPOKLPen: ("kl_target",),
 }
 
 # Trial attribute by which the experiment manager tells the samplers that clipping is on: they see nothing else of it
@@ -51,107 +47,77 @@ CLIPPING = "clipping"
 
 def hyperparams_path(algo: str) -> Path:
     """
-    Where this package's hyperparameters for the Zoo are.
+    Where this package's hyperparameters for the Zoo are: inside the package once installed, beside it in the source tree.
 
     :param algo: id of the algorithm in the Zoo
     :return: path of the YAML file, which need not exist
     """
-    # Inside the package once installed, beside it in the source tree
     package = Path(__file__).resolve().parent
     root = package if (package / "hyperparams").is_dir() else package.parent
     return root / "hyperparams" / f"{algo}.yml"
 
 
-def sample_onpolicy_params(trial: "optuna.Trial") -> dict[str, Any]:
+class _WithoutClipRange:
+    """An Optuna trial that does not draw a ``clip_range``."""
+
+    def __init__(self, trial: "optuna.Trial") -> None:
+        self._trial = trial
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return None if name == "clip_range" else self._trial.suggest_categorical(name, choices)
+
+
+def sample_ppo_clip_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
     """
-    What the three search spaces share: that of the Zoo's PPO without ``clip_range``.
+    Search space of ``PPOClip``: that of the Zoo's PPO.
 
     :param trial: the trial to sample for
-    :return: sampled values, not yet converted to hyperparameters
+    :param others: what the Zoo hands to every sampler
+    :return: sampled hyperparameters
     """
-    params: dict[str, Any] = {
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 2, 10),
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 12),
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True),
-        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-4, 0.1, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 0.002, log=True),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
-        "n_epochs": trial.suggest_categorical("n_epochs", [1, 5, 10, 20]),
-        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2),
-        "net_arch": trial.suggest_categorical("net_arch", ["tiny", "small", "medium"]),
-        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
-    }
-    # The values that the powers and complements stand for, to be read in the Zoo's report
-    trial.set_user_attr("gamma", 1 - params["one_minus_gamma"])
-    trial.set_user_attr("gae_lambda", 1 - params["one_minus_gae_lambda"])
-    trial.set_user_attr("n_steps", 2 ** params["n_steps_pow"])
-    trial.set_user_attr("batch_size", 2 ** params["batch_size_pow"])
+    from rl_zoo3.hyperparams_opt import sample_ppo_params
+
+    params: dict[str, Any] = sample_ppo_params(trial, *others)
     return params
 
 
-def _sample_clip_range(trial: "optuna.Trial") -> dict[str, Any]:
-    return {"clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3, 0.4])}
+def _sample_ppo_kl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
+    """The search space of the Zoo's PPO, with ``clip_range`` only where clipping is on."""
+    if trial.user_attrs.get(CLIPPING, False):
+        return sample_ppo_clip_params(trial, *others)
+    params = sample_ppo_clip_params(_WithoutClipRange(trial), *others)  # type: ignore[arg-type]
+    del params["clip_range"]
+    return params
 
 
-def _convert(params: dict[str, Any]) -> dict[str, Any]:
-    from rl_zoo3.hyperparams_opt import convert_onpolicy_params
-
-    return convert_onpolicy_params(params)
-
-
-def sample_ppo_clip_params(
-    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
-) -> dict[str, Any]:
+def sample_ppo_fixedkl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
     """
-    Search space of ``PPOClip``: the same as that of the Zoo's PPO.
+    Search space of ``PPOFixedKL``: that of ``PPOClip``, and beta about the paper's 0.3 to 10.
 
     :param trial: the trial to sample for
-    :param n_actions: not used, as in the Zoo's PPO
-    :param n_envs: not used
-    :param additional_args: not used
+    :param others: what the Zoo hands to every sampler
     :return: sampled hyperparameters
     """
-    return _convert(sample_onpolicy_params(trial) | _sample_clip_range(trial))
-
-
-def sample_ppo_fixedkl_params(
-    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
-) -> dict[str, Any]:
-    """
-    Search space of ``PPOFixedKL``: beta about the paper's 0.3 to 10, and ``clip_range`` only where clipping is on.
-
-    :param trial: the trial to sample for
-    :param n_actions: not used, as in the Zoo's PPO
-    :param n_envs: not used
-    :param additional_args: not used
-    :return: sampled hyperparameters
-    """
-    params = sample_onpolicy_params(trial)
+    params = _sample_ppo_kl_params(trial, *others)
     params["kl_coef"] = trial.suggest_float("kl_coef", 0.1, 30, log=True)
-    if trial.user_attrs.get(CLIPPING, False):
-        params |= _sample_clip_range(trial)
-    return _convert(params)
+    return params
 
 
-def sample_ppo_klpen_params(
-    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
-) -> dict[str, Any]:
+def sample_ppo_klpen_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
     """
-    Search space of ``PPOKLPen``: d_targ about the paper's 0.003 to 0.03, beta's first value, and ``clip_range`` only where
-    clipping is on.
+    Search space of ``PPOKLPen``: that of ``PPOClip``, d_targ about the paper's 0.003 to 0.03, and beta's first value.
 
     :param trial: the trial to sample for
-    :param n_actions: not used, as in the Zoo's PPO
-    :param n_envs: not used
-    :param additional_args: not used
+    :param others: what the Zoo hands to every sampler
     :return: sampled hyperparameters
     """
-    params = sample_onpolicy_params(trial)
-    params["target_kl"] = trial.suggest_float("target_kl", 0.001, 0.1, log=True)
+    params = _sample_ppo_kl_params(trial, *others)
+    params["kl_target"] = trial.suggest_float("kl_target", 0.001, 0.1, log=True)
     params["init_kl_coef"] = trial.suggest_float("init_kl_coef", 0.1, 10, log=True)
-    if trial.user_attrs.get(CLIPPING, False):
-        params |= _sample_clip_range(trial)
-    return _convert(params)
+    return params
 
 
 SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -161,31 +127,31 @@ SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _check_schedule(name: str, value: Any) -> None:
-    # The Zoo's own conversion takes any text before the underscore, and fails without a word on texts such as 1e-3
-    if isinstance(value, str) and re.fullmatch(r"lin_[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value) is None:
-        hint = " (in YAML, 1e-3 is a text: write 0.001 or !!float 1e-3)" if _is_number(value) else ""
-        raise ValueError(f"{name} must be a number or a schedule such as lin_0.2, but is the text {value!r}{hint}")
+def _schedule(name: str, text: str) -> Any:
+    """What a text such as lin_0.2 means. The Zoo takes any text before the underscore, and fails without a word on 1e-3."""
+    from rl_zoo3.utils import SimpleLinearSchedule
 
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    kinds = {"lin": SimpleLinearSchedule}
+    if name == "learning_rate":
+        kinds["adaptive"] = AdaptiveLearningRate
+    number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    matched = re.fullmatch(rf"({'|'.join(kinds)})_({number})", text)
+    if matched is not None:
+        try:
+            return kinds[matched[1]](float(matched[2]))
+        except ValueError as error:
+            raise ValueError(f"{name} is {text!r}, but {error}") from error
+    expected = " or ".join(["lin_0.2", *(["adaptive_0.01"] if "adaptive" in kinds else [])])
+    hint = " (in YAML, 1e-3 is a text: write 0.001 or !!float 1e-3)" if re.fullmatch(number, text) else ""
+    raise ValueError(f"{name} must be a number or a schedule such as {expected}, but is the text {text!r}{hint}")
 
 
 def _experiment_manager(base: Any) -> Any:
     """
-    Make the experiment manager that takes the place of the Zoo's. It differs for this package's algorithms only, and for those
-    that a user derives from them.
-
-    :param base: the Zoo's ``ExperimentManager``
-    :return: a subclass of it
+    Make the experiment manager that takes the place of the Zoo's, a subclass of it. They differ for this package's algorithms
+    only, and for those that a user derives from them.
     """
     from rl_zoo3.utils import ALGOS as ALL_ALGOS
-    from rl_zoo3.utils import SimpleLinearSchedule
 
     signature = inspect.signature(base.__init__)
 
@@ -198,30 +164,31 @@ def _experiment_manager(base: Any) -> Any:
             if self.algo in ALGOS and not signature.bind(self, *args, **kwargs).arguments.get("config"):
                 self.config = str(hyperparams_path(self.algo))
 
-        def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        def _is_a(self, cls: type[BaseAlgorithm]) -> bool:
             algorithm = ALL_ALGOS[self.algo]
-            if not (isinstance(algorithm, type) and issubclass(algorithm, ProximalPolicyOptimization)):
+            return isinstance(algorithm, type) and issubclass(algorithm, cls)
+
+        def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+            if not self._is_a(ProximalPolicyOptimization):
                 return super()._preprocess_hyperparams(hyperparams)
-            own_names = {name for cls, names in OWN_SCHEDULES.items() if issubclass(algorithm, cls) for name in names}
             own: dict[str, Any] = {}
-            for name in (*ZOO_SCHEDULES, *own_names):
+            for name in (name for cls, names in SCHEDULES.items() if self._is_a(cls) for name in names):
                 value = hyperparams.get(name)
-                _check_schedule(name, value)
-                if name in own_names and isinstance(value, str):
-                    own[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
-                elif name in hyperparams and value is None:
-                    # For these classes None means "no clipping"; the Zoo takes no None
-                    own[name] = None
+                if isinstance(value, str):
+                    own[name] = _schedule(name, value)
+                elif name in hyperparams and (value is None or callable(value)):
+                    # For these classes None means "no clipping"; the Zoo takes no None, and no schedules from Python files
+                    own[name] = value
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
             result.update(own)
-            self._check_keys(algorithm, result)
+            self._check_keys(result)
             return (result, *others)
 
-        def _check_keys(self, algorithm: type[BaseAlgorithm], hyperparams: dict[str, Any]) -> None:
+        def _check_keys(self, hyperparams: dict[str, Any]) -> None:
             """Constructor and ``load`` name unknown hyperparameters, too, but do not say where they come from."""
             # For `load`, beta is one: a training may go on with another
-            state = {"kl_coef"} if self.continue_training and issubclass(algorithm, KLPenaltyPPO) else set()
-            unknown = sorted(hyperparams.keys() - parameters_of(algorithm) - state)
+            state = {"kl_coef"} if self.continue_training and self._is_a(KLPenaltyPPO) else set()
+            unknown = sorted(hyperparams.keys() - parameters_of(ALL_ALGOS[self.algo]) - state)
             if unknown:
                 study = f", the study {self.study_name}" if self.trial_id else ""
                 raise ValueError(
@@ -230,8 +197,7 @@ def _experiment_manager(base: Any) -> Any:
                 )
 
         def objective(self, trial: "optuna.Trial") -> float:
-            algorithm = ALL_ALGOS[self.algo]
-            if isinstance(algorithm, type) and issubclass(algorithm, KLPenaltyPPO):
+            if self._is_a(KLPenaltyPPO):
                 trial.set_user_attr(CLIPPING, self._hyperparams.get("clip_range") is not None)
             return float(super().objective(trial))
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 
-from sb3_ppo_variants.flat import is_quicker_transposed
+from sb3_ppo_variants.optimizer import is_quicker_transposed
 
 INDUCTOR_OPTIONS = {
     # The indices are permutations
@@ -29,17 +29,9 @@ INDUCTOR_OPTIONS = {
 
 
 def trace(step: Callable[..., Any], arguments: list[Any], decompose: bool, exact_tanh: bool) -> th.fx.GraphModule:
-    """
-    Trace a function to a graph.
-
-    :param step: the function, which may change its arguments in place, but nothing else
-    :param arguments: some of its arguments
-    :param decompose: whether operations are taken apart for ``compile_graph``
-    :param exact_tanh: whether tanh is to keep its last digits
-    :return: the graph
-    """
+    """Trace a function to a graph."""
     # torch's own modules warn when they are imported
-    with _OneHotWithoutChecks(), warnings.catch_warnings():
+    with _WithoutChecks(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch._inductor import config
         from torch._inductor.decomposition import select_decomp_table
@@ -77,10 +69,12 @@ def _tanh(x: th.Tensor) -> th.Tensor:
     return 2 / (1 + th.exp(-2 * x)) - 1
 
 
-class _OneHotWithoutChecks(TorchFunctionMode):
-    """``one_hot`` (of discrete observations) without the checks of its values, which a trace cannot follow."""
+class _WithoutChecks(TorchFunctionMode):
+    """Checks of values, which a trace cannot follow: those of ``one_hot`` and of distributions are left out."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is th._is_all_true:
+            return True
         if func is nn.functional.one_hot:
 
             def one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
@@ -91,13 +85,7 @@ class _OneHotWithoutChecks(TorchFunctionMode):
 
 
 def compile_graph(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:
-    """
-    Compile a graph.
-
-    :param graph: the graph
-    :param arguments: some of its arguments
-    :return: the function; it empties the list that it is called with
-    """
+    """Compile a graph."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch._inductor import config

@@ -1,6 +1,6 @@
 """
-Steps of SB3's ``DummyVecEnv`` and ``VecNormalize`` with less overhead: the same observations, rewards and infos, and the same
-attributes afterwards, bit for bit. Much of the time of the originals goes into deep copies and temporary arrays.
+Steps of ``DummyVecEnv`` and ``VecNormalize`` with less overhead: the same observations, rewards and infos, and the same
+attributes afterwards. Much of the time of the originals goes into deep copies and temporary arrays.
 """
 
 from collections.abc import Callable
@@ -14,41 +14,30 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_ppo_variants.stand_in import is_plain
-
 # Immutable, so that a deep copy is the object itself
 IMMUTABLE = frozenset((bool, int, float, str, type(None), np.bool_, np.int32, np.int64, np.float32, np.float64))
 
+Step = Callable[[np.ndarray], VecEnvStepReturn]
 
-def fast_step(env: VecEnv) -> Callable[[np.ndarray], VecEnvStepReturn]:
-    """
-    A function that does what ``env.step`` does.
 
-    :param env: any vectorized environment; other than SB3's own ``DummyVecEnv`` and ``VecNormalize`` with a single array as
-        observation, it is stepped by its own method
-    :return: the function
-    """
-    if isinstance(env, DummyVecEnv) and is_plain(env, DummyVecEnv) and env.keys == [None]:
+def lane(env: VecEnv) -> Step | None:
+    """A function that does what ``env.step`` does."""
+    if isinstance(env, DummyVecEnv) and type(env) is DummyVecEnv and env.keys == [None]:
         return partial(_step_dummy, env)
     if (
         isinstance(env, VecNormalize)
-        and is_plain(env, VecNormalize)
+        and type(env) is VecNormalize
         and isinstance(env.observation_space, spaces.Box)
-        and all(is_plain(vars(env)[name], RunningMeanStd) for name in ("obs_rms", "ret_rms") if name in vars(env))
+        and all(type(vars(env)[name]) is RunningMeanStd for name in ("obs_rms", "ret_rms") if name in vars(env))
     ):
-        return partial(_step_normalize, env, _step_of_parts(env.venv))
-    return env.step
+        return partial(_step_normalize, env, lane(env.venv) or partial(_step_in_parts, env.venv))
+    return None
 
 
-def _step_of_parts(env: VecEnv) -> Callable[[np.ndarray], VecEnvStepReturn]:
+def _step_in_parts(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
     """What a wrapper calls, which need not be ``env.step``."""
-
-    def step(actions: np.ndarray) -> VecEnvStepReturn:
-        env.step_async(actions)
-        return env.step_wait()
-
-    fast = fast_step(env)
-    return step if fast == env.step else fast
+    env.step_async(actions)
+    return env.step_wait()
 
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:

@@ -1,0 +1,83 @@
+"""
+Numbers that follow the KL of the updates: beta of section 4 of the PPO paper (https://arxiv.org/abs/1707.06347), and the step
+size of its Table 4. Rules only: the numbers themselves belong to the model.
+"""
+
+from dataclasses import dataclass
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, bounds: tuple[float, float]) -> float:
+    """
+    Section 4's rule, once per policy update: beta is halved if d < d_targ / 1.5, doubled if d > 1.5 d_targ.
+
+    :param kl_coef: beta of the update that has just been made
+    :param kl: d, the mean KL[pi_old, pi] after that update, in nats
+    :param kl_target: d_targ, in nats
+    :param bounds: smallest and largest beta
+    :return: beta for the next update
+    """
+    if kl < kl_target / 1.5:
+        kl_coef = kl_coef / 2
+    elif kl > kl_target * 1.5:
+        kl_coef = kl_coef * 2
+    return min(max(kl_coef, bounds[0]), bounds[1])
+
+
+@dataclass(frozen=True)
+class AdaptiveLearningRate:
+    """
+    A ``learning_rate`` that follows the KL, as in Table 4 ("Adam stepsize: adjusted based on the target value of the KL
+    divergence"): divided by a factor if the KL of an update is above ``band * kl_target``, multiplied by it if the KL is below
+    ``kl_target / band``. The paper prints no numbers; these are those of rsl_rl and skrl.
+
+    The current step size belongs to the model: ``model.adapted_learning_rate``.
+
+    :param kl_target: KL[pi_old, pi] that an update is to have, in nats
+    :param initial: step size of the first update
+    :param factor: by how much the step size changes in an update
+    :param band: how many times the KL may be above or below its target
+    :param bounds: smallest and largest step size
+    :raises ValueError: if a number is out of range
+    """
+
+    kl_target: float = 0.01
+    initial: float = 3e-4
+    factor: float = 1.5
+    band: float = 2.0
+    bounds: tuple[float, float] = (1e-5, 1e-2)
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        for name, value, smallest, largest in (
+            ("kl_target", self.kl_target, 0.0, float("inf")),
+            ("factor", self.factor, 1.0, float("inf")),
+            ("band", self.band, 1.0, float("inf")),
+            ("bounds[0]", low, 0.0, high),
+        ):
+            if not smallest < value < largest:
+                raise ValueError(f"{name} of AdaptiveLearningRate must be between {smallest} and {largest}, but is {value}")
+        if not low <= self.initial <= high:
+            raise ValueError(f"initial of AdaptiveLearningRate must be within bounds = {self.bounds}, but is {self.initial}")
+
+    def __call__(self, progress_remaining: float) -> float:
+        """
+        The first step size: to Stable-Baselines3, this is a schedule.
+
+        :param progress_remaining: not used
+        :return: ``initial``
+        """
+        return self.initial
+
+    def adapt(self, learning_rate: float, kl: float) -> float:
+        """
+        The rule, once per policy update.
+
+        :param learning_rate: step size of the update that has just been made
+        :param kl: mean KL[pi_old, pi] after that update, in nats
+        :return: step size of the next update
+        """
+        if kl > self.band * self.kl_target:
+            learning_rate = learning_rate / self.factor
+        elif kl < self.kl_target / self.band:
+            learning_rate = learning_rate * self.factor
+        return min(max(learning_rate, self.bounds[0]), self.bounds[1])

@@ -1,0 +1,119 @@
+"""The arguments of the algorithms: errors that name the argument and the value, before anything is trained."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+
+from sb3_ppo_variants import checks
+
+
+def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
+    """The arguments of a constructor that it hands on, of its local variables: all but its own."""
+    return {name: value for name, value in local_variables.items() if name not in ("self", "__class__", *own)}
+
+
+@contextmanager
+def as_errors(what: str) -> Iterator[None]:
+    """Make of Stable-Baselines3's assertions, by which it checks spaces and policies, errors that say what is wrong."""
+    try:
+        yield
+    except AssertionError as error:
+        raise error if isinstance(error, checks.ArgumentError) else checks.ArgumentError(f"{what}: {error}") from error
+
+
+def check_arguments(algorithm: Any) -> None:
+    """
+    Check the arguments of an algorithm, those of the constructor and those given to ``load``. Numbers of NumPy's become
+    Python's, as torch and Stable-Baselines3 take no others in some places.
+    """
+    a = algorithm
+    _check_policy(a)
+    for name in ("n_steps", "batch_size", "n_epochs"):
+        setattr(a, name, checks.check_integer(name, getattr(a, name), minimum=1))
+    checks.check_coefficient("learning_rate", a.learning_rate, minimum=0)
+    if not callable(a.learning_rate):
+        a.learning_rate = float(a.learning_rate)
+    checks.check_number("gamma", a.gamma, minimum=0, maximum=1)
+    checks.check_number("gae_lambda", a.gae_lambda, minimum=0, maximum=1)
+    checks.check_coefficient("clip_range", a.clip_range, above=0, optional=True, infinite=True)
+    checks.check_coefficient("clip_range_vf", a.clip_range_vf, above=0, optional=True, infinite=True)
+    checks.check_coefficient("ent_coef", a.ent_coef)
+    checks.check_coefficient("vf_coef", a.vf_coef, minimum=0)
+    checks.check_number("max_grad_norm", a.max_grad_norm, above=0, optional=True, infinite=True)
+    checks.check_number("target_kl", a.target_kl, above=0, optional=True, infinite=True)
+    checks.check_type("use_sde", a.use_sde, bool, np.bool_)
+    a.use_sde = bool(a.use_sde)
+    a.sde_sample_freq = checks.check_integer("sde_sample_freq", a.sde_sample_freq, minimum=-1)
+    checks.check_type("policy_kwargs", a.policy_kwargs, dict)
+    if not (a.rollout_buffer_class is None or callable(a.rollout_buffer_class)):
+        raise TypeError(f"rollout_buffer_class must be a class or None, but is {a.rollout_buffer_class!r}")
+    checks.check_type("rollout_buffer_kwargs", a.rollout_buffer_kwargs, dict)
+    checks.check_type("seed", a.seed, int, np.integer, type(None))
+    checks.check_integer("stats_window_size", a._stats_window_size, minimum=1)
+    a.normalize_advantage = checks.check_choice("normalize_advantage", a.normalize_advantage, (True, False, "batch"))
+    a.compile = checks.check_choice("compile", a.compile, (True, False, "auto"))
+    if a.normalize_advantage is True and a.batch_size == 1:
+        raise checks.ArgumentError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
+    if not hasattr(a, "action_space"):
+        raise ValueError("env must be an environment or the id of one, but is None")
+    needs_dict = a.policy_class is MultiInputActorCriticPolicy and "features_extractor_class" not in a.policy_kwargs
+    if needs_dict and not isinstance(a.observation_space, spaces.Dict):
+        raise ValueError(f"policy is for dictionaries of observations, but those of env are {a.observation_space}")
+
+
+def _check_policy(algorithm: Any) -> None:
+    cls, own = algorithm.policy_class, type(algorithm).__name__
+    if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy)):
+        raise ValueError(
+            f"policy must be an ActorCriticPolicy, but is {cls}: {own} cannot use the policies (and the saved models) of "
+            "other algorithms"
+        )
+    if not _is_called_with(cls.forward, "self", "observation"):
+        raise ValueError(
+            f"policy must act on observations alone, but {cls.__name__}.forward{inspect.signature(cls.forward)} takes more, "
+            f"which {own} does not give it: recurrent policies are not supported"
+        )
+
+
+def _is_called_with(function: Callable[..., Any], *arguments: str) -> bool:
+    """Whether a function can be called with some positional arguments, and no others, as far as that can be told."""
+    # Some functions have no signature
+    with suppress(ValueError):
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            return False
+    return True
+
+
+def check_rollout_size(algorithm: Any) -> None:
+    """Check that there is more than one sample where advantages are normalised."""
+    a = algorithm
+    if a.normalize_advantage and a.n_steps * a.n_envs == 1:
+        raise checks.ArgumentError(
+            f"n_steps * n_envs = {a.n_steps} * {a.n_envs} = 1, but advantages can only be normalised over more than one sample"
+        )
+
+
+def warn_of_truncated_minibatches(algorithm: Any, outermost: type) -> None:
+    """
+    Warn if the last minibatch of each epoch is smaller than the others. The text begins as that of Stable-Baselines3, which
+    users filter by.
+    """
+    a = algorithm
+    size = a.n_steps * a.n_envs
+    if size % a.batch_size > 0:
+        # Subclasses may have constructors, and the warning is to point to where the outermost is called
+        constructors = [cls for cls in type(a).__mro__ if "__init__" in vars(cls)]
+        warnings.warn(
+            f"You have specified a mini-batch size of {a.batch_size}, but because the `RolloutBuffer` is of size "
+            f"`n_steps * n_envs = {size}`, the last minibatch of each epoch is truncated to {size % a.batch_size} samples "
+            f"(n_steps={a.n_steps} and n_envs={a.n_envs})",
+            stacklevel=4 + constructors.index(outermost),
+        )

@@ -1,0 +1,44 @@
+"""Callbacks for experiments like those of the paper."""
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class AnnealLogStd(BaseCallback):
+    """
+    Anneals the logarithm of the standard deviation of Gaussian actions linearly in the course of a training instead of
+    learning it: "LinearAnneal(-0.7, -1.6)" in Table 4 of https://arxiv.org/abs/1707.06347.
+
+    :param initial: its value in the first rollout
+    :param final: its value when the training ends
+    :param verbose: as in every callback
+    """
+
+    def __init__(self, initial: float = -0.7, final: float = -1.6, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.initial = initial
+        self.final = final
+
+    def _init_callback(self) -> None:
+        """
+        Check the policy.
+
+        :raises ValueError: if it has no ``log_std``
+        """
+        log_std = getattr(self.model.policy, "log_std", None)
+        if not isinstance(log_std, th.nn.Parameter):
+            raise ValueError("AnnealLogStd needs a policy with Gaussian actions, that is with a log_std")
+        self.log_std = log_std
+
+    def _on_training_start(self) -> None:
+        self.log_std.requires_grad_(False)
+
+    def _on_rollout_start(self) -> None:
+        progress = self.model._current_progress_remaining
+        self.log_std.data.fill_(self.final + (self.initial - self.final) * max(progress, 0.0))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.log_std.requires_grad_(True)

@@ -1,0 +1,138 @@
+"""What decides whether the updates of a training are compiled, and makes the compiled ones."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
+from sb3_ppo_variants.compiled.step import CompiledStep
+from sb3_ppo_variants.compiled.support import CompilationError, image_work, unsupported_policy, unsupported_reason
+from sb3_ppo_variants.objectives import Objective
+from sb3_ppo_variants.rollout import Rollout
+
+# Minibatch steps in a `learn` from which on compile="auto" compiles: that saves most of a millisecond in each, and compiling
+# takes some seconds. Not measured, so that the same seed always takes the same path.
+MIN_STEPS_TO_COMPILE = 12_000
+# Images of 84x84x4 on which the compiled step saves as much as that
+IMAGES_PER_STEP = 6
+
+
+class Backend:
+    """The compiled path of one model, in one process."""
+
+    def __init__(self) -> None:
+        #: Whether updates are compiled, until the end of this training
+        self.is_on = False
+        self.step: CompiledStep | None = None
+        self._n_steps_planned = 0.0
+        self._failure: str | None = None
+        self._must = False
+        self._say: Callable[[str], None] = print
+
+    def begin(self, algorithm: Any, n_timesteps: float) -> bool:
+        """
+        Decide whether the coming training compiles its updates.
+
+        :param algorithm: the algorithm
+        :param n_timesteps: length of the training
+        :return: whether it does
+        :raises RuntimeError: if the updates must be compiled and cannot; says why
+        """
+        a = algorithm
+        self._must, self._say = a.compile is True, a._print
+        rollout_size = a.n_steps * a.n_envs
+        n_rollouts = n_timesteps if math.isinf(n_timesteps) else math.ceil(n_timesteps / rollout_size)
+        n_steps = n_rollouts * a.n_epochs * math.ceil(rollout_size / a.batch_size)
+        n_images = n_rollouts * a.n_epochs * rollout_size * image_work(a.policy) if image_work(a.policy) > 0 else 0
+        # A training in many short pieces is a long one
+        self._n_steps_planned += max(n_steps, n_images / IMAGES_PER_STEP)
+        if self.step is not None:
+            self.step.n_compilations = self.step.n_changes = 0
+        self.is_on = self._must or self._n_steps_planned >= MIN_STEPS_TO_COMPILE
+        reason = (self._failure or unsupported_reason(a.policy, a.rollout_buffer)) if self.is_on else None
+        if reason is not None and self._must:
+            raise RuntimeError(f"compile=True is not possible: {reason}")
+        if reason is not None:
+            self._end(reason)
+        return self.is_on
+
+    def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
+        """The policy of a rollout."""
+        is_own = type(buffer) is RolloutBuffer
+        return NumpyPolicy(policy, buffer) if is_own and NumpyPolicy.supports(policy) else None
+
+    def optimize(
+        self,
+        old: Rollout,
+        n_epochs: int,
+        batch_size: int,
+        loss: tuple[Objective, Mapping[str, float], bool],
+        limits: tuple[float | None, float],
+    ) -> list[th.Tensor] | None:
+        """
+        K epochs of compiled minibatch steps.
+
+        :param old: the rollout
+        :param n_epochs: number of passes over it
+        :param batch_size: size of a minibatch
+        :param loss: the objective, the coefficients, and whether advantages are standardised in each minibatch
+        :param limits: largest norm of the gradient, and largest approximate KL of a minibatch
+        :return: as ``CompiledStep.run``; ``None`` if they have to be made otherwise
+        :raises CompilationError: if they cannot be compiled, and must be
+        """
+        objective, coef, standardizes = loss
+        policy = old.kind.policy
+        if th.is_anomaly_enabled():
+            # Autograd is being watched, and compiled code has none
+            return None
+        # A callback may have added hooks, say, and may take them away
+        reason = unsupported_policy(policy, old.buffer)
+        if reason is not None:
+            self._end(reason)
+            return None
+        step = self.step
+        if step is None or not step.serves(policy, objective, tuple(coef), standardizes):
+            self.step = CompiledStep(policy, objective, tuple(coef), standardizes)
+            if step is not None:
+                self.step.n_compilations = step.n_compilations
+                self.step.change = "the policy, the objective or the names of its coefficients change"
+        assert self.step is not None
+        try:
+            epochs = self.step.run(old, n_epochs, batch_size, coef, *limits)
+        except CompilationError as error:
+            # Another attempt would fail, too, and take its time
+            self._failure = str(error)
+            self._end(str(error), error)
+            return None
+        self.step.store()
+        return epochs
+
+    def _end(self, reason: str, cause: CompilationError | None = None) -> None:
+        """Go on without in this training, or not at all if the updates must be compiled."""
+        if self._must:
+            raise cause or CompilationError(reason)
+        self.is_on = False
+        self._say(f"Not compiled: {reason}")
+
+    @contextmanager
+    def threads(self, policy: ActorCriticPolicy) -> Iterator[None]:
+        """One torch thread where more only get in each other's way, with small networks. What the user has set stays."""
+        n_threads = th.get_num_threads()
+        # Those that this process may use
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Torch's own choice is the number of cores, which may count twice as many as there are
+        is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)
+        one_is_best = is_default and self.is_on and NumpyPolicy.supports(policy)
+        try:
+            if one_is_best:
+                th.set_num_threads(1)
+            yield
+        finally:
+            if one_is_best:
+                th.set_num_threads(n_threads)

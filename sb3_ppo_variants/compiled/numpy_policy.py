@@ -1,0 +1,106 @@
+"""Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of Stable-Baselines3, with other random draws."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_ppo_variants import checks
+from sb3_ppo_variants.policies import Action, FeedForward, Observations, is_standard_mlp, networks
+
+LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+
+
+class NumpyPolicy(FeedForward):
+    """
+    A policy for one rollout, with its parameters at the start of it: a callback that changes them meanwhile takes effect in
+    the next one. So the two networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at
+    once, from torch's generator. Values and log probabilities are written to the buffer, and the tensors returned are views
+    of it, as to make tensors takes time.
+    """
+
+    fills_buffer = True
+
+    @staticmethod
+    def supports(policy: ActorCriticPolicy) -> bool:
+        """Whether the layers of a policy can be stacked."""
+        if not is_standard_mlp(policy):
+            return False
+        pi, vf = networks(policy)
+        return [type(layer) for layer in pi] == [type(layer) for layer in vf] and all(
+            type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
+        )
+
+    def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
+        super().__init__(policy)
+        n_steps, n_envs = buffer.values.shape
+        pi, vf = networks(policy)
+        # Weight (transposed) and bias of a linear layer, or the function of an activation
+        self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
+        first = True
+        for layer_pi, layer_vf in zip(pi, vf, strict=True):
+            if isinstance(layer_pi, nn.Linear):
+                weights = [layer.weight.detach() for layer in (layer_pi, layer_vf)]
+                # Both networks see the observation
+                weight = th.cat(weights) if first else th.block_diag(*weights)
+                first = False
+                bias = th.cat([layer_pi.bias, layer_vf.bias]).detach()
+                # A row for each environment: sums of equal shapes are faster
+                self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
+            else:
+                self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else _relu)
+        self.n_outputs = pi[-1].out_features
+        self.step = 0
+        self.values, self.log_probs = buffer.values[..., None], buffer.log_probs
+        self.value_tensors = th.from_numpy(self.values).unbind()
+        self.log_prob_tensors = th.from_numpy(self.log_probs).unbind()
+        self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        if self.is_gaussian:
+            log_std = policy.log_std.detach()
+            noise = th.randn(n_steps, n_envs, self.n_outputs)
+            self.noise = (noise * log_std.exp()).numpy()
+            if not checks.all_finite(self.noise):
+                raise checks.NonFinitePolicyError.of(policy)
+            # log pi(a|s) of a = mean + std * noise does not depend on the mean
+            self.log_probs[:] = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1).numpy()
+        else:
+            self.uniform = th.rand(n_steps, n_envs, 1).numpy()
+            # Probabilities may become 0, also where NumPy has been told to raise an error then
+            self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
+
+    def act(self, observations: Observations) -> Action:
+        """The next step of the rollout, as ``FeedForward.act``."""
+        assert isinstance(observations, np.ndarray)
+        if not checks.all_finite(observations):
+            checks.check_observation(observations)
+        latent = observations.astype(np.float32, copy=False)
+        for layer in self.layers:
+            if isinstance(layer, tuple):
+                latent = np.dot(latent, layer[0])
+                latent += layer[1]
+            else:
+                layer(latent, out=latent)
+        if not checks.all_finite(latent):
+            raise checks.NonFinitePolicyError.of(self.policy)
+        step, self.step = self.step, self.step + 1
+        outputs = latent[:, : self.n_outputs]
+        self.values[step] = latent[:, self.n_outputs :]
+        obs_tensor, values, log_probs = th.from_numpy(observations), self.value_tensors[step], self.log_prob_tensors[step]
+        if self.is_gaussian:
+            return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
+        # Inverse of the cumulative distribution
+        logits = outputs - outputs.max(axis=1, keepdims=True)
+        probs = self.exp(logits)
+        cumulative = probs.cumsum(axis=1)
+        actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
+        self.log_probs[step] = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
+        return Action(obs_tensor, actions, values, log_probs)
+
+
+def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0, out=out)

@@ -1,0 +1,354 @@
+"""
+The compiled minibatch step. ``make_fx`` traces the step of any policy to a graph of tensor operations, Inductor makes C++ of
+it. The function works on flat copies of the parameters and of Adam's moments: they are taken from the policy and its optimizer
+before an update and put back after it, so that those two always hold the truth.
+"""
+
+import math
+import pickle
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.func import functional_call, grad_and_value
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_variants.compiled import inductor, verification
+from sb3_ppo_variants.compiled.support import CompilationError, image_work
+from sb3_ppo_variants.loss import APPROX_KL, Batch, Evaluation, ppo_loss
+from sb3_ppo_variants.objectives import Objective
+from sb3_ppo_variants.optimizer import FlatParameters
+from sb3_ppo_variants.policies import FeedForward, is_of_libraries, kept_generators
+from sb3_ppo_variants.rollout import Rollout
+
+# Compilations in a training: what changes more often is quicker without
+MAX_COMPILATIONS = 4
+# Numbers of a step that come before the coefficients of the loss: Adam's, and limits
+N_OTHERS = 9
+
+Function = Callable[[list[Any]], Sequence[th.Tensor]]
+
+# Torch's compiler is not made for several threads
+_compiling = threading.Lock()
+
+
+class CompiledStep:
+    """Minibatch steps on a policy, each one call of a compiled function."""
+
+    def __init__(self, policy: ActorCriticPolicy, objective: Objective, coef_names: Sequence[str], standardizes: bool) -> None:
+        self.policy = policy
+        self.objective = objective
+        self.coef_names = tuple(coef_names)
+        self.standardizes = standardizes
+        self.module = _Loss(FeedForward(policy))
+        # Other networks may take a layout for granted
+        self.has_nature_cnn = image_work(policy) > 0
+        self.layout = FlatParameters(policy, transpose=True)
+        self.parameters, self.exp_avg, self.exp_avg_sq = (self.layout.zeros() for _ in range(3))
+        # Buffers and frozen parameters
+        self.constants: dict[str, th.Tensor] = {}
+        self.n_steps = 0
+        self.functions: dict[Any, Function] = {}
+        # In this training, also by others that this one has replaced; and what makes one more necessary
+        self.n_compilations = 0
+        self.change = ""
+        # Updates in a row before which the policy had changed by something else than its parameters
+        self.n_changes = 0
+        # Whether the policy draws random numbers from torch, and which parameters the loss does not depend on
+        self.draws = False
+        self.unused: set[int] = set()
+
+    def serves(self, policy: ActorCriticPolicy, objective: Objective, coef_names: Sequence[str], standardizes: bool) -> bool:
+        """Whether this can make the steps of an update, or another must be made."""
+        layout = FlatParameters(policy)
+        return (
+            policy is self.policy
+            and (objective, tuple(coef_names), standardizes) == (self.objective, self.coef_names, self.standardizes)
+            and list(map(id, layout.parameters)) == list(map(id, self.layout.parameters))
+            and layout.places == self.layout.places
+        )
+
+    def _step(
+        self,
+        parameters: th.Tensor,
+        exp_avg: th.Tensor,
+        exp_avg_sq: th.Tensor,
+        constants: dict[str, th.Tensor],
+        data: Batch,
+        coef_vector: th.Tensor,
+        index: th.Tensor,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The minibatch step: updates parameters, moments and buffers in place and returns the values of ``METRICS``, the norm of
+        the gradient, and by how much the gradient is clipped.
+        """
+        step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *adam = coef_vector[:N_OTHERS].unbind()
+        one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay = adam
+        coef = dict(zip(self.coef_names, coef_vector[N_OTHERS:].unbind(), strict=True))
+        batch = data.select(index)
+        if self.has_nature_cnn:
+            batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
+        loss = partial(self._loss, batch, coef)
+        # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
+        gradients, (_, (metrics, new_constants)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), constants)
+        gradient = self.layout.concatenate(gradients)
+        # As torch.nn.utils.clip_grad_norm_, or not at all if the limit is infinite: also where the norm overflows
+        norm = th.linalg.vector_norm(gradient)
+        scale = th.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
+        scale = th.where(th.isinf(max_grad_norm), th.ones_like(scale), scale)
+        gradient = gradient * scale
+
+        # As torch.optim.Adam
+        gradient = gradient + weight_decay * parameters
+        new_exp_avg = exp_avg + one_minus_beta1 * (gradient - exp_avg)
+        new_exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * gradient * gradient
+        denominator = new_exp_avg_sq.sqrt() * inverse_bias_correction2_sqrt + eps
+        new_parameters = parameters - step_size * (new_exp_avg / denominator)
+
+        # Stable-Baselines3 ends the update before the step that exceeds the limit; NaN does not
+        goes_on = ~(metrics[APPROX_KL] > max_approx_kl)
+        updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
+        updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
+        # Batch normalisation has seen that minibatch
+        updates += [(constant, new_constants[name]) for name, constant in constants.items()]
+        for old, new in updates:
+            old.copy_(new)
+        # The scale is returned so that Inductor computes it once, and not again in the loop over each vector of parameters
+        return th.cat([metrics, norm[None]]), scale
+
+    def _loss(
+        self, batch: Batch, coef: dict[str, Any], parameters: list[th.Tensor], constants: dict[str, th.Tensor]
+    ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
+        """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
+        # Batch normalisation writes to its buffers
+        constants = {name: constant.clone() for name, constant in constants.items()}
+        trained = {f"policy.{name}": tensor for name, tensor in self.layout.by_place(parameters).items()}
+
+        def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
+            return ppo_loss(self.objective, batch, evaluation, coef, self.standardizes)
+
+        loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, loss_of), tie_weights=False)
+        return loss, (metrics, constants)
+
+    def run(
+        self,
+        old: Rollout,
+        n_epochs: int,
+        batch_size: int,
+        coef: Mapping[str, float],
+        max_grad_norm: float | None,
+        max_approx_kl: float,
+    ) -> list[th.Tensor]:
+        """
+        Make the steps of an update, on copies of the parameters: ``store`` puts the result into the policy.
+
+        :param old: the rollout, of one of Stable-Baselines3's own buffers
+        :param n_epochs: number of passes over it
+        :param batch_size: size of a minibatch; the last one of an epoch may be smaller
+        :param coef: the coefficients of the loss by name
+        :param max_grad_norm: largest norm of the gradient
+        :param max_approx_kl: end the update before a step whose approximate KL exceeds this
+        :return: the values of ``METRICS`` and the norm of the gradient at each step of each epoch, of shape
+            ``(n_steps, n_metrics + 1)``; the norm of a step that has been left out is NaN
+        :raises CompilationError: if the step cannot be compiled, or computes something else than the policy; nothing has
+            changed then
+        """
+        assert old.data is not None
+        self._load()
+        n_minibatches = math.ceil(len(old.data.returns) / batch_size)
+        coef_vectors = iter(self._coef_vectors(n_epochs * n_minibatches, (max_grad_norm, max_approx_kl), coef))
+        epochs: list[th.Tensor] = []
+        functions: dict[int, Function] = {}
+        with th.no_grad():
+            for _ in range(n_epochs):
+                rows: list[th.Tensor] = []
+                for index in old.permutation().split(batch_size):
+                    coef_vector, size = next(coef_vectors), len(index)
+                    if size not in functions:
+                        # The shorter minibatch at the end of an epoch is not worth a compilation of its own
+                        make = self._verified if not functions else partial(self._function, is_compiled=False)
+                        functions[size] = make(old.data, coef_vector, index, coef, max_grad_norm)
+                    rows.append(functions[size]([*self._leaves(old.data), coef_vector, index])[0])
+                    self.n_steps += 1
+                    if max_approx_kl < math.inf and rows[-1][APPROX_KL].item() > max_approx_kl:
+                        self.n_steps -= 1
+                        rows[-1][-1] = math.nan
+                        return [*epochs, th.stack(rows)]
+                epochs.append(th.stack(rows))
+        return epochs
+
+    def _leaves(self, data: Batch) -> list[Any]:
+        """The arguments of a function but for the vector of coefficients and the index, which come last."""
+        return pytree.tree_leaves([self.parameters, self.exp_avg, self.exp_avg_sq, self.constants, data])
+
+    def _load(self) -> None:
+        """Take parameters, buffers and Adam's state from the policy and its optimizer."""
+        params = self.layout.parameters
+        states = [self.policy.optimizer.state.get(parameter, {}) for parameter in params]
+        self.n_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
+        frozen = [(name, parameter) for name, parameter in self.module.named_parameters() if not parameter.requires_grad]
+        self.constants = {name: tensor.detach().clone() for name, tensor in (*frozen, *self.module.named_buffers())}
+        with th.no_grad():
+            th._foreach_copy_(self.layout.views(self.parameters), params)
+            for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
+                moments = [state[name] if name in state else th.zeros_like(p) for state, p in zip(states, params, strict=True)]
+                th._foreach_copy_(self.layout.views(flat), moments)
+
+    def store(self) -> None:
+        """Put parameters, buffers and Adam's state into the policy and its optimizer."""
+        state = self.policy.optimizer.state
+        params = self.layout.parameters
+        with th.no_grad():
+            th._foreach_copy_(params, self.layout.views(self.parameters))
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(self.constants[name])
+            moments = zip(params, self.layout.views(self.exp_avg), self.layout.views(self.exp_avg_sq), strict=True)
+            for i, (param, exp_avg, exp_avg_sq) in enumerate(moments):
+                # Those of the compiled steps are not known
+                param.grad = None
+                if self.n_steps > 0 and i not in self.unused:
+                    state[param]["step"] = th.tensor(float(self.n_steps))
+                    state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
+                    state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
+
+    def _coef_vectors(self, n_steps: int, limits: Sequence[float | None], coef: Mapping[str, float]) -> Sequence[th.Tensor]:
+        """
+        The vectors of all numbers that change between the coming steps, in the order in which a step takes them. What depends
+        on Adam's step count is computed here in float64, as torch.optim.Adam does.
+        """
+        group = self.policy.optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
+        columns = [group["lr"] / (1 - beta1**step), 1 / np.sqrt(1 - beta2**step)]
+        columns += [math.inf if limit is None else limit for limit in limits]
+        columns += [1 - beta1, beta2, 1 - beta2, group["eps"], group["weight_decay"]]
+        columns += [coef[name] for name in self.coef_names]
+        matrix = np.stack([np.broadcast_to(column, n_steps) for column in columns], axis=1)
+        return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
+
+    def _verified(
+        self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, coef: Mapping[str, float], max_grad_norm: float | None
+    ) -> Function:
+        """The compiled function, after its first step has been compared with the same one by Stable-Baselines3's methods."""
+        batch = data.select(index)
+        is_new = self._key(data, index) not in self.functions
+        if is_new and not is_of_libraries(self.policy):
+            self._check_purity(batch, coef)
+        function = self._function(data, coef_vector, index)
+        row = function([*self._leaves(data), coef_vector, index])[0]
+        # After a trace, so that what a policy keeps of its last pass is real again
+        expected = verification.expected_step(self.module.kind, batch, self.objective, coef, self.standardizes)
+        difference = verification.difference(self, expected, row, coef_vector, max_grad_norm)
+        self.draws, self.unused = expected.draws, expected.unused
+        self._load()
+        if difference is None:
+            self.n_changes = self.n_changes if is_new else 0
+            return function
+        if is_new:
+            raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
+        self.n_changes += 1
+        self.change = f"something else than the parameters changes what the policy or the objective computes ({difference})"
+        if self.n_changes > 1:
+            raise CompilationError(f"from update to update, {self.change}")
+        self.functions.clear()
+        return self._verified(data, coef_vector, index, coef, max_grad_norm)
+
+    def _key(self, data: Batch, index: th.Tensor) -> tuple[Any, ...]:
+        """What is compiled into a function besides the policy and its loss."""
+        shapes = [(leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data)]
+        # A policy that draws random numbers cannot be compared: there the numbers that its modules hold, as dropout's p, count
+        numbers = _plain_numbers(self.policy) if self.draws else []
+        return (len(index), *shapes, *numbers)
+
+    def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, *_: Any, is_compiled: bool = True) -> Function:
+        """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
+        key = self._key(data, index)
+        if key not in self.functions:
+            if is_compiled and self.n_compilations == MAX_COMPILATIONS:
+                raise CompilationError(f"compiled {MAX_COMPILATIONS} times in this training, and again {self.change}")
+            self.n_compilations += is_compiled
+            # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
+            with _compiling, ThreadPoolExecutor(1) as thread:
+                self.functions[key] = thread.submit(self._made, data, coef_vector, index, is_compiled).result()
+            self.change = "the size of the minibatches or of the rollout changes"
+        return self.functions[key]
+
+    def _made(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
+        arguments = [*self._leaves(data), coef_vector, index]
+        structure = pytree.tree_structure([self.parameters, self.exp_avg, self.exp_avg_sq, self.constants, data])
+
+        def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
+            *leaves, coef_vector, index = arguments
+            return self._step(*pytree.tree_unflatten(leaves, structure), coef_vector, index)  # type: ignore[call-arg]
+
+        try:
+            # The same random numbers whether the function is in the compiler's cache or not
+            with th.no_grad(), kept_generators(self.policy.device):
+                # Squashed actions need every digit of tanh next to 1
+                graph = inductor.trace(step, arguments, decompose=is_compiled, exact_tanh=self.policy.squash_output)
+                return inductor.compile_graph(graph, arguments) if is_compiled else lambda arguments: graph(*arguments)
+        # Whatever a tracer and a compiler may raise
+        except Exception as error:
+            # A compiler's output may be long, and says last what is wrong
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise CompilationError(f"{type(error).__name__}: {lines[-1][-300:] if lines else ''}") from error
+
+    def _check_purity(self, batch: Batch, coef: Mapping[str, float]) -> None:
+        """
+        Check what compiled code takes for granted of a custom policy: that its numbers depend on nothing but its input, its
+        tensors and torch's random generator.
+        """
+        others = _random_states()
+        results = []
+        for _ in range(2):
+            with kept_generators(self.policy.device), th.enable_grad():
+                before = th.get_rng_state()
+                parameters = [parameter.detach().clone().requires_grad_() for parameter in self.layout.parameters]
+                loss, (metrics, _) = self._loss(batch, dict(coef), parameters, self.constants)
+                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+                results.append([metrics, *(gradient for gradient in gradients if gradient is not None)])
+                self.draws = not th.equal(th.get_rng_state(), before)
+        if _random_states() != others:
+            raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
+        if not all(th.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*results, strict=True)):
+            raise CompilationError("two evaluations of the policy on the same minibatch give different numbers")
+
+
+class _Loss(nn.Module):
+    """The loss of a policy as the forward of a module, which is what ``functional_call`` calls."""
+
+    def __init__(self, kind: FeedForward) -> None:
+        super().__init__()
+        self.policy = kind.policy
+        self.kind = kind
+
+    def forward(
+        self, batch: Batch, loss_of: Callable[[Evaluation], tuple[th.Tensor, th.Tensor]]
+    ) -> tuple[th.Tensor, th.Tensor]:
+        # Within the forward, as the KL of a custom policy may take a second pass through it
+        return loss_of(self.kind.evaluate(batch))
+
+
+def _plain_numbers(policy: ActorCriticPolicy) -> list[tuple[str, str, Any]]:
+    return [
+        (prefix, name, value)
+        for prefix, module in policy.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+    ]
+
+
+def _random_states() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state()))
+
+
+def _channels_last(observations: th.Tensor) -> th.Tensor:
+    """Images in the layout in which convolutions are faster; others as they are."""
+    return observations.contiguous(memory_format=th.channels_last) if observations.dim() == 4 else observations

@@ -1,0 +1,59 @@
+"""What can be compiled: reasons why not."""
+
+import math
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import NatureCNN
+
+from sb3_ppo_variants.optimizer import not_plain_adam, trainable
+from sb3_ppo_variants.policies import has_hooks
+
+# The oldest torch whose Inductor this package has been tested with
+OLDEST_TORCH = (2, 13)
+
+
+class CompilationError(RuntimeError):
+    """The update could not be compiled; the message says why."""
+
+
+def unsupported_reason(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str | None:
+    """Why the update of a policy cannot be compiled here, as far as that can be told without trying."""
+    version = tuple(int(number) for number in th.__version__.split("+")[0].split(".")[:2])
+    if version < OLDEST_TORCH:
+        return f"torch {th.__version__} is older than {'.'.join(map(str, OLDEST_TORCH))}"
+    if policy.device.type != "cpu":
+        return f"the device is {policy.device}, and only the CPU is supported so far"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler ({compiler}; the environment variable CXX names another)"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python's C headers (Python.h) are not installed"
+    return unsupported_policy(policy, buffer)
+
+
+def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str | None:
+    """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
+    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+        return f"the rollout buffer is a {type(buffer).__name__}, not one of Stable-Baselines3's own"
+    reason = not_plain_adam(policy)
+    if reason is not None:
+        return reason
+    if has_hooks(policy):
+        return "modules of the policy have hooks, which compiled code would not call"
+    if not trainable(policy):
+        return "all parameters of the policy are frozen"
+    if len({parameter.dtype for parameter in policy.parameters()}) != 1:
+        return "the policy's parameters have several data types"
+    return None
+
+
+def image_work(policy: ActorCriticPolicy) -> float:
+    """What Stable-Baselines3's network for images has to do for each observation."""
+    shapes = [module._observation_space.shape for module in policy.modules() if type(module) is NatureCNN]
+    return sum(math.prod(shape) for shape in shapes if shape is not None) / (84 * 84 * 4)

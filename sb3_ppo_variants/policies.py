@@ -1,0 +1,260 @@
+"""
+What PPO asks of a policy: to act, to value, to evaluate. Kinds of policies differ in what they are given besides the
+observation, and in nothing else.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_variants import checks
+from sb3_ppo_variants.kl import ClosedForm, closed_form
+from sb3_ppo_variants.lanes import lane
+from sb3_ppo_variants.loss import Batch, Evaluation
+
+# What an environment returns, of shape (n_envs, ...)
+Observations = np.ndarray | dict[str, np.ndarray]
+
+# Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
+# takes, and images that fit into a cache are faster
+CHUNK_SIZE = 1024
+CHUNK_BYTES = 2**22
+
+
+class Action(NamedTuple):
+    """What a policy does in a step of a rollout, and the names that Stable-Baselines3 gives to it."""
+
+    # Of shape (n_envs, ...), or a dict of such
+    obs_tensor: PyTorchObs
+    actions: np.ndarray
+    # (n_envs, 1)
+    values: th.Tensor
+    # (n_envs,)
+    log_probs: th.Tensor
+
+
+class FeedForward:
+    """Stable-Baselines3's ``ActorCriticPolicy``, which is given the observation alone."""
+
+    # Whether `act` writes values and log probabilities into the rollout buffer
+    fills_buffer = False
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+        self.is_custom = not is_of_libraries(policy)
+
+    @th.no_grad()
+    def act(self, observations: Observations) -> Action:
+        """
+        The next step of a rollout.
+
+        :param observations: shape ``(n_envs, ...)``, or a dict of such
+        :return: what ``policy.forward`` makes of them
+        :raises NonFiniteEnvironmentError: if they are not finite, unless a custom policy makes finite numbers of them
+        :raises NonFinitePolicyError: if they are, and the policy makes something else of them
+        """
+        obs_tensor = obs_as_tensor(observations, self.policy.device)
+        with self._blamed(observations):
+            actions, values, log_probs = self.policy(obs_tensor)
+            found = actions.cpu().numpy()
+            if not (math.isfinite(values.sum()) and checks.all_finite(found)):
+                raise checks.NonFinitePolicyError.of(self.policy)
+        return Action(obs_tensor, found, values, log_probs)
+
+    @th.no_grad()
+    def value(self, observations: Observations, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
+        """
+        The values of observations after which there is no step.
+
+        :param observations: as the environment returned them
+        :param obs_tensor: as the policy takes them, of shape ``(n, ...)``, or a dict of such, if they are not of that shape
+        :return: their values, shape ``(n, 1)``
+        :raises NonFiniteEnvironmentError: as for a step
+        :raises NonFinitePolicyError: as for a step
+        """
+        if obs_tensor is None:
+            obs_tensor = obs_as_tensor(observations, self.policy.device)
+        with self._blamed(observations):
+            values = self.policy.predict_values(obs_tensor)
+            if not math.isfinite(values.sum()):
+                raise checks.NonFinitePolicyError.of(self.policy)
+        return values
+
+    @contextmanager
+    def _blamed(self, observations: Observations) -> Iterator[None]:
+        """Say whose fault it is if something is not finite: that of the environment, or of the policy."""
+        if not self.is_custom:
+            checks.check_observation(observations)
+        try:
+            yield
+        except ValueError as error:
+            checks.check_observation(observations)
+            # As torch's distributions say it
+            if "to satisfy the constraint" in str(error):
+                raise checks.NonFinitePolicyError.of(self.policy) from error
+            raise
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """
+        ``policy.evaluate_actions``, and what the KL of its distributions is made of.
+
+        :param batch: a minibatch
+        :return: values, log probabilities, entropy and the closed form
+        """
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        return Evaluation(values.flatten(), log_prob, entropy, partial(self._closed_form, batch.observations))
+
+    def _closed_form(self, observations: PyTorchObs) -> ClosedForm:
+        # Stable-Baselines3's own evaluate_actions leaves its distributions there
+        has_left_it = is_own(self.policy, "evaluate_actions", "_get_action_dist_from_latent")
+        return closed_form(self.policy.action_dist if has_left_it else self.policy.get_distribution(observations))
+
+    def distributions(self, observations: PyTorchObs) -> ClosedForm | None:
+        """
+        What the KL of pi(.|s) is made of, for many observations, without gradients and in evaluation mode.
+
+        :param observations: shape ``(n_samples, ...)``, or a dict of such
+        :return: the closed form, or ``None`` if none is known
+        """
+        tensors = pytree.tree_leaves(observations)
+        n_samples, n_bytes = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
+        chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
+        forms = []
+        with evaluation_mode(self.policy):
+            for start in range(0, n_samples, chunk_size):
+                # A copy, as a policy may change its input in place
+                chunk = pytree.tree_map(lambda tensor, start=start: tensor[start : start + chunk_size].clone(), observations)
+                try:
+                    forms.append(closed_form(self.policy.get_distribution(chunk)))
+                except NotImplementedError:
+                    return None
+        parameters = zip(*(form.parameters for form in forms), strict=True)
+        return ClosedForm(forms[0].divergence, tuple(map(th.cat, parameters)))
+
+    def acts_otherwise(self, batch: Batch) -> bool:
+        """
+        Whether a custom policy has acted by other distributions than those that its ``get_distribution`` returns, which
+        ``predict`` and the KL go by.
+        """
+        if is_own(self.policy, "forward", "evaluate_actions", "get_distribution", "_get_action_dist_from_latent"):
+            return False
+        with evaluation_mode(self.policy):
+            observations = pytree.tree_map(th.clone, batch.observations)
+            log_prob = self.policy.get_distribution(observations).log_prob(batch.actions)
+        return not th.allclose(log_prob.to(batch.old_log_prob.dtype), batch.old_log_prob, rtol=1e-2, atol=1e-2)
+
+
+def kind_of(policy: ActorCriticPolicy) -> FeedForward:
+    """A policy as PPO sees it."""
+    kind: FeedForward = lane("mlp", policy) or FeedForward(policy)
+    return kind
+
+
+@contextmanager
+def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    For a pass that Stable-Baselines3 does not make: the policy in evaluation mode, without gradients. Its mode, its buffers
+    and torch's generators are as before afterwards.
+    """
+    training = policy.training
+    with th.no_grad(), kept_buffers(policy), kept_generators(policy.device):
+        policy.set_training_mode(False)
+        try:
+            yield
+        finally:
+            policy.set_training_mode(training)
+
+
+@contextmanager
+def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Put the buffers of a policy back afterwards: also where a module has put another tensor in the place of one."""
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in policy.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with th.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer.copy_(before)
+
+
+@contextmanager
+def kept_generators(device: th.device) -> Iterator[None]:
+    """Put torch's random generators back afterwards."""
+    with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def is_of_libraries(policy: nn.Module) -> bool:
+    """Whether a policy and all of its modules are of Stable-Baselines3's and torch's own classes."""
+    parts = [*policy.modules(), getattr(policy, "action_dist", None)]
+    return all(type(part).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "torch.")) for part in parts)
+
+
+def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
+    """Whether methods of a policy are Stable-Baselines3's own."""
+    return all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in methods)
+
+
+def has_hooks(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as by
+    Stable-Baselines3.
+    """
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return (
+        any(getattr(module, name) for module in policy.modules() for name in names)
+        or any(getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names)
+        # For all modules there are
+        or any(getattr(nn.modules.module, f"_global{name}") for name in names)
+    )
+
+
+def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
+    """Whether the policy is exactly ``MlpPolicy`` for vectors, with a Gaussian or categorical distribution, on a CPU."""
+    return (
+        type(policy) is ActorCriticPolicy
+        and is_of_libraries(policy)
+        and not has_hooks(policy)
+        and policy.device.type == "cpu"
+        and type(policy.features_extractor) is FlattenExtractor
+        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
+        and isinstance(policy.observation_space, spaces.Box)
+        and len(policy.observation_space.shape) == 1
+        # Other actions are reshaped by the policy
+        and not (isinstance(policy.action_space, spaces.Box) and len(policy.action_space.shape) != 1)
+        and all(parameter.dtype == th.float32 for parameter in policy.parameters())
+        and all(isinstance(network[-1], nn.Linear) for network in networks(policy))
+        and all(_is_linear_or_function(layer) for network in networks(policy) for layer in network)
+    )
+
+
+def networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
+    """The layers of ``MlpPolicy``."""
+    extractor = policy.mlp_extractor
+    return [*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]
+
+
+def _is_linear_or_function(layer: nn.Module) -> bool:
+    if type(layer) is nn.Linear:
+        return layer.bias is not None
+    return next(layer.parameters(), None) is None

@@ -1,0 +1,410 @@
+"""
+Algorithm 1 of the PPO paper on Stable-Baselines3's ``OnPolicyAlgorithm``: what the variants share.
+
+==========================================================  ===================================================
+for iteration = 1, 2, ... do                                Stable-Baselines3's ``OnPolicyAlgorithm.learn``
+  for actor = 1, 2, ..., N do                               the environments of its vec-envs
+    Run policy pi_old in environment for T timesteps        ``collect_rollouts``, in rollout.py
+    Compute advantage estimates A_1, ..., A_T               at its end
+  end for
+  Optimize surrogate L with respect to theta,               ``train``: ``ppo_loss`` in loss.py is L,
+    with K epochs and minibatch size M <= N T               objectives.py has its surrogates
+  theta_old <- theta                                        ``Rollout``, at the beginning of ``train``
+end for
+==========================================================  ===================================================
+"""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+
+from sb3_ppo_variants import arguments, checks, rollout, saving
+from sb3_ppo_variants.adaptive import AdaptiveLearningRate
+from sb3_ppo_variants.lanes import lane
+from sb3_ppo_variants.loss import APPROX_KL, METRICS, ppo_loss
+from sb3_ppo_variants.objectives import Objective, Terms
+from sb3_ppo_variants.optimizer import Step
+from sb3_ppo_variants.policies import FeedForward, kind_of
+from sb3_ppo_variants.rollout import Rollout
+from sb3_ppo_variants.transaction import transaction
+
+SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
+
+
+class ProximalPolicyOptimization(OnPolicyAlgorithm):
+    """
+    Proximal policy optimization, Algorithm 1 of https://arxiv.org/abs/1707.06347, but for the surrogate objective L^S,
+    which a subclass names as ``objective``. The loss that is minimised is equation (9) with its sign turned::
+
+        - L^S + vf_coef L^VF - ent_coef S
+
+    :param policy: the policy to use (MlpPolicy, CnnPolicy, ...)
+    :param env: the environment to learn from (if registered in Gymnasium, can be str)
+    :param learning_rate: Adam's step size; a float, a schedule (a function of the remaining progress, from 1 to 0), or an
+        ``AdaptiveLearningRate``
+    :param n_steps: T, the number of steps per environment and update
+    :param batch_size: M, the minibatch size
+    :param n_epochs: K, the number of passes over the rollout per update
+    :param gamma: discount factor, equation (12)
+    :param gae_lambda: lambda of the truncated generalized advantage estimator, equations (11) and (12)
+    :param clip_range: epsilon of equation (7), a float or a schedule; ``None`` for no clipping, where the class allows it
+    :param clip_range_vf: half the width of the interval around the old value in which the new one may lie, a float or a
+        schedule, in units of the return (not in the paper); ``None`` for no such clipping
+    :param normalize_advantage: ``True``: shift and scale the advantages to mean 0 and deviation 1 in each minibatch;
+        ``"batch"``: once in each rollout, as the paper's authors' code; ``False``: not at all
+    :param ent_coef: c2 of equation (9), a float or a schedule
+    :param vf_coef: c1 of equation (9), a float or a schedule
+    :param max_grad_norm: largest norm of the gradient (not in the paper); ``None`` for no clipping of the gradient
+    :param use_sde: whether to use generalized State Dependent Exploration (gSDE)
+    :param sde_sample_freq: sample a new noise matrix every n steps when using gSDE; -1: only at the start of a rollout
+    :param rollout_buffer_class: rollout buffer class to use; ``None``: chosen by the observation space
+    :param rollout_buffer_kwargs: keyword arguments for the rollout buffer
+    :param target_kl: end an update when the approximate KL of a minibatch exceeds 1.5 times this, in nats (not in the
+        paper); ``None`` for never
+    :param stats_window_size: number of episodes over which the logged success rate, length and reward are averaged
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments for the policy
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: seed of the pseudo random generators
+    :param device: device (cpu, cuda, ...) on which the code should run; "auto" for the GPU if possible
+    :param _init_setup_model: whether to build the network at the creation of the instance
+    :param compile: ``True``: compile the minibatch step, and round differently from Stable-Baselines3 in rollouts; needs a
+        C++ compiler. ``False``: compute what Stable-Baselines3 computes, bit for bit. ``"auto"``: compile where the length of
+        the training pays for it, and policy, optimizer, buffer and machine allow it; says why not at ``verbose=1``
+    :raises ValueError: if an argument is out of range, or the action space is not supported
+    :raises TypeError: if an argument is of the wrong type
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+    #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
+    objective: Objective
+
+    # Of the process that trains, not of the model: what compiles, and what has been said
+    _backend: Any = None
+    _uses_compiled: bool = False
+    _has_checked_policy: bool = False
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule | None = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool | Literal["batch"] = True,
+        ent_coef: float | Schedule = 0.0,
+        vf_coef: float | Schedule = 0.5,
+        max_grad_norm: float | None = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002
+    ) -> None:
+        own = ("batch_size", "n_epochs", "clip_range", "clip_range_vf", "normalize_advantage", "target_kl", "compile")
+        others = arguments.handed_on(locals(), *own, "own", "_init_setup_model")
+        action_spaces = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+        with arguments.as_errors("env"):
+            super().__init__(**others, _init_setup_model=False, supported_action_spaces=action_spaces)
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.compile = compile
+        #: The current step size if ``learning_rate`` is an ``AdaptiveLearningRate``
+        self.adapted_learning_rate: float | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+            if self.env is not None:
+                arguments.check_rollout_size(self)
+                arguments.warn_of_truncated_minibatches(self, ProximalPolicyOptimization)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        with arguments.as_errors("The policy or the rollout buffer cannot be built"):
+            super()._setup_model()
+        for name in ("clip_range", "clip_range_vf"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, FloatSchedule(value if callable(value) else float(value)))
+
+    def _check_arguments(self) -> None:
+        """
+        Check the arguments, those of the constructor and those given to ``load``.
+
+        :raises ValueError: if one is out of range
+        :raises TypeError: if one is of the wrong type
+        """
+        arguments.check_arguments(self)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        if isinstance(self.learning_rate, AdaptiveLearningRate):
+            if self.adapted_learning_rate is None:
+                self.adapted_learning_rate = self.learning_rate.initial
+            self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_backend", "_uses_compiled", "_has_checked_policy"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions cannot be pickled
+        return {**self.__dict__, "_backend": None}
+
+    def coefficients(self) -> dict[str, float]:
+        """
+        The coefficients of the loss in the coming update. Those that are ``None`` (no such clipping) are left out.
+
+        :return: their values by name
+        :raises ValueError: if a schedule returns a number that is not finite
+        """
+        coef = {"ent_coef": self._coefficient("ent_coef"), "vf_coef": self._coefficient("vf_coef", minimum=0)}
+        for name in ("clip_range", "clip_range_vf"):
+            if getattr(self, name) is not None:
+                coef[name] = self._coefficient(name, self._scheduled_minimum(), infinite=True, overshoots=True)
+        return coef
+
+    def _coefficient(self, name: str, minimum: float = -math.inf, infinite: bool = False, overshoots: bool = False) -> float:
+        """
+        The present value of a coefficient that is a float or a schedule. The last rollout may overshoot: for the schedules of
+        Stable-Baselines3, the remaining progress is below 0 then, for others 0.
+        """
+        # kl_coef is a property that calls this
+        value = self.__dict__[name] if name in self.__dict__ else getattr(self, name)
+        if callable(value):
+            progress = self._current_progress_remaining
+            return checks.scheduled_value(name, value, progress if overshoots else max(progress, 0.0), minimum, infinite)
+        # Checked again, as it may have been assigned since
+        checks.check_number(name, float(value), minimum=minimum, infinite=infinite)
+        return float(value)
+
+    def _scheduled_minimum(self) -> float:
+        """The smallest learning rate or clip range: a linear schedule falls below 0 with the remaining progress."""
+        return 0.0 if self._current_progress_remaining >= 0 else -math.inf
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        where = f"learning_rate (at remaining progress {self._current_progress_remaining:g})"
+        for group in self.policy.optimizer.param_groups:
+            checks.check_number(where, float(group["lr"]), minimum=self._scheduled_minimum())
+
+    # Run pi_old for T timesteps, and estimate advantages
+    collect_rollouts = rollout.collect_rollouts
+
+    def _acting(self, rollout_buffer: RolloutBuffer) -> FeedForward:
+        """The policy of the coming rollout."""
+        quicker: FeedForward | None = self._backend.acting(self.policy, rollout_buffer) if self._uses_compiled else None
+        return quicker or kind_of(self.policy)
+
+    def train(self) -> None:
+        """
+        Optimize the surrogate objective on the current rollout: the last two lines of Algorithm 1's loop.
+
+        :raises NonFiniteUpdateError: (a ``FloatingPointError``) if the update makes a parameter or a loss NaN or infinite.
+            Parameters, optimizer and counters are then as they were before the update, as after any error in it.
+        """
+        with transaction(self) as before:
+            self._update_learning_rate(self.policy.optimizer)
+            coef = self.coefficients()
+            # theta_old <- theta
+            adapts = isinstance(self.learning_rate, AdaptiveLearningRate)
+            # Where coefficients are tensors, as in compiled code, none is known to be 0
+            probed = {name: th.tensor(value) for name, value in coef.items()} if self._uses_compiled else coef
+            needs_kl = adapts or _asks_for_kl(self.objective, probed)
+            old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", needs_kl)
+            if not self._has_checked_policy:
+                self._has_checked_policy = True
+                old.check_policy()
+            # Switch to train mode (this affects batch norm and dropout)
+            self.policy.set_training_mode(True)
+            epochs = self._optimize(old, coef)
+            if self.target_kl is not None and epochs[-1][-1, APPROX_KL] > 1.5 * self.target_kl:
+                self._print(f"Update ended in epoch {len(epochs) - 1}: approximate KL {epochs[-1][-1, APPROX_KL]:.4f}")
+            kl = old.mean_kl()
+            if adapts and kl is None:
+                raise NotImplementedError("AdaptiveLearningRate needs KL[pi_old, pi], of which no closed form is known")
+            # The KL is part of the loss where it has a weight
+            before.check(self, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
+        self._record(epochs, coef, kl)
+        if kl is not None:
+            self._after_update(kl, coef)
+
+    def _print(self, message: str) -> None:
+        if self.verbose >= 1:
+            print(message)
+
+    def _optimize(self, old: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
+        """
+        K epochs of minibatch steps on the rollout, or fewer, if the approximate KL of a minibatch exceeds the limit.
+
+        :return: the values of ``METRICS``, and the norm of the gradient, at each step of each epoch, of shape
+            ``(n_steps, n_metrics + 1)``. Where the update ends early, there is no step, and the last norm is NaN
+        """
+        max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
+        batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
+        if self._uses_compiled:
+            loss_options = (self.objective, coef, standardizes)
+            limits = (self.max_grad_norm, max_approx_kl)
+            made: list[th.Tensor] | None = self._backend.optimize(old, self.n_epochs, batch_size, loss_options, limits)
+            self._uses_compiled = self._backend.is_on
+            if made is not None:
+                self._n_updates += len(made)
+                return made
+        step = lane("adam", self.policy) or Step(self.policy)
+        epochs: list[th.Tensor] = []
+        is_over = False
+        while len(epochs) < self.n_epochs and not is_over:
+            self._n_updates += 1
+            metrics = []
+            for batch in old.epoch(batch_size):
+                loss, measured = ppo_loss(self.objective, batch, old.kind.evaluate(batch), coef, standardizes)
+                is_over = self.target_kl is not None and bool(measured[APPROX_KL] > max_approx_kl)
+                norm = loss.new_tensor(math.nan) if is_over else step(loss, self.max_grad_norm)
+                metrics.append(th.cat([measured, norm[None]]))
+                if is_over:
+                    break
+            epochs.append(th.stack(metrics))
+        step.store()
+        return epochs
+
+    def _after_update(self, kl: float, coef: Mapping[str, float]) -> None:
+        """
+        What changes once per policy update, after the last epoch.
+
+        :param kl: mean KL[pi_old, pi] over the rollout, in nats
+        :param coef: the coefficients of that update
+        """
+        if isinstance(self.learning_rate, AdaptiveLearningRate):
+            assert self.adapted_learning_rate is not None
+            self.adapted_learning_rate = self.learning_rate.adapt(self.adapted_learning_rate, kl)
+            self._setup_lr_schedule()
+
+    def _record(self, epochs: list[th.Tensor], coef: Mapping[str, float], kl: float | None) -> None:
+        """Log the update under Stable-Baselines3's keys."""
+        steps = dict(zip((*METRICS, "grad_norm"), th.cat(epochs).cpu().numpy().T, strict=True))
+        for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
+            self.logger.record(f"train/{name}", np.mean(steps[name], dtype=np.float64))
+        # Stable-Baselines3 logs the last epoch's, in float32
+        self.logger.record("train/approx_kl", np.mean(steps["approx_kl"][-len(epochs[-1]) :]))
+        if "clip_range" in coef:
+            self.logger.record("train/clip_fraction", np.mean(steps["clip_fraction"], dtype=np.float64))
+        self.logger.record("train/loss", float(steps["loss"][-1]))
+        explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+        self.logger.record("train/explained_variance", explained)
+        norms = steps["grad_norm"][~np.isnan(steps["grad_norm"])]
+        if len(norms) > 0:
+            self.logger.record("train/grad_norm", np.mean(norms, dtype=np.float64))
+        if kl is not None:
+            self.logger.record("train/kl", kl)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name in ("clip_range", "clip_range_vf", "kl_coef", "kl_target"):
+            if name in coef:
+                self.logger.record(f"train/{name}", coef[name])
+        for name in ("ent_coef", "vf_coef"):
+            if callable(getattr(self, name)):
+                self.logger.record(f"train/{name}", coef[name])
+
+    def learn(
+        self: SelfProximal,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfProximal:
+        """
+        Train the policy: Algorithm 1's outer loop.
+
+        :param total_timesteps: number of environment steps to train for; a float such as 1e6, or infinity, will do
+        :param callback: callback(s) called at every step with the state of the algorithm
+        :param log_interval: number of policy updates between two dumps of the log; ``None`` for none
+        :param tb_log_name: name of the run in TensorBoard; the name of the class by default
+        :param reset_num_timesteps: whether to count the timesteps from 0 again
+        :param progress_bar: show a progress bar
+        :return: the trained model
+        :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout too small
+        :raises TypeError: if ``total_timesteps`` is no number
+        :raises RuntimeError: if ``compile=True``, and that is not possible; a ``CompilationError`` if an update finds it
+        :raises NonFiniteEnvironmentError: and ``NonFinitePolicyError``, as ``collect_rollouts``
+        :raises NonFiniteUpdateError: as ``train``
+        """
+        checks.check_number("total_timesteps", total_timesteps, minimum=0, infinite=True)
+        if log_interval == 0:
+            raise ValueError("log_interval must not be 0: None is for no log")
+        # Not in load, which is also for those who only want to look at a trained policy, in one environment
+        arguments.check_rollout_size(self)
+        # Until a callback ends it, if it is infinite
+        n_timesteps = total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps)
+        with self._chosen_path(n_timesteps):
+            return super().learn(
+                total_timesteps=n_timesteps,  # type: ignore[arg-type]
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+
+    def _chosen_path(self, n_timesteps: float) -> AbstractContextManager[None]:
+        """Decide whether the coming ``learn`` compiles its updates; the context that it is to run in."""
+        self._uses_compiled = False
+        is_there = importlib.util.find_spec(f"{__package__}.compiled") is not None
+        if self.compile is True and not is_there:
+            raise RuntimeError("compile=True is not possible: sb3_ppo_variants.compiled is not installed")
+        if self.compile is False or not is_there:
+            return nullcontext()
+        if self._backend is None:
+            self._backend = importlib.import_module(f"{__package__}.compiled.backend").Backend()
+        self._uses_compiled = self._backend.begin(self, n_timesteps)
+        context: AbstractContextManager[None] = self._backend.threads(self.policy)
+        return context
+
+    load: Any = classmethod(saving.load)
+
+
+def _asks_for_kl(objective: Objective, coef: Mapping[str, float | th.Tensor]) -> bool:
+    """Whether an objective asks for the KL of a minibatch."""
+    asked = []
+
+    def kl() -> th.Tensor:
+        asked.append(True)
+        return th.zeros(2)
+
+    objective(Terms(th.zeros(2), th.zeros(2), th.tensor([-1.0, 1.0]), kl), coef)
+    return bool(asked)

@@ -1,0 +1,142 @@
+"""Models from files: of the same class, of Stable-Baselines3's ``PPO``, and of another variant."""
+
+import inspect
+import io
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv
+
+Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+
+PPO_HYPERPARAMETERS = {"clip_range", "n_epochs"}
+# What Stable-Baselines3's load takes besides the arguments
+OF_ENVIRONMENT = {"observation_space", "action_space", "n_envs", "lr_schedule"}
+# What only variants with a KL penalty have
+KL_ATTRIBUTES = {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"}
+
+
+def load(
+    cls: type[Algorithm],
+    path: str | pathlib.Path | io.BufferedIOBase,
+    env: GymEnv | None = None,
+    device: th.device | str = "auto",
+    custom_objects: dict[str, Any] | None = None,
+    print_system_info: bool = False,
+    force_reset: bool = True,
+    **kwargs: Any,
+) -> Algorithm:
+    """
+    Load a model from a zip-file, as Stable-Baselines3, but with errors that name what is wrong. The file may be of its ``PPO``
+    or of another of the variants: a ``clip_range`` or ``kl_coef`` that means something else there is not taken from it.
+
+    :param cls: the class of the algorithm
+    :param path: path to the file (or a file-like)
+    :param env: environment to run the loaded model on; has priority over any saved environment
+    :param device: device on which the code should run
+    :param custom_objects: objects to use instead of the saved ones, by name
+    :param print_system_info: whether to print system info from the saved model and the current system
+    :param force_reset: reset the environment before training
+    :param kwargs: arguments of the constructor to change; the ``compile=True`` of a saved model becomes ``"auto"``
+    :return: the loaded model
+    :raises TypeError: if ``kwargs`` has a name that the class does not know
+    :raises ValueError: if the file is damaged, or not a model of PPO
+    """
+    constructor: Any = cls
+    default = vars(constructor(policy=ActorCriticPolicy, env=None, _init_setup_model=False))
+    known = {*default, *OF_ENVIRONMENT, *parameters_of(cls)}
+    # The saved policy stays
+    unknown = sorted(kwargs.keys() - (known - {"policy"}))
+    if unknown:
+        raise TypeError(f"{cls.__name__}.load() got an unexpected keyword argument: {', '.join(unknown)}")
+    if "stats_window_size" in kwargs:
+        # The one argument that is not kept under its own name
+        kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+    try:
+        saved = _saved_attributes(path)
+        # Another algorithm's hyperparameters would be taken for those of PPO
+        if not saved.keys() & PPO_HYPERPARAMETERS:
+            missing = " and no ".join(sorted(PPO_HYPERPARAMETERS))
+            raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {missing}")
+        given = {**(custom_objects or {}), **kwargs}
+        replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
+        if "kl_coef" in replaced and "init_kl_coef" in kwargs:
+            replaced["kl_coef"] = kwargs["init_kl_coef"]
+        options = (env, device, custom_objects, print_system_info, force_reset)
+        model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **replaced, **kwargs)  # type: ignore[attr-defined]
+    except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
+    if replaced and model.verbose >= 1:
+        values = ", ".join(f"{name} = {value}" for name, value in replaced.items())
+        print(f"{path} is not a model of {cls.__name__}: it is loaded with {values}")
+    for name in KL_ATTRIBUTES - known:
+        # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
+        vars(model).pop(name, None)
+    if "kl_coef" in kwargs:
+        # Stable-Baselines3's load has not checked it
+        model.kl_coef = kwargs["kl_coef"]
+    if model.compile is True and "compile" not in kwargs:
+        # There may be no compiler where it is loaded
+        model.compile = "auto"
+    loaded: Algorithm = model
+    return loaded
+
+
+def parameters_of(cls: type) -> set[str]:
+    """
+    The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``.
+
+    :param cls: the class
+    :return: names
+    """
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        # Of an object, as that of a class may be a descriptor
+        parameters = inspect.signature(vars(base)["__init__"].__get__(object(), base)).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """
+    The arguments that mean something else in the class that a model was saved by.
+
+    :param saved: the attributes in the file
+    :param own: those of the class that loads it
+    :return: names
+    """
+    names = []
+    # That of the surrogate, or one in addition to the penalty
+    if ("kl_coef" in saved) != ("kl_coef" in own):
+        names.append("clip_range")
+    # Where beta is to be adapted, a number goes on, but no schedule
+    if "kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float):
+        names.append("kl_coef")
+    return names
+
+
+def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
+    """The attributes in a saved model: those that JSON cannot hold as dictionaries."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return dict(json.loads(archive.read("data")))
+    finally:
+        if file is path:
+            file.seek(0)
+        else:
+            file.close()
