@@ -47,17 +47,13 @@ class AdaptiveLearningRate:
     bounds: tuple[float, float] = (1e-5, 1e-2)
 
     def __post_init__(self) -> None:
-        low, high = self.bounds
-        for name, value, smallest, largest in (
-            ("kl_target", self.kl_target, 0.0, float("inf")),
-            ("factor", self.factor, 1.0, float("inf")),
-            ("band", self.band, 1.0, float("inf")),
-            ("bounds[0]", low, 0.0, high),
-        ):
-            if not smallest < value < largest:
-                raise ValueError(f"{name} of AdaptiveLearningRate must be between {smallest} and {largest}, but is {value}")
-        if not low <= self.initial <= high:
-            raise ValueError(f"initial of AdaptiveLearningRate must be within bounds = {self.bounds}, but is {self.initial}")
+        for name, value, smallest in (("kl_target", self.kl_target, 0), ("factor", self.factor, 1), ("band", self.band, 1)):
+            if not smallest < value < float("inf"):
+                raise ValueError(f"AdaptiveLearningRate: {name} must be finite and greater than {smallest}, but is {value}")
+        if not 0 < self.bounds[0] <= self.initial <= self.bounds[1]:
+            raise ValueError(
+                f"AdaptiveLearningRate: initial must be within bounds {self.bounds} above 0, but is {self.initial}"
+            )
 
     def __call__(self, progress_remaining: float) -> float:
         """

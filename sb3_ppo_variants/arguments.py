@@ -1,13 +1,13 @@
 """The arguments of the algorithms: errors that name the argument and the value, before anything is trained."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 
 from sb3_ppo_variants import checks
@@ -20,7 +20,7 @@ def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
 
 @contextmanager
 def as_errors(what: str) -> Iterator[None]:
-    """Make of Stable-Baselines3's assertions, by which it checks spaces and policies, errors that say what is wrong."""
+    """Make of assertions, by which Stable-Baselines3 checks spaces and policies, errors that say what is wrong."""
     try:
         yield
     except AssertionError as error:
@@ -31,20 +31,24 @@ def check_arguments(algorithm: Any) -> None:
     """
     Check the arguments of an algorithm, those of the constructor and those given to ``load``. Numbers of NumPy's become
     Python's, as torch and Stable-Baselines3 take no others in some places.
+
+    :param algorithm: the algorithm
+    :raises ValueError: if one is out of range
+    :raises TypeError: if one is of the wrong type
     """
     a = algorithm
-    _check_policy(a)
+    _check_policy(a.policy_class, type(a).__name__)
     for name in ("n_steps", "batch_size", "n_epochs"):
         setattr(a, name, checks.check_integer(name, getattr(a, name), minimum=1))
-    checks.check_coefficient("learning_rate", a.learning_rate, minimum=0)
+    checks.check_number("learning_rate", a.learning_rate, minimum=0, scheduled=True)
     if not callable(a.learning_rate):
         a.learning_rate = float(a.learning_rate)
     checks.check_number("gamma", a.gamma, minimum=0, maximum=1)
     checks.check_number("gae_lambda", a.gae_lambda, minimum=0, maximum=1)
-    checks.check_coefficient("clip_range", a.clip_range, above=0, optional=True, infinite=True)
-    checks.check_coefficient("clip_range_vf", a.clip_range_vf, above=0, optional=True, infinite=True)
-    checks.check_coefficient("ent_coef", a.ent_coef)
-    checks.check_coefficient("vf_coef", a.vf_coef, minimum=0)
+    checks.check_number("clip_range", a.clip_range, above=0, optional=True, infinite=True, scheduled=True)
+    checks.check_number("clip_range_vf", a.clip_range_vf, above=0, optional=True, infinite=True, scheduled=True)
+    checks.check_number("ent_coef", a.ent_coef, scheduled=True)
+    checks.check_number("vf_coef", a.vf_coef, minimum=0, scheduled=True)
     checks.check_number("max_grad_norm", a.max_grad_norm, above=0, optional=True, infinite=True)
     checks.check_number("target_kl", a.target_kl, above=0, optional=True, infinite=True)
     checks.check_type("use_sde", a.use_sde, bool, np.bool_)
@@ -67,29 +71,12 @@ def check_arguments(algorithm: Any) -> None:
         raise ValueError(f"policy is for dictionaries of observations, but those of env are {a.observation_space}")
 
 
-def _check_policy(algorithm: Any) -> None:
-    cls, own = algorithm.policy_class, type(algorithm).__name__
+def _check_policy(cls: Any, algorithm: str) -> None:
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy)):
-        raise ValueError(
-            f"policy must be an ActorCriticPolicy, but is {cls}: {own} cannot use the policies (and the saved models) of "
-            "other algorithms"
-        )
-    if not _is_called_with(cls.forward, "self", "observation"):
-        raise ValueError(
-            f"policy must act on observations alone, but {cls.__name__}.forward{inspect.signature(cls.forward)} takes more, "
-            f"which {own} does not give it: recurrent policies are not supported"
-        )
-
-
-def _is_called_with(function: Callable[..., Any], *arguments: str) -> bool:
-    """Whether a function can be called with some positional arguments, and no others, as far as that can be told."""
-    # Some functions have no signature
-    with suppress(ValueError):
-        try:
-            inspect.signature(function).bind(*arguments)
-        except TypeError:
-            return False
-    return True
+        why = f"{algorithm} cannot use the policies (and the saved models) of other algorithms"
+        raise ValueError(f"policy must be an ActorCriticPolicy, but is {cls}: {why}")
+    if issubclass(cls, RecurrentActorCriticPolicy):
+        raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
 
 
 def check_rollout_size(algorithm: Any) -> None:
@@ -103,8 +90,8 @@ def check_rollout_size(algorithm: Any) -> None:
 
 def warn_of_truncated_minibatches(algorithm: Any, outermost: type) -> None:
     """
-    Warn if the last minibatch of each epoch is smaller than the others. The text begins as that of Stable-Baselines3, which
-    users filter by.
+    Warn if the last minibatch of each epoch is smaller than the others, where a class derived from ``outermost`` is called.
+    The text begins as that of Stable-Baselines3, which users filter by.
     """
     a = algorithm
     size = a.n_steps * a.n_envs
@@ -115,5 +102,5 @@ def warn_of_truncated_minibatches(algorithm: Any, outermost: type) -> None:
             f"You have specified a mini-batch size of {a.batch_size}, but because the `RolloutBuffer` is of size "
             f"`n_steps * n_envs = {size}`, the last minibatch of each epoch is truncated to {size % a.batch_size} samples "
             f"(n_steps={a.n_steps} and n_envs={a.n_envs})",
-            stacklevel=4 + constructors.index(outermost),
+            stacklevel=3 + constructors.index(outermost),
         )

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class ArgumentError(ValueError, AssertionError):
-    """An argument is out of range. Also what Stable-Baselines3 raises in the same place: it asserts."""
+    """An argument is out of range. Stable-Baselines3 asserts in the same place."""
 
 
 class NonFiniteEnvironmentError(ValueError):
@@ -20,11 +20,11 @@ class NonFiniteEnvironmentError(ValueError):
 
 
 class NonFinitePolicyError(FloatingPointError, ValueError):
-    """The policy made NaN or infinity of finite observations. Also a ``ValueError``, as from torch's distributions."""
+    """The policy made NaN or infinity of finite observations. In the same place, torch raises a ``ValueError``."""
 
     @classmethod
     def of(cls, policy: nn.Module) -> "NonFinitePolicyError":
-        """The error, with the names of what is wrong."""
+        """The error, with the names of the parameters that are wrong."""
         names = [f"policy.{name}" for name, parameter in policy.named_parameters() if not th.isfinite(parameter).all()]
         cause = f"these parameters are not finite: {_short(names)}" if names else "its numbers overflow"
         return cls(f"The policy made NaN or infinity of finite observations: {cause}. No action has been taken.")
@@ -32,15 +32,13 @@ class NonFinitePolicyError(FloatingPointError, ValueError):
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
     """
-    A policy update made a parameter or a loss NaN or infinite. The model is as it was before that update.
-
-    Also a ``ValueError``, which is what Stable-Baselines3's distributions raise in the same place and what RL Zoo's search
-    prunes.
+    A policy update made a parameter or a loss NaN or infinite. The model is as it was before that update. Also a
+    ``ValueError``, which is what torch's distributions raise in the same place and what RL Zoo's search prunes.
     """
 
     @classmethod
     def of(cls, names: Sequence[str], num_timesteps: int) -> "NonFiniteUpdateError":
-        """The error, with advice."""
+        """The error, with the names of what has become NaN or infinite, and advice."""
         return cls(
             f"The policy update after {num_timesteps} timesteps made these NaN or infinite: {_short(names)}. "
             "The model has been put back to its state before that update and can be saved. "
@@ -60,6 +58,7 @@ def check_number(
     above: float = -math.inf,
     optional: bool = False,
     infinite: bool = False,
+    scheduled: bool = False,
 ) -> None:
     """
     Check that an argument is a real number in a range.
@@ -71,13 +70,15 @@ def check_number(
     :param above: the value must be greater than this
     :param optional: whether ``None`` is allowed
     :param infinite: whether infinity is allowed
+    :param scheduled: whether a schedule is allowed: what it returns is checked when it is called
     :raises TypeError: if it is no number
     :raises ArgumentError: if it is out of range
     """
-    if optional and value is None:
+    if (optional and value is None) or (scheduled and callable(value)):
         return
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number{' or None' if optional else ''}, but is {value!r}")
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        kinds = ["a number", *["a schedule"] * scheduled, *["None"] * optional]
+        raise TypeError(f"{name} must be {', '.join(kinds[:-1])}{' or ' * (len(kinds) > 1)}{kinds[-1]}, but is {value!r}")
     number = float(value)
     if math.isnan(number) or (math.isinf(number) and not infinite):
         raise ArgumentError(f"{name} must be finite, but is {value}")
@@ -88,34 +89,16 @@ def check_number(
         raise ArgumentError(f"{name} must be {bounds}, but is {value}")
 
 
-def check_integer(name: str, value: Any, minimum: float = -math.inf) -> int:
-    """Check that an argument is an integer of at least ``minimum``."""
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """Check that an argument is an integer of at least ``minimum``; the value as Python's, as torch takes no others."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, but is {value!r}")
     check_number(name, int(value), minimum=minimum)
     return int(value)
 
 
-def check_coefficient(
-    name: str,
-    value: Any,
-    minimum: float = -math.inf,
-    above: float = -math.inf,
-    optional: bool = False,
-    infinite: bool = False,
-) -> None:
-    """Check that an argument is a number in a range, or a schedule: a function of the remaining progress."""
-    if callable(value):
-        return
-    try:
-        check_number(name, value, minimum=minimum, above=above, optional=optional, infinite=infinite)
-    except TypeError:
-        kinds = "a number, a schedule or None" if optional else "a number or a schedule"
-        raise TypeError(f"{name} must be {kinds}, but is {value!r}") from None
-
-
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """Check that an argument is one of a few values."""
+    """Check that an argument is one of a few values; the choice: a truth value or text of NumPy's as Python's."""
     value = value.item() if isinstance(value, np.generic) else value
     # By identity for booleans, as 1 == True
     if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
@@ -124,31 +107,16 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
 
 
 def check_type(name: str, value: Any, *types: type) -> None:
-    """Check the type of an argument."""
+    """Check that an argument is of one of some types."""
     if not isinstance(value, types):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
         raise TypeError(f"{name} must be of type {names}, but is {value!r}")
 
 
 def scheduled_value(
-    name: str,
-    schedule: Callable[[float], float],
-    progress: float,
-    minimum: float = -math.inf,
-    infinite: bool = False,
+    name: str, schedule: Callable[[float], float], progress: float, minimum: float = -math.inf, infinite: bool = False
 ) -> float:
-    """
-    Evaluate a schedule.
-
-    :param name: name of the argument
-    :param schedule: function of the remaining progress
-    :param progress: remaining progress, from 1 to 0
-    :param minimum: smallest value allowed
-    :param infinite: whether infinity is allowed
-    :return: what the schedule returned, as a float
-    :raises TypeError: if that is no number
-    :raises ArgumentError: if it is out of range
-    """
+    """What a schedule returns at a remaining progress; checked as by ``check_number``."""
     where = f"{name} (at remaining progress {progress:g})"
     # Stable-Baselines3's wrapper converts to float itself, with an error that does not name the argument
     returned = getattr(schedule, "value_schedule", schedule)(progress)
@@ -168,8 +136,8 @@ def all_finite(array: np.ndarray) -> bool:
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
-def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...] | None) -> None:
-    """Check that what the environment returned is finite."""
+def check_observation(observation: np.ndarray | dict[str, np.ndarray]) -> None:
+    """Check that what the environment returned is finite, or raise ``NonFiniteEnvironmentError``."""
     for name, part in observation.items() if isinstance(observation, dict) else [("observation", observation)]:
         if isinstance(part, np.ndarray) and not all_finite(part):
             index = tuple(np.argwhere(~np.isfinite(part))[0].tolist())
@@ -179,7 +147,8 @@ def check_observation(observation: np.ndarray | dict[str, np.ndarray] | tuple[np
 
 
 def check_rewards(buffer: RolloutBuffer) -> None:
-    """Check that the rewards of a rollout are finite."""
+    """Check that the rewards of a rollout are finite, or raise ``NonFiniteEnvironmentError``."""
+    # A custom buffer may have none
     rewards = getattr(buffer, "rewards", None)
     if rewards is not None and not np.isfinite(rewards).all():
         step, env = np.argwhere(~np.isfinite(rewards))[0]

@@ -15,13 +15,8 @@ from torch.nn import functional as F
 
 def kl_normal(old_mean: th.Tensor, old_std: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
-    KL[N(old_mean, old_std^2), N(mean, std^2)] of Gaussians with diagonal covariance.
-
-    :param old_mean: shape ``(batch, action_dim)``, as the other three
-    :param old_std: standard deviation, not its logarithm
-    :param mean: mean of the new policy
-    :param std: standard deviation of the new policy
-    :return: KL in nats, shape ``(batch,)``
+    KL[N(old_mean, old_std^2), N(mean, std^2)] of Gaussians with diagonal covariance: means and standard deviations (not their
+    logarithms) of shape ``(batch, action_dim)``.
     """
     variance_ratio = (old_std / std) ** 2
     return 0.5 * (variance_ratio + ((old_mean - mean) / std) ** 2 - 1 - variance_ratio.log()).sum(dim=1)
@@ -31,11 +26,7 @@ def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     """
     KL of two categorical distributions. An action that the old policy never takes contributes 0, also where the new
     policy rules it out too (logits of -inf, as from action masks). If the new policy rules out an action that the old one
-    takes, the KL is infinite, and its gradient NaN.
-
-    :param old_logits: shape ``(batch, n_actions)``, normalised or not
-    :param logits: logits of the new policy, same shape
-    :return: KL in nats, shape ``(batch,)``
+    takes, the KL is infinite, and its gradient NaN. Logits of shape ``(batch, n_actions)``, normalised or not.
     """
     old_log_probs, log_probs = F.log_softmax(old_logits, dim=1), F.log_softmax(logits, dim=1)
     old_probs = old_log_probs.exp()
@@ -47,12 +38,8 @@ def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
 
 def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     """
-    KL of vectors of independent Bernoulli variables. Written with log-sigmoids, so that it stays finite where a
-    probability rounds to 0 or 1.
-
-    :param old_logits: log odds, shape ``(batch, n_actions)``
-    :param logits: log odds of the new policy, same shape
-    :return: KL in nats, shape ``(batch,)``
+    KL of vectors of independent Bernoulli variables, from log odds of shape ``(batch, n_actions)``. Written with log-sigmoids,
+    so that it stays finite where a probability rounds to 0 or 1.
     """
     one = th.sigmoid(old_logits) * (F.logsigmoid(old_logits) - F.logsigmoid(logits))
     zero = th.sigmoid(-old_logits) * (F.logsigmoid(-old_logits) - F.logsigmoid(-logits))
@@ -61,10 +48,8 @@ def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
 
 def kl_categoricals(*logits: th.Tensor) -> th.Tensor:
     """
-    KL of the independent categorical distributions of a MultiDiscrete space, or of one of a Discrete space.
-
-    :param logits: those of each distribution of the old policy, of shape ``(batch, n_actions)``, then those of the new one
-    :return: KL in nats, shape ``(batch,)``
+    KL of the independent categorical distributions of a MultiDiscrete space, or of one of a Discrete space: from the logits of
+    each distribution of the old policy, of shape ``(batch, n_actions)``, followed by those of the new one.
     """
     n = len(logits) // 2
     return th.stack([kl_categorical(old, new) for old, new in zip(logits[:n], logits[n:], strict=True)]).sum(dim=0)
@@ -95,10 +80,10 @@ def closed_form(distribution: Any) -> ClosedForm:
     beneath: Any = getattr(distribution, "distribution", None)
     if isinstance(beneath, list) and beneath and all(_is_a(Categorical, one) for one in beneath):
         return ClosedForm(kl_categoricals, tuple(one.logits for one in beneath))
-    while isinstance(beneath, Independent):
-        beneath = beneath.base_dist
     if _is_a(Categorical, beneath):
         return ClosedForm(kl_categoricals, (beneath.logits,))
+    while isinstance(beneath, Independent):
+        beneath = beneath.base_dist
     if _is_a(Normal, beneath):
         return ClosedForm(kl_normal, (beneath.mean, beneath.stddev))
     if _is_a(Bernoulli, beneath):

@@ -1,6 +1,6 @@
 """The loss of a minibatch, equation (9), as a pure function that interpreted and compiled updates share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch as th
@@ -44,6 +44,21 @@ def _select(field: Any, index: th.Tensor) -> Any:
     if isinstance(field, tuple):
         return tuple([tensor.index_select(0, index) for tensor in field])
     return field.index_select(0, index)
+
+
+class Settings(NamedTuple):
+    """How the minibatch steps of an update are made."""
+
+    objective: Objective
+    # Coefficients of the loss by name
+    coef: Mapping[str, float]
+    # Whether the advantages are standardised in each minibatch
+    standardizes: bool
+    n_epochs: int
+    batch_size: int
+    max_grad_norm: float | None
+    # The approximate KL of a minibatch that ends the update
+    max_approx_kl: float
 
 
 class Evaluation(NamedTuple):

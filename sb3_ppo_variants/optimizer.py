@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 # Floats in the largest vectors of a CPU, 64 bytes. Parameters start at multiples of it in the flat tensor
@@ -17,6 +18,12 @@ class Step:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
+    def __enter__(self) -> "Step":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put into the optimizer what the steps have made of its state; here they have done so."""
+
     def __call__(self, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:
         """Make one; the norm of the gradient before it is clipped."""
         self.policy.optimizer.zero_grad()
@@ -27,9 +34,6 @@ class Step:
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm)
         self.policy.optimizer.step()
         return norm
-
-    def store(self) -> None:
-        """Put into the optimizer what the steps have made of its state; here they have done so."""
 
 
 def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
@@ -51,7 +55,7 @@ def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
         return "the optimizer's step has been replaced, as a learning rate scheduler does"
     if [id(parameter) for parameter in policy.parameters()] != [id(parameter) for parameter in group["params"]]:
         return "the optimizer does not train exactly the policy's parameters"
-    if len({int(optimizer.state.get(p, {}).get("step", 0)) for p in trainable(policy)}) > 1:
+    if len({int(optimizer.state[p]["step"]) for p in trainable(policy) if "step" in optimizer.state.get(p, {})}) > 1:
         return "the optimizer has made more steps on some parameters than on others"
     return None
 
@@ -59,6 +63,18 @@ def not_plain_adam(policy: ActorCriticPolicy) -> str | None:
 def trainable(policy: ActorCriticPolicy) -> list[th.Tensor]:
     """The parameters that a step changes."""
     return [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+
+def by_place(module: nn.Module) -> dict[str, th.Tensor]:
+    """
+    Parameters and buffers by the names of all places that hold one, for ``functional_call`` without its tying of weights: a
+    policy may hold a module under several names, which count once, and modules may share a parameter.
+    """
+    return {
+        ".".join(filter(None, (prefix, name))): tensor
+        for prefix, part in module.named_modules()
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    }
 
 
 def is_quicker_transposed(n_rows: int, n_columns: int) -> bool:
@@ -78,13 +94,7 @@ class FlatParameters:
         self.parameters = trainable(policy)
         self.transposed = [transpose and p.dim() == 2 and is_quicker_transposed(*p.shape) for p in self.parameters]
         position = {id(parameter): i for i, parameter in enumerate(self.parameters)}
-        # A policy may hold a module under several names: each place that holds a parameter, once
-        self.places = {
-            ".".join(filter(None, (prefix, name))): position[id(parameter)]
-            for prefix, module in policy.named_modules()
-            for name, parameter in module.named_parameters(recurse=False)
-            if id(parameter) in position
-        }
+        self.places = {name: position[id(tensor)] for name, tensor in by_place(policy).items() if id(tensor) in position}
         self.sizes = [math.ceil(parameter.numel() / ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
 
     def zeros(self) -> th.Tensor:

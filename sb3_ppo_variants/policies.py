@@ -76,15 +76,7 @@ class FeedForward:
 
     @th.no_grad()
     def value(self, observations: Observations, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
-        """
-        The values of observations after which there is no step.
-
-        :param observations: as the environment returned them
-        :param obs_tensor: as the policy takes them, of shape ``(n, ...)``, or a dict of such, if they are not of that shape
-        :return: their values, shape ``(n, 1)``
-        :raises NonFiniteEnvironmentError: as for a step
-        :raises NonFinitePolicyError: as for a step
-        """
+        """The values of observations after which there is no step."""
         if obs_tensor is None:
             obs_tensor = obs_as_tensor(observations, self.policy.device)
         with self._blamed(observations):
@@ -108,12 +100,7 @@ class FeedForward:
             raise
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """
-        ``policy.evaluate_actions``, and what the KL of its distributions is made of.
-
-        :param batch: a minibatch
-        :return: values, log probabilities, entropy and the closed form
-        """
+        """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
         values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
         return Evaluation(values.flatten(), log_prob, entropy, partial(self._closed_form, batch.observations))
 
@@ -123,12 +110,7 @@ class FeedForward:
         return closed_form(self.policy.action_dist if has_left_it else self.policy.get_distribution(observations))
 
     def distributions(self, observations: PyTorchObs) -> ClosedForm | None:
-        """
-        What the KL of pi(.|s) is made of, for many observations, without gradients and in evaluation mode.
-
-        :param observations: shape ``(n_samples, ...)``, or a dict of such
-        :return: the closed form, or ``None`` if none is known
-        """
+        """What the KL of pi(.|s) is made of, for many observations, without gradients and in evaluation mode."""
         tensors = pytree.tree_leaves(observations)
         n_samples, n_bytes = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
         chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)

@@ -29,11 +29,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from torch.nn import functional as F
 
 from sb3_ppo_variants import arguments, checks, rollout, saving
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.lanes import lane
-from sb3_ppo_variants.loss import APPROX_KL, METRICS, ppo_loss
+from sb3_ppo_variants.loss import APPROX_KL, METRICS, Settings, ppo_loss
 from sb3_ppo_variants.objectives import Objective, Terms
 from sb3_ppo_variants.optimizer import Step
 from sb3_ppo_variants.policies import FeedForward, kind_of
@@ -95,10 +96,9 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
     objective: Objective
 
-    # Of the process that trains, not of the model: what compiles, and what has been said
+    # What compiles is of the process that trains, not of the model
     _backend: Any = None
     _uses_compiled: bool = False
-    _has_checked_policy: bool = False
 
     def __init__(
         self,
@@ -162,12 +162,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
                 setattr(self, name, FloatSchedule(value if callable(value) else float(value)))
 
     def _check_arguments(self) -> None:
-        """
-        Check the arguments, those of the constructor and those given to ``load``.
-
-        :raises ValueError: if one is out of range
-        :raises TypeError: if one is of the wrong type
-        """
+        """Check the arguments, those of the constructor and those given to ``load``, as ``arguments.check_arguments``."""
         arguments.check_arguments(self)
 
     def _setup_lr_schedule(self) -> None:
@@ -178,7 +173,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_backend", "_uses_compiled", "_has_checked_policy"]
+        return [*super()._excluded_save_params(), "_backend", "_uses_compiled"]
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled functions cannot be pickled
@@ -240,31 +235,28 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
             coef = self.coefficients()
             # theta_old <- theta
-            adapts = isinstance(self.learning_rate, AdaptiveLearningRate)
-            # Where coefficients are tensors, as in compiled code, none is known to be 0
-            probed = {name: th.tensor(value) for name, value in coef.items()} if self._uses_compiled else coef
-            needs_kl = adapts or _asks_for_kl(self.objective, probed)
-            old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", needs_kl)
-            if not self._has_checked_policy:
-                self._has_checked_policy = True
-                old.check_policy()
+            old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", self._needs_kl(coef))
             # Switch to train mode (this affects batch norm and dropout)
             self.policy.set_training_mode(True)
             epochs = self._optimize(old, coef)
-            if self.target_kl is not None and epochs[-1][-1, APPROX_KL] > 1.5 * self.target_kl:
-                self._print(f"Update ended in epoch {len(epochs) - 1}: approximate KL {epochs[-1][-1, APPROX_KL]:.4f}")
             kl = old.mean_kl()
-            if adapts and kl is None:
-                raise NotImplementedError("AdaptiveLearningRate needs KL[pi_old, pi], of which no closed form is known")
             # The KL is part of the loss where it has a weight
             before.check(self, epochs, kl if coef.get("kl_coef", 0) > 0 else None)
         self._record(epochs, coef, kl)
-        if kl is not None:
-            self._after_update(kl, coef)
+        self._after_update(kl, coef)
 
-    def _print(self, message: str) -> None:
-        if self.verbose >= 1:
-            print(message)
+    def _needs_kl(self, coef: Mapping[str, float]) -> bool:
+        """Whether the KL of each sample is needed, or only their mean for the log."""
+        asked = []
+
+        def kl() -> th.Tensor:
+            asked.append(True)
+            return th.zeros(2)
+
+        # In compiled code, coefficients are tensors, and none is known to be 0
+        probed = {name: th.tensor(value) if self._uses_compiled else value for name, value in coef.items()}
+        self.objective(Terms(th.zeros(2), th.zeros(2), th.tensor([-1.0, 1.0]), kl), probed)
+        return bool(asked) or isinstance(self.learning_rate, AdaptiveLearningRate)
 
     def _optimize(self, old: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
         """
@@ -276,39 +268,31 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
         batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
         if self._uses_compiled:
-            loss_options = (self.objective, coef, standardizes)
             limits = (self.max_grad_norm, max_approx_kl)
-            made: list[th.Tensor] | None = self._backend.optimize(old, self.n_epochs, batch_size, loss_options, limits)
+            settings = Settings(self.objective, coef, standardizes, self.n_epochs, batch_size, *limits)
+            made: list[th.Tensor] | None = self._backend.optimize(old, settings)
             self._uses_compiled = self._backend.is_on
             if made is not None:
                 self._n_updates += len(made)
                 return made
-        step = lane("adam", self.policy) or Step(self.policy)
         epochs: list[th.Tensor] = []
-        is_over = False
-        while len(epochs) < self.n_epochs and not is_over:
-            self._n_updates += 1
-            metrics = []
-            for batch in old.epoch(batch_size):
-                loss, measured = ppo_loss(self.objective, batch, old.kind.evaluate(batch), coef, standardizes)
-                is_over = self.target_kl is not None and bool(measured[APPROX_KL] > max_approx_kl)
-                norm = loss.new_tensor(math.nan) if is_over else step(loss, self.max_grad_norm)
-                metrics.append(th.cat([measured, norm[None]]))
-                if is_over:
-                    break
-            epochs.append(th.stack(metrics))
-        step.store()
+        with lane("adam", self.policy) or Step(self.policy) as step:
+            for _ in range(self.n_epochs):
+                self._n_updates += 1
+                rows: list[th.Tensor] = []
+                for batch in old.epoch(batch_size):
+                    loss, metrics = ppo_loss(self.objective, batch, old.kind.evaluate(batch), coef, standardizes)
+                    if self.target_kl is not None and metrics[APPROX_KL] > max_approx_kl:
+                        return [*epochs, th.stack([*rows, F.pad(metrics, (0, 1), value=math.nan)])]
+                    rows.append(th.cat([metrics, step(loss, self.max_grad_norm)[None]]))
+                epochs.append(th.stack(rows))
         return epochs
 
-    def _after_update(self, kl: float, coef: Mapping[str, float]) -> None:
-        """
-        What changes once per policy update, after the last epoch.
-
-        :param kl: mean KL[pi_old, pi] over the rollout, in nats
-        :param coef: the coefficients of that update
-        """
+    def _after_update(self, kl: float | None, coef: Mapping[str, float]) -> None:
+        """What changes once per policy update, after the last epoch, by its mean KL[pi_old, pi] in nats, if that is known."""
         if isinstance(self.learning_rate, AdaptiveLearningRate):
-            assert self.adapted_learning_rate is not None
+            if kl is None or self.adapted_learning_rate is None:
+                raise NotImplementedError("AdaptiveLearningRate needs KL[pi_old, pi], of which no closed form is known")
             self.adapted_learning_rate = self.learning_rate.adapt(self.adapted_learning_rate, kl)
             self._setup_lr_schedule()
 
@@ -324,9 +308,11 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self.logger.record("train/loss", float(steps["loss"][-1]))
         explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
         self.logger.record("train/explained_variance", explained)
-        norms = steps["grad_norm"][~np.isnan(steps["grad_norm"])]
-        if len(norms) > 0:
-            self.logger.record("train/grad_norm", np.mean(norms, dtype=np.float64))
+        if np.isnan(steps["grad_norm"][-1]):
+            self._print(f"Update ended in epoch {len(epochs) - 1}: approximate KL {steps['approx_kl'][-1]:.4f}")
+            steps["grad_norm"] = steps["grad_norm"][:-1]
+        if len(steps["grad_norm"]) > 0:
+            self.logger.record("train/grad_norm", np.mean(steps["grad_norm"], dtype=np.float64))
         if kl is not None:
             self.logger.record("train/kl", kl)
         if hasattr(self.policy, "log_std"):
@@ -338,6 +324,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         for name in ("ent_coef", "vf_coef"):
             if callable(getattr(self, name)):
                 self.logger.record(f"train/{name}", coef[name])
+
+    def _print(self, message: str) -> None:
+        if self.verbose >= 1:
+            print(message)
 
     def learn(
         self: SelfProximal,
@@ -395,16 +385,4 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         context: AbstractContextManager[None] = self._backend.threads(self.policy)
         return context
 
-    load: Any = classmethod(saving.load)
-
-
-def _asks_for_kl(objective: Objective, coef: Mapping[str, float | th.Tensor]) -> bool:
-    """Whether an objective asks for the KL of a minibatch."""
-    asked = []
-
-    def kl() -> th.Tensor:
-        asked.append(True)
-        return th.zeros(2)
-
-    objective(Terms(th.zeros(2), th.zeros(2), th.tensor([-1.0, 1.0]), kl), coef)
-    return bool(asked)
+    load = classmethod(saving.load)  # type: ignore[var-annotated]

@@ -20,11 +20,14 @@ from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import ClosedForm, kl_from_parameters
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch
+from sb3_ppo_variants.optimizer import by_place
 from sb3_ppo_variants.policies import FeedForward, kind_of
 
 # With images, where evaluating pi_old on all states would take some percent of the time, the KL that is only logged is that of
 # every 8th state
 IMAGE_STRIDE = 8
+# Samples on which is checked whether a custom policy acts as it says
+N_CHECKED = 64
 
 
 def collect_rollouts(
@@ -88,7 +91,7 @@ def collect_rollouts(
         self._last_obs = new_obs
         self._last_episode_starts = dones
 
-    values = policy.value(new_obs)  # type: ignore[arg-type]
+    values = policy.value(new_obs)
     checks.check_rewards(rollout_buffer)
     estimate = lane("advantages", rollout_buffer) or rollout_buffer.compute_returns_and_advantage
     estimate(last_values=values, dones=dones)
@@ -129,14 +132,15 @@ class Rollout:
         old_parameters = () if form is None else form.parameters
         self.measured = [(observations, old_parameters)]
         self.data = data._replace(old_parameters=old_parameters if stride == 1 else ())
+        if self.kind.acts_otherwise(data.select(th.arange(min(N_CHECKED, len(data.returns))))):
+            warnings.warn(
+                "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
+                "predict, train/kl and a KL penalty go by that distribution.",
+                stacklevel=4,
+            )
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """
-        One pass over the rollout in random order, drawn from NumPy's global generator as Stable-Baselines3 does.
-
-        :param batch_size: the size of a minibatch; the last one may be smaller
-        :return: the minibatches
-        """
+        """One pass over the rollout in random order, drawn from NumPy's global generator as Stable-Baselines3 does."""
         if self.data is not None:
             # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
             for index in self.permutation().split(batch_size):
@@ -163,8 +167,6 @@ class Rollout:
         """
         E[KL[pi_old(.|s), pi(.|s)]] in nats of the policies in evaluation mode: the d of section 4. With a custom buffer, over
         the samples of the last whole epoch.
-
-        :return: the mean, or ``None`` if no closed form is known
         """
         kl = []
         for observations, old_parameters in self.measured:
@@ -173,15 +175,6 @@ class Rollout:
                 kl.append(kl_from_parameters(old_parameters, form))
         # On the CPU, as not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item() if kl else None
-
-    def check_policy(self) -> None:
-        """Warn if a custom policy acts by other distributions than it says, by which ``predict`` and the KL go."""
-        if self.data is not None and self.kind.acts_otherwise(self.data.select(th.arange(min(64, len(self.data.returns))))):
-            warnings.warn(
-                "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
-                "predict, train/kl and a KL penalty go by that distribution.",
-                stacklevel=4,
-            )
 
     def _batch(self, samples: RolloutBufferSamples) -> Batch:
         """Samples of the buffer, by name: those of a custom buffer may be of another class."""
@@ -195,35 +188,24 @@ class Rollout:
 
 
 class _OldPolicy(nn.Module):
-    """
-    A policy with the parameters and buffers that it has now.
-
-    :param kind: the policy
-    """
+    """A policy with the parameters and buffers that it has now."""
 
     def __init__(self, kind: FeedForward) -> None:
         super().__init__()
         self.policy = kind.policy
         self.kind = kind
-        tensors = (*self.policy.named_parameters(), *self.policy.named_buffers())
-        self.tensors = {f"policy.{name}": tensor.detach().clone() for name, tensor in tensors}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in by_place(self).items()}
 
     def forward(self, observations: PyTorchObs) -> ClosedForm | None:
         return self.kind.distributions(observations)
 
     def distributions(self, observations: PyTorchObs) -> ClosedForm | None:
-        form: ClosedForm | None = functional_call(self, self.tensors, (observations,))
+        form: ClosedForm | None = functional_call(self, self.tensors, (observations,), tie_weights=False)
         return form
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
-    """
-    All samples of one of Stable-Baselines3's own buffers as tensors on its device.
-
-    :param buffer: a full buffer, which is left as its ``get`` leaves it
-    :return: the samples, in the order that the indices of ``get`` refer to
-    :raises ArgumentError: if the buffer is not full
-    """
+    """All samples of one of Stable-Baselines3's own buffers as tensors on its device."""
     if not buffer.full:
         raise checks.ArgumentError(
             f"The rollout buffer must be full to learn from it, but holds {buffer.pos} of {buffer.buffer_size} steps"

@@ -76,9 +76,6 @@ def load(
         if isinstance(error, ValueError):
             raise
         raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
-    if replaced and model.verbose >= 1:
-        values = ", ".join(f"{name} = {value}" for name, value in replaced.items())
-        print(f"{path} is not a model of {cls.__name__}: it is loaded with {values}")
     for name in KL_ATTRIBUTES - known:
         # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
         vars(model).pop(name, None)
@@ -93,12 +90,7 @@ def load(
 
 
 def parameters_of(cls: type) -> set[str]:
-    """
-    The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``.
-
-    :param cls: the class
-    :return: names
-    """
+    """The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``."""
     names: set[str] = set()
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -112,17 +104,9 @@ def parameters_of(cls: type) -> set[str]:
 
 
 def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """
-    The arguments that mean something else in the class that a model was saved by.
-
-    :param saved: the attributes in the file
-    :param own: those of the class that loads it
-    :return: names
-    """
-    names = []
-    # That of the surrogate, or one in addition to the penalty
-    if ("kl_coef" in saved) != ("kl_coef" in own):
-        names.append("clip_range")
+    """The arguments in a file that mean something else in the class that loads it."""
+    # Of the surrogate, or of one in addition to the penalty
+    names = ["clip_range"] if ("kl_coef" in saved) != ("kl_coef" in own) else []
     # Where beta is to be adapted, a number goes on, but no schedule
     if "kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float):
         names.append("kl_coef")

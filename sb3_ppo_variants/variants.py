@@ -28,7 +28,7 @@ class PPOClip(ProximalPolicyOptimization):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        checks.check_coefficient("clip_range", self.clip_range, above=0, infinite=True)
+        checks.check_number("clip_range", self.clip_range, above=0, infinite=True, scheduled=True)
 
 
 class KLPenaltyPPO(ProximalPolicyOptimization):
@@ -103,12 +103,12 @@ class PPOFixedKL(KLPenaltyPPO):
 
     @kl_coef.setter
     def kl_coef(self, kl_coef: float | Schedule) -> None:
-        checks.check_coefficient("kl_coef", kl_coef, minimum=0)
+        checks.check_number("kl_coef", kl_coef, minimum=0, scheduled=True)
         self.__dict__["kl_coef"] = kl_coef if callable(kl_coef) else float(kl_coef)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        checks.check_coefficient("kl_coef", self.__dict__["kl_coef"], minimum=0)
+        checks.check_number("kl_coef", self.__dict__["kl_coef"], minimum=0, scheduled=True)
 
 
 class PPOKLPen(KLPenaltyPPO):
@@ -173,7 +173,7 @@ class PPOKLPen(KLPenaltyPPO):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        checks.check_coefficient("kl_target", self.kl_target, above=0)
+        checks.check_number("kl_target", self.kl_target, above=0, scheduled=True)
         try:
             low, high = self.kl_coef_bounds
         except (TypeError, ValueError):
@@ -200,6 +200,7 @@ class PPOKLPen(KLPenaltyPPO):
         """As in the base class, and d_targ as ``kl_target``."""
         return {**super().coefficients(), "kl_target": self._coefficient("kl_target", minimum=0)}
 
-    def _after_update(self, kl: float, coef: Mapping[str, float]) -> None:
+    def _after_update(self, kl: float | None, coef: Mapping[str, float]) -> None:
         super()._after_update(kl, coef)
+        assert kl is not None, "the loss would have raised an error"
         self.kl_coef = adapt_kl_coef(self.kl_coef, kl, coef["kl_target"], self.kl_coef_bounds)

@@ -25,14 +25,10 @@ from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPe
 if TYPE_CHECKING:
     import optuna
 
-ALGOS: dict[str, type[BaseAlgorithm]] = {
-    "ppo_clip": PPOClip,
-    "ppo_fixedkl": PPOFixedKL,
-    "ppo_klpen": PPOKLPen,
-}
+ALGOS: dict[str, type[BaseAlgorithm]] = {"ppo_clip": PPOClip, "ppo_fixedkl": PPOFixedKL, "ppo_klpen": PPOKLPen}
 
-OLDEST_ZOO = (2, 7)
-INSTALL = f'pip install "rl_zoo3>={".".join(map(str, OLDEST_ZOO))},<3"'
+OLDEST_ZOO = "2.7"
+INSTALL = f'pip install "rl_zoo3>={OLDEST_ZOO},<3"'
 
 # Arguments that may be texts such as "lin_0.2", of a class and its subclasses
 SCHEDULES: dict[type[BaseAlgorithm], tuple[str, ...]] = {
@@ -71,16 +67,12 @@ class _WithoutClipRange:
 
 
 def sample_ppo_clip_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """
-    Search space of ``PPOClip``: that of the Zoo's PPO.
-
-    :param trial: the trial to sample for
-    :param others: what the Zoo hands to every sampler
-    :return: sampled hyperparameters
-    """
+    """Search space of ``PPOClip``: that of the Zoo's PPO, as installed. ``others`` is what the Zoo hands to every sampler."""
     from rl_zoo3.hyperparams_opt import sample_ppo_params
 
     params: dict[str, Any] = sample_ppo_params(trial, *others)
+    # To be read in the Zoo's report, as what it says of gamma
+    trial.set_user_attr("gae_lambda", params["gae_lambda"])
     return params
 
 
@@ -94,26 +86,14 @@ def _sample_ppo_kl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]
 
 
 def sample_ppo_fixedkl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """
-    Search space of ``PPOFixedKL``: that of ``PPOClip``, and beta about the paper's 0.3 to 10.
-
-    :param trial: the trial to sample for
-    :param others: what the Zoo hands to every sampler
-    :return: sampled hyperparameters
-    """
+    """Search space of ``PPOFixedKL``: also beta, about the paper's 0.3 to 10."""
     params = _sample_ppo_kl_params(trial, *others)
     params["kl_coef"] = trial.suggest_float("kl_coef", 0.1, 30, log=True)
     return params
 
 
 def sample_ppo_klpen_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """
-    Search space of ``PPOKLPen``: that of ``PPOClip``, d_targ about the paper's 0.003 to 0.03, and beta's first value.
-
-    :param trial: the trial to sample for
-    :param others: what the Zoo hands to every sampler
-    :return: sampled hyperparameters
-    """
+    """Search space of ``PPOKLPen``: also d_targ, about the paper's 0.003 to 0.03, and beta's first value."""
     params = _sample_ppo_kl_params(trial, *others)
     params["kl_target"] = trial.suggest_float("kl_target", 0.001, 0.1, log=True)
     params["init_kl_coef"] = trial.suggest_float("init_kl_coef", 0.1, 10, log=True)
@@ -131,7 +111,7 @@ def _schedule(name: str, text: str) -> Any:
     """What a text such as lin_0.2 means. The Zoo takes any text before the underscore, and fails without a word on 1e-3."""
     from rl_zoo3.utils import SimpleLinearSchedule
 
-    kinds = {"lin": SimpleLinearSchedule}
+    kinds: dict[str, Any] = {"lin": SimpleLinearSchedule}
     if name == "learning_rate":
         kinds["adaptive"] = AdaptiveLearningRate
     number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
@@ -248,19 +228,18 @@ def check_zoo() -> None:
 
     :raises ImportError: if there is none, or if it is too old; says what to install
     """
-    oldest = ".".join(map(str, OLDEST_ZOO))
-    advice = f"install one with: {INSTALL}"
     loaded = sys.modules.get("rl_zoo3")
     spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec("rl_zoo3")
     if spec is None or spec.origin is None:
-        raise ImportError(f"the RL Zoo (rl_zoo3) is not installed; {advice}", name="rl_zoo3")
+        raise ImportError(f"the RL Zoo (rl_zoo3) is not installed; install one with: {INSTALL}", name="rl_zoo3")
     # The Zoo reads its version from this file, but older ones do so after importing all else
     version_file = Path(spec.origin).parent / "version.txt"
     version = version_file.read_text(encoding="utf-8").strip() if version_file.is_file() else "unknown"
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_ZOO:
+    if numbers is None or tuple(map(int, numbers.groups())) < tuple(map(int, OLDEST_ZOO.split("."))):
         raise ImportError(
-            f"the RL Zoo (rl_zoo3) {version} is too old, {oldest} is the oldest that works; {advice}", name="rl_zoo3"
+            f"the RL Zoo (rl_zoo3) {version} is too old, {OLDEST_ZOO} is the oldest that works; install one with: {INSTALL}",
+            name="rl_zoo3",
         )
 
 
@@ -286,9 +265,6 @@ def register() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ImportError(
-                f"the RL Zoo (rl_zoo3) is installed, but importing {name} failed: {error}; install what it needs, "
-                f"for example with: {INSTALL}",
-                name=name,
-            ) from error
+            reason = f"the RL Zoo (rl_zoo3) is installed, but importing {name} failed: {error}"
+            raise ImportError(f"{reason}; install what it needs, for example with: {INSTALL}", name=name) from error
         register_module(name)

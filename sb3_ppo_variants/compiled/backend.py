@@ -2,10 +2,12 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -13,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.compiled.step import CompiledStep
 from sb3_ppo_variants.compiled.support import CompilationError, image_work, unsupported_policy, unsupported_reason
-from sb3_ppo_variants.objectives import Objective
+from sb3_ppo_variants.loss import Settings
 from sb3_ppo_variants.rollout import Rollout
 
 # Minibatch steps in a `learn` from which on compile="auto" compiles: that saves most of a millisecond in each, and compiling
@@ -67,26 +69,15 @@ class Backend:
         is_own = type(buffer) is RolloutBuffer
         return NumpyPolicy(policy, buffer) if is_own and NumpyPolicy.supports(policy) else None
 
-    def optimize(
-        self,
-        old: Rollout,
-        n_epochs: int,
-        batch_size: int,
-        loss: tuple[Objective, Mapping[str, float], bool],
-        limits: tuple[float | None, float],
-    ) -> list[th.Tensor] | None:
+    def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """
-        K epochs of compiled minibatch steps.
+        K epochs of compiled minibatch steps on a rollout.
 
         :param old: the rollout
-        :param n_epochs: number of passes over it
-        :param batch_size: size of a minibatch
-        :param loss: the objective, the coefficients, and whether advantages are standardised in each minibatch
-        :param limits: largest norm of the gradient, and largest approximate KL of a minibatch
+        :param settings: how the steps are made
         :return: as ``CompiledStep.run``; ``None`` if they have to be made otherwise
         :raises CompilationError: if they cannot be compiled, and must be
         """
-        objective, coef, standardizes = loss
         policy = old.kind.policy
         if th.is_anomaly_enabled():
             # Autograd is being watched, and compiled code has none
@@ -97,15 +88,20 @@ class Backend:
             self._end(reason)
             return None
         step = self.step
-        if step is None or not step.serves(policy, objective, tuple(coef), standardizes):
-            self.step = CompiledStep(policy, objective, tuple(coef), standardizes)
+        if step is None or not step.serves(policy, settings):
+            self.step = CompiledStep(policy, settings)
             if step is not None:
                 self.step.n_compilations = step.n_compilations
                 self.step.change = "the policy, the objective or the names of its coefficients change"
         assert self.step is not None
+        states = random.getstate(), np.random.get_state(), th.get_rng_state()
         try:
-            epochs = self.step.run(old, n_epochs, batch_size, coef, *limits)
+            epochs = self.step.run(old, settings)
         except CompilationError as error:
+            # The attempt leaves no trace in the training
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            th.set_rng_state(states[2])
             # Another attempt would fail, too, and take its time
             self._failure = str(error)
             self._end(str(error), error)

@@ -5,10 +5,8 @@ before an update and put back after it, so that those two always hold the truth.
 """
 
 import math
-import pickle
-import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -22,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
-from sb3_ppo_variants.loss import APPROX_KL, Batch, Evaluation, ppo_loss
+from sb3_ppo_variants.loss import APPROX_KL, Batch, Evaluation, Settings, ppo_loss
 from sb3_ppo_variants.objectives import Objective
-from sb3_ppo_variants.optimizer import FlatParameters
+from sb3_ppo_variants.optimizer import FlatParameters, by_place
 from sb3_ppo_variants.policies import FeedForward, is_of_libraries, kept_generators
 from sb3_ppo_variants.rollout import Rollout
 
@@ -42,11 +40,9 @@ _compiling = threading.Lock()
 class CompiledStep:
     """Minibatch steps on a policy, each one call of a compiled function."""
 
-    def __init__(self, policy: ActorCriticPolicy, objective: Objective, coef_names: Sequence[str], standardizes: bool) -> None:
+    def __init__(self, policy: ActorCriticPolicy, settings: Settings) -> None:
         self.policy = policy
-        self.objective = objective
-        self.coef_names = tuple(coef_names)
-        self.standardizes = standardizes
+        self.objective, self.coef_names, self.standardizes = self.compiled_in(settings)
         self.module = _Loss(FeedForward(policy))
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
@@ -65,12 +61,17 @@ class CompiledStep:
         self.draws = False
         self.unused: set[int] = set()
 
-    def serves(self, policy: ActorCriticPolicy, objective: Objective, coef_names: Sequence[str], standardizes: bool) -> bool:
+    @staticmethod
+    def compiled_in(settings: Settings) -> tuple[Objective, tuple[str, ...], bool]:
+        """What of the settings is compiled into a function: the others are numbers that it is given."""
+        return settings.objective, tuple(settings.coef), settings.standardizes
+
+    def serves(self, policy: ActorCriticPolicy, settings: Settings) -> bool:
         """Whether this can make the steps of an update, or another must be made."""
         layout = FlatParameters(policy)
         return (
             policy is self.policy
-            and (objective, tuple(coef_names), standardizes) == (self.objective, self.coef_names, self.standardizes)
+            and self.compiled_in(settings) == (self.objective, self.coef_names, self.standardizes)
             and list(map(id, layout.parameters)) == list(map(id, self.layout.parameters))
             and layout.places == self.layout.places
         )
@@ -95,7 +96,7 @@ class CompiledStep:
         batch = data.select(index)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
-        loss = partial(self._loss, batch, coef)
+        loss = partial(self.loss, batch, coef)
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_constants)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), constants)
         gradient = self.layout.concatenate(gradients)
@@ -123,7 +124,7 @@ class CompiledStep:
         # The scale is returned so that Inductor computes it once, and not again in the loop over each vector of parameters
         return th.cat([metrics, norm[None]]), scale
 
-    def _loss(
+    def loss(
         self, batch: Batch, coef: dict[str, Any], parameters: list[th.Tensor], constants: dict[str, th.Tensor]
     ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
         """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
@@ -137,24 +138,12 @@ class CompiledStep:
         loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, loss_of), tie_weights=False)
         return loss, (metrics, constants)
 
-    def run(
-        self,
-        old: Rollout,
-        n_epochs: int,
-        batch_size: int,
-        coef: Mapping[str, float],
-        max_grad_norm: float | None,
-        max_approx_kl: float,
-    ) -> list[th.Tensor]:
+    def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
         """
         Make the steps of an update, on copies of the parameters: ``store`` puts the result into the policy.
 
         :param old: the rollout, of one of Stable-Baselines3's own buffers
-        :param n_epochs: number of passes over it
-        :param batch_size: size of a minibatch; the last one of an epoch may be smaller
-        :param coef: the coefficients of the loss by name
-        :param max_grad_norm: largest norm of the gradient
-        :param max_approx_kl: end the update before a step whose approximate KL exceeds this
+        :param settings: how the steps are made
         :return: the values of ``METRICS`` and the norm of the gradient at each step of each epoch, of shape
             ``(n_steps, n_metrics + 1)``; the norm of a step that has been left out is NaN
         :raises CompilationError: if the step cannot be compiled, or computes something else than the policy; nothing has
@@ -162,22 +151,25 @@ class CompiledStep:
         """
         assert old.data is not None
         self._load()
-        n_minibatches = math.ceil(len(old.data.returns) / batch_size)
-        coef_vectors = iter(self._coef_vectors(n_epochs * n_minibatches, (max_grad_norm, max_approx_kl), coef))
+        n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
+        coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches, settings))
         epochs: list[th.Tensor] = []
         functions: dict[int, Function] = {}
         with th.no_grad():
-            for _ in range(n_epochs):
+            for _ in range(settings.n_epochs):
                 rows: list[th.Tensor] = []
-                for index in old.permutation().split(batch_size):
+                for index in old.permutation().split(settings.batch_size):
                     coef_vector, size = next(coef_vectors), len(index)
-                    if size not in functions:
-                        # The shorter minibatch at the end of an epoch is not worth a compilation of its own
-                        make = self._verified if not functions else partial(self._function, is_compiled=False)
-                        functions[size] = make(old.data, coef_vector, index, coef, max_grad_norm)
-                    rows.append(functions[size]([*self._leaves(old.data), coef_vector, index])[0])
+                    if not functions:
+                        functions[size], row = self._first_step(old.data, coef_vector, index, settings)
+                    else:
+                        if size not in functions:
+                            # The shorter minibatch at the end of an epoch is not worth a compilation of its own
+                            functions[size] = self._function(old.data, coef_vector, index, is_compiled=False)
+                        row = functions[size]([*self._leaves(old.data), coef_vector, index])[0]
+                    rows.append(row)
                     self.n_steps += 1
-                    if max_approx_kl < math.inf and rows[-1][APPROX_KL].item() > max_approx_kl:
+                    if settings.max_approx_kl < math.inf and row[APPROX_KL].item() > settings.max_approx_kl:
                         self.n_steps -= 1
                         rows[-1][-1] = math.nan
                         return [*epochs, th.stack(rows)]
@@ -193,8 +185,8 @@ class CompiledStep:
         params = self.layout.parameters
         states = [self.policy.optimizer.state.get(parameter, {}) for parameter in params]
         self.n_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
-        frozen = [(name, parameter) for name, parameter in self.module.named_parameters() if not parameter.requires_grad]
-        self.constants = {name: tensor.detach().clone() for name, tensor in (*frozen, *self.module.named_buffers())}
+        others = [(name, tensor) for name, tensor in by_place(self.module).items() if not tensor.requires_grad]
+        self.constants = {name: tensor.detach().clone() for name, tensor in others}
         with th.no_grad():
             th._foreach_copy_(self.layout.views(self.parameters), params)
             for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
@@ -218,7 +210,7 @@ class CompiledStep:
                     state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
-    def _coef_vectors(self, n_steps: int, limits: Sequence[float | None], coef: Mapping[str, float]) -> Sequence[th.Tensor]:
+    def _coef_vectors(self, n_steps: int, settings: Settings) -> Sequence[th.Tensor]:
         """
         The vectors of all numbers that change between the coming steps, in the order in which a step takes them. What depends
         on Adam's step count is computed here in float64, as torch.optim.Adam does.
@@ -227,38 +219,43 @@ class CompiledStep:
         beta1, beta2 = group["betas"]
         step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
         columns = [group["lr"] / (1 - beta1**step), 1 / np.sqrt(1 - beta2**step)]
-        columns += [math.inf if limit is None else limit for limit in limits]
+        columns += [math.inf if settings.max_grad_norm is None else settings.max_grad_norm, settings.max_approx_kl]
         columns += [1 - beta1, beta2, 1 - beta2, group["eps"], group["weight_decay"]]
-        columns += [coef[name] for name in self.coef_names]
+        columns += [settings.coef[name] for name in self.coef_names]
         matrix = np.stack([np.broadcast_to(column, n_steps) for column in columns], axis=1)
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
-    def _verified(
-        self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, coef: Mapping[str, float], max_grad_norm: float | None
-    ) -> Function:
-        """The compiled function, after its first step has been compared with the same one by Stable-Baselines3's methods."""
+    def _first_step(
+        self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
+    ) -> tuple[Function, th.Tensor]:
+        """
+        Make the first step of an update, and compare it with the same one by Stable-Baselines3's methods; if it is another,
+        compile anew. The compiled function, and what it has returned.
+        """
         batch = data.select(index)
         is_new = self._key(data, index) not in self.functions
         if is_new and not is_of_libraries(self.policy):
-            self._check_purity(batch, coef)
+            verification.check_purity(self, batch, settings.coef)
         function = self._function(data, coef_vector, index)
+        generator_state = th.get_rng_state()
         row = function([*self._leaves(data), coef_vector, index])[0]
         # After a trace, so that what a policy keeps of its last pass is real again
-        expected = verification.expected_step(self.module.kind, batch, self.objective, coef, self.standardizes)
-        difference = verification.difference(self, expected, row, coef_vector, max_grad_norm)
+        expected = verification.expected_step(self.module.kind, batch, settings)
+        difference = verification.difference(self, expected, row, settings)
         self.draws, self.unused = expected.draws, expected.unused
-        self._load()
         if difference is None:
             self.n_changes = self.n_changes if is_new else 0
-            return function
+            return function, row
         if is_new:
             raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
         self.n_changes += 1
         self.change = f"something else than the parameters changes what the policy or the objective computes ({difference})"
         if self.n_changes > 1:
             raise CompilationError(f"from update to update, {self.change}")
+        th.set_rng_state(generator_state)
+        self._load()
         self.functions.clear()
-        return self._verified(data, coef_vector, index, coef, max_grad_norm)
+        return self._first_step(data, coef_vector, index, settings)
 
     def _key(self, data: Batch, index: th.Tensor) -> tuple[Any, ...]:
         """What is compiled into a function besides the policy and its loss."""
@@ -267,7 +264,7 @@ class CompiledStep:
         numbers = _plain_numbers(self.policy) if self.draws else []
         return (len(index), *shapes, *numbers)
 
-    def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, *_: Any, is_compiled: bool = True) -> Function:
+    def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool = True) -> Function:
         """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
         key = self._key(data, index)
         if key not in self.functions:
@@ -300,26 +297,6 @@ class CompiledStep:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise CompilationError(f"{type(error).__name__}: {lines[-1][-300:] if lines else ''}") from error
 
-    def _check_purity(self, batch: Batch, coef: Mapping[str, float]) -> None:
-        """
-        Check what compiled code takes for granted of a custom policy: that its numbers depend on nothing but its input, its
-        tensors and torch's random generator.
-        """
-        others = _random_states()
-        results = []
-        for _ in range(2):
-            with kept_generators(self.policy.device), th.enable_grad():
-                before = th.get_rng_state()
-                parameters = [parameter.detach().clone().requires_grad_() for parameter in self.layout.parameters]
-                loss, (metrics, _) = self._loss(batch, dict(coef), parameters, self.constants)
-                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-                results.append([metrics, *(gradient for gradient in gradients if gradient is not None)])
-                self.draws = not th.equal(th.get_rng_state(), before)
-        if _random_states() != others:
-            raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
-        if not all(th.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*results, strict=True)):
-            raise CompilationError("two evaluations of the policy on the same minibatch give different numbers")
-
 
 class _Loss(nn.Module):
     """The loss of a policy as the forward of a module, which is what ``functional_call`` calls."""
@@ -343,10 +320,6 @@ def _plain_numbers(policy: ActorCriticPolicy) -> list[tuple[str, str, Any]]:
         for name, value in vars(module).items()
         if isinstance(value, bool | int | float | str)
     ]
-
-
-def _random_states() -> bytes:
-    return pickle.dumps((random.getstate(), np.random.get_state()))
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:

@@ -3,7 +3,7 @@
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_variants.optimizer import FlatParameters, Step, not_plain_adam
+from sb3_ppo_variants.optimizer import FlatParameters, Step, not_plain_adam, trainable
 from sb3_ppo_variants.policies import has_hooks, is_of_libraries
 
 
@@ -11,7 +11,9 @@ def lane(policy: ActorCriticPolicy) -> "ForeachAdam | None":
     """Steps of an update on a policy."""
     if not is_of_libraries(policy) or has_hooks(policy) or policy.device.type != "cpu" or not_plain_adam(policy) is not None:
         return None
-    if len({parameter.dtype for parameter in policy.parameters()}) > 1:
+    # One that the loss has not depended on yet has no state, unlike the others
+    kinds = {(parameter.dtype, parameter in policy.optimizer.state) for parameter in trainable(policy)}
+    if len(kinds) > 1:
         return None
     return ForeachAdam(policy)
 
@@ -19,7 +21,7 @@ def lane(policy: ActorCriticPolicy) -> "ForeachAdam | None":
 class ForeachAdam(Step):
     """
     The steps of an update: the same operations on each parameter in the same order as torch's, but each for all parameters at
-    once, and without looking up the optimizer's state again in each step. ``store`` puts the state back.
+    once, and without looking up the optimizer's state again in each step. The exit puts the state back.
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
@@ -49,7 +51,7 @@ class ForeachAdam(Step):
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             if len(present) < len(gradients) and not self.is_torchs:
-                self.store()
+                self.__exit__()
                 self.is_torchs = True
             if self.is_torchs:
                 self.optimizer.step()
@@ -71,7 +73,7 @@ class ForeachAdam(Step):
         step_size = self.group["lr"] / (1 - beta1**self.n_steps)
         th._foreach_addcdiv_(self.parameters, self.exp_avg, self.denominators, -step_size)
 
-    def store(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Put into the optimizer what the steps have made of its state, if there were any."""
         if self.n_steps == 0 or self.is_torchs:
             return
