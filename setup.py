@@ -41,7 +41,12 @@ setup(
     license_expression="MIT",
     keywords="reinforcement-learning ppo kl-penalty stable-baselines3 rl-zoo gymnasium pytorch",
     python_requires=">=3.10",
-    packages=["sb3_ppo_variants", "sb3_ppo_variants.hyperparams"],
+    packages=[
+        "sb3_ppo_variants",
+        "sb3_ppo_variants.compiled",
+        "sb3_ppo_variants.fast",
+        "sb3_ppo_variants.hyperparams",
+    ],
     # Top-level in the repository, as in the Zoo's own; inside the package once installed
     package_dir={"sb3_ppo_variants.hyperparams": "hyperparams"},
     package_data={"sb3_ppo_variants": ["py.typed", "version.txt"], "sb3_ppo_variants.hyperparams": ["*.yml", "paper/*.yml"]},
@@ -67,7 +72,6 @@ setup(
             *MUJOCO,
             "build",
             "filelock",
-            "jinja2",
             "joblib>=1.4",
             "mypy",
             "psutil",
@@ -81,7 +85,9 @@ setup(
             "types-PyYAML",
             "types-tqdm",
         ],
-        "benchmarks": [*MUJOCO, "filelock", "jinja2", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
+        "benchmarks": [*MUJOCO, "filelock", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
+        # The environments of hyperparams/paper/table4_roboschool.yml
+        "bullet": ["pybullet_envs_gymnasium"],
         # To spread the runs of benchmarks/paper over a cluster
         "ray": ["ray>=2.9"],
     },

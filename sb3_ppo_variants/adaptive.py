@@ -57,7 +57,7 @@ class AdaptiveLearningRate:
 
     def __call__(self, progress_remaining: float) -> float:
         """
-        The first step size: to Stable-Baselines3, this is a schedule.
+        The first step size: to SB3, this is a schedule.
 
         :param progress_remaining: not used
         :return: ``initial``

@@ -20,7 +20,7 @@ def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
 
 @contextmanager
 def as_errors(what: str) -> Iterator[None]:
-    """Make of assertions, by which Stable-Baselines3 checks spaces and policies, errors that say what is wrong."""
+    """Make of assertions, by which SB3 checks spaces and policies, errors that say what is wrong."""
     try:
         yield
     except AssertionError as error:
@@ -30,7 +30,7 @@ def as_errors(what: str) -> Iterator[None]:
 def check_arguments(algorithm: Any) -> None:
     """
     Check the arguments of an algorithm, those of the constructor and those given to ``load``. Numbers of NumPy's become
-    Python's, as torch and Stable-Baselines3 take no others in some places.
+    Python's, as torch and SB3 take no others in some places.
 
     :param algorithm: the algorithm
     :raises ValueError: if one is out of range
@@ -91,7 +91,7 @@ def check_rollout_size(algorithm: Any) -> None:
 def warn_of_truncated_minibatches(algorithm: Any, outermost: type) -> None:
     """
     Warn if the last minibatch of each epoch is smaller than the others, where a class derived from ``outermost`` is called.
-    The text begins as that of Stable-Baselines3, which users filter by.
+    The text begins as that of SB3, which users filter by.
     """
     a = algorithm
     size = a.n_steps * a.n_envs
@@ -100,7 +100,7 @@ def warn_of_truncated_minibatches(algorithm: Any, outermost: type) -> None:
         constructors = [cls for cls in type(a).__mro__ if "__init__" in vars(cls)]
         warnings.warn(
             f"You have specified a mini-batch size of {a.batch_size}, but because the `RolloutBuffer` is of size "
-            f"`n_steps * n_envs = {size}`, the last minibatch of each epoch is truncated to {size % a.batch_size} samples "
-            f"(n_steps={a.n_steps} and n_envs={a.n_envs})",
+            f"`n_steps * n_envs = {size}`, after every {size // a.batch_size} untruncated mini-batches, there will be a "
+            f"truncated mini-batch of size {size % a.batch_size} (n_steps={a.n_steps} and n_envs={a.n_envs})",
             stacklevel=3 + constructors.index(outermost),
         )

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class ArgumentError(ValueError, AssertionError):
-    """An argument is out of range. Stable-Baselines3 asserts in the same place."""
+    """An argument is out of range. SB3 asserts in the same place."""
 
 
 class NonFiniteEnvironmentError(ValueError):
@@ -118,7 +118,7 @@ def scheduled_value(
 ) -> float:
     """What a schedule returns at a remaining progress; checked as by ``check_number``."""
     where = f"{name} (at remaining progress {progress:g})"
-    # Stable-Baselines3's wrapper converts to float itself, with an error that does not name the argument
+    # SB3's wrapper converts to float itself, with an error that does not name the argument
     returned = getattr(schedule, "value_schedule", schedule)(progress)
     try:
         value = float(returned)

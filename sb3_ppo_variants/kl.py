@@ -24,9 +24,9 @@ def kl_normal(old_mean: th.Tensor, old_std: th.Tensor, mean: th.Tensor, std: th.
 
 def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     """
-    KL of two categorical distributions. An action that the old policy never takes contributes 0, also where the new
-    policy rules it out too (logits of -inf, as from action masks). If the new policy rules out an action that the old one
-    takes, the KL is infinite, and its gradient NaN. Logits of shape ``(batch, n_actions)``, normalised or not.
+    KL of two categorical distributions. An action that the old policy never takes contributes 0, also where the new policy
+    rules it out too (logits of -inf, as from action masks). If the new policy rules out an action that the old one takes, the
+    KL is infinite, and its gradient NaN. Logits of shape ``(batch, n_actions)``, normalised or not.
     """
     old_log_probs, log_probs = F.log_softmax(old_logits, dim=1), F.log_softmax(logits, dim=1)
     old_probs = old_log_probs.exp()
@@ -70,8 +70,8 @@ class ClosedForm(NamedTuple):
 
 def closed_form(distribution: Any) -> ClosedForm:
     """
-    The closed form of the KL of one of Stable-Baselines3's action distributions, by the family of torch's distribution (or
-    list of those) that it holds as ``distribution``.
+    The closed form of the KL of one of SB3's action distributions, by the family of torch's distribution (or list of those)
+    that it holds as ``distribution``.
 
     :param distribution: the action distribution, with its parameters set
     :return: the KL of its family, and its parameters
@@ -109,7 +109,7 @@ def kl_from_parameters(old_parameters: tuple[th.Tensor, ...], new: ClosedForm) -
 
 def kl_old_new(old: Any, new: Any) -> th.Tensor:
     """
-    KL[pi_old(.|s), pi(.|s)] of two of Stable-Baselines3's action distributions, per state.
+    KL[pi_old(.|s), pi(.|s)] of two of SB3's action distributions, per state.
 
     :param old: pi_old; gets no gradient
     :param new: pi

@@ -12,7 +12,7 @@ FOLDER = f"{__package__}.fast"
 
 def lane(name: str, *objects: Any) -> Any:
     """
-    A function that does what Stable-Baselines3's method does, sooner.
+    A function that does what SB3's method does, sooner.
 
     :param name: the lane: a module of ``fast`` whose function ``lane`` makes it
     :param objects: what it is to serve

@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from sb3_ppo_variants.kl import ClosedForm, kl_from_parameters
 from sb3_ppo_variants.objectives import Coefficients, Objective, Terms
 
-# What `ppo_loss` measures beside the gradient, in this order; the names are Stable-Baselines3's
+# What `ppo_loss` measures beside the gradient, in this order; the names are SB3's
 METRICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
 # The losses come before the approximate KL, which may overflow with the ratio, also where the objective knows no ratio
 APPROX_KL = METRICS.index("approx_kl")
 
 
 class Batch(NamedTuple):
-    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of Stable-Baselines3, and pi_old."""
+    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of SB3, and pi_old."""
 
     # A tensor, or a dict of tensors
     observations: Any

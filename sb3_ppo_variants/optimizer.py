@@ -13,7 +13,7 @@ ALIGNMENT = 16
 
 
 class Step:
-    """The minibatch steps of an update, as Stable-Baselines3 makes them."""
+    """The minibatch steps of an update, as SB3 makes them."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy

@@ -35,7 +35,7 @@ CHUNK_BYTES = 2**22
 
 
 class Action(NamedTuple):
-    """What a policy does in a step of a rollout, and the names that Stable-Baselines3 gives to it."""
+    """What a policy does in a step of a rollout, and the names that SB3 gives to it."""
 
     # Of shape (n_envs, ...), or a dict of such
     obs_tensor: PyTorchObs
@@ -47,7 +47,7 @@ class Action(NamedTuple):
 
 
 class FeedForward:
-    """Stable-Baselines3's ``ActorCriticPolicy``, which is given the observation alone."""
+    """SB3's ``ActorCriticPolicy``, which is given the observation alone."""
 
     # Whether `act` writes values and log probabilities into the rollout buffer
     fills_buffer = False
@@ -105,7 +105,7 @@ class FeedForward:
         return Evaluation(values.flatten(), log_prob, entropy, partial(self._closed_form, batch.observations))
 
     def _closed_form(self, observations: PyTorchObs) -> ClosedForm:
-        # Stable-Baselines3's own evaluate_actions leaves its distributions there
+        # SB3's own evaluate_actions leaves its distributions there
         has_left_it = is_own(self.policy, "evaluate_actions", "_get_action_dist_from_latent")
         return closed_form(self.policy.action_dist if has_left_it else self.policy.get_distribution(observations))
 
@@ -148,8 +148,8 @@ def kind_of(policy: ActorCriticPolicy) -> FeedForward:
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    For a pass that Stable-Baselines3 does not make: the policy in evaluation mode, without gradients. Its mode, its buffers
-    and torch's generators are as before afterwards.
+    For a pass that SB3 does not make: the policy in evaluation mode, without gradients. Its mode, its buffers and torch's
+    generators are as before afterwards.
     """
     training = policy.training
     with th.no_grad(), kept_buffers(policy), kept_generators(policy.device):
@@ -185,21 +185,18 @@ def kept_generators(device: th.device) -> Iterator[None]:
 
 
 def is_of_libraries(policy: nn.Module) -> bool:
-    """Whether a policy and all of its modules are of Stable-Baselines3's and torch's own classes."""
+    """Whether a policy and all of its modules are of SB3's and torch's own classes."""
     parts = [*policy.modules(), getattr(policy, "action_dist", None)]
     return all(type(part).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "torch.")) for part in parts)
 
 
 def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
-    """Whether methods of a policy are Stable-Baselines3's own."""
+    """Whether methods of a policy are SB3's own."""
     return all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in methods)
 
 
 def has_hooks(policy: ActorCriticPolicy) -> bool:
-    """
-    Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as by
-    Stable-Baselines3.
-    """
+    """Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as by SB3."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     return (

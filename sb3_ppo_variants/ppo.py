@@ -2,7 +2,7 @@
 Algorithm 1 of the PPO paper on Stable-Baselines3's ``OnPolicyAlgorithm``: what the variants share.
 
 ==========================================================  ===================================================
-for iteration = 1, 2, ... do                                Stable-Baselines3's ``OnPolicyAlgorithm.learn``
+for iteration = 1, 2, ... do                                SB3's ``OnPolicyAlgorithm.learn``
   for actor = 1, 2, ..., N do                               the environments of its vec-envs
     Run policy pi_old in environment for T timesteps        ``collect_rollouts``, in rollout.py
     Compute advantage estimates A_1, ..., A_T               at its end
@@ -81,8 +81,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param seed: seed of the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should run; "auto" for the GPU if possible
     :param _init_setup_model: whether to build the network at the creation of the instance
-    :param compile: ``True``: compile the minibatch step, and round differently from Stable-Baselines3 in rollouts; needs a
-        C++ compiler. ``False``: compute what Stable-Baselines3 computes, bit for bit. ``"auto"``: compile where the length of
+    :param compile: ``True``: compile the minibatch step, and round differently from SB3 in rollouts; needs a
+        C++ compiler. ``False``: compute what SB3 computes, bit for bit. ``"auto"``: compile where the length of
         the training pays for it, and policy, optimizer, buffer and machine allow it; says why not at ``verbose=1``
     :raises ValueError: if an argument is out of range, or the action space is not supported
     :raises TypeError: if an argument is of the wrong type
@@ -195,7 +195,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _coefficient(self, name: str, minimum: float = -math.inf, infinite: bool = False, overshoots: bool = False) -> float:
         """
         The present value of a coefficient that is a float or a schedule. The last rollout may overshoot: for the schedules of
-        Stable-Baselines3, the remaining progress is below 0 then, for others 0.
+        SB3, the remaining progress is below 0 then, for others 0.
         """
         # kl_coef is a property that calls this
         value = self.__dict__[name] if name in self.__dict__ else getattr(self, name)
@@ -262,8 +262,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         """
         K epochs of minibatch steps on the rollout, or fewer, if the approximate KL of a minibatch exceeds the limit.
 
-        :return: the values of ``METRICS``, and the norm of the gradient, at each step of each epoch, of shape
-            ``(n_steps, n_metrics + 1)``. Where the update ends early, there is no step, and the last norm is NaN
+        :return: the values of ``METRICS``, and the norm of the gradient, at each step of each epoch, of shape ``(n_steps,
+            n_metrics + 1)``. Where the update ends early, there is no step, and the last norm is NaN
         """
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
         batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
@@ -297,11 +297,11 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self._setup_lr_schedule()
 
     def _record(self, epochs: list[th.Tensor], coef: Mapping[str, float], kl: float | None) -> None:
-        """Log the update under Stable-Baselines3's keys."""
+        """Log the update under SB3's keys."""
         steps = dict(zip((*METRICS, "grad_norm"), th.cat(epochs).cpu().numpy().T, strict=True))
         for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
             self.logger.record(f"train/{name}", np.mean(steps[name], dtype=np.float64))
-        # Stable-Baselines3 logs the last epoch's, in float32
+        # SB3 logs the last epoch's, in float32
         self.logger.record("train/approx_kl", np.mean(steps["approx_kl"][-len(epochs[-1]) :]))
         if "clip_range" in coef:
             self.logger.record("train/clip_fraction", np.mean(steps["clip_fraction"], dtype=np.float64))

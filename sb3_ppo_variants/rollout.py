@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.kl import ClosedForm, kl_from_parameters
+from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.optimizer import by_place
@@ -122,7 +121,8 @@ class Rollout:
         #: The whole rollout; ``None`` for a custom buffer, which may give other samples in each epoch
         self.data: Batch | None = None
         if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
-            self.old_policy = _OldPolicy(self.kind)
+            self.module = _Distributions(self.kind)
+            self.theta_old = {name: tensor.detach().clone() for name, tensor in by_place(self.module).items()}
             return
         data = self._batch(whole_rollout(buffer))
         has_images = any(tensor.dim() >= 4 for tensor in pytree.tree_leaves(data.observations))
@@ -140,7 +140,7 @@ class Rollout:
             )
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """One pass over the rollout in random order, drawn from NumPy's global generator as Stable-Baselines3 does."""
+        """One pass over the rollout in random order, drawn from NumPy's global generator as SB3 does."""
         if self.data is not None:
             # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
             for index in self.permutation().split(batch_size):
@@ -151,7 +151,7 @@ class Rollout:
         self.measured = self.measured or epoch
         for samples in self.buffer.get(batch_size):
             batch = self._batch(samples)
-            old = self.old_policy.distributions(batch.observations)
+            old = functional_call(self.module, self.theta_old, (batch.observations,), tie_weights=False)
             old_parameters = () if old is None else old.parameters
             # A policy may change its input in place
             epoch.append((pytree.tree_map(th.clone, batch.observations), old_parameters))
@@ -168,11 +168,8 @@ class Rollout:
         E[KL[pi_old(.|s), pi(.|s)]] in nats of the policies in evaluation mode: the d of section 4. With a custom buffer, over
         the samples of the last whole epoch.
         """
-        kl = []
-        for observations, old_parameters in self.measured:
-            form = self.kind.distributions(observations) if old_parameters else None
-            if form is not None:
-                kl.append(kl_from_parameters(old_parameters, form))
+        forms = [(old, self.kind.distributions(observations)) for observations, old in self.measured if old]
+        kl = [kl_from_parameters(old, form) for old, form in forms if form is not None]
         # On the CPU, as not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item() if kl else None
 
@@ -187,29 +184,19 @@ class Rollout:
         return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, advantages, samples.returns, ())
 
 
-class _OldPolicy(nn.Module):
-    """A policy with the parameters and buffers that it has now."""
+class _Distributions(nn.Module):
+    """The distributions of a policy as the forward of a module, which is what ``functional_call`` calls."""
 
     def __init__(self, kind: FeedForward) -> None:
         super().__init__()
         self.policy = kind.policy
-        self.kind = kind
-        self.tensors = {name: tensor.detach().clone() for name, tensor in by_place(self).items()}
-
-    def forward(self, observations: PyTorchObs) -> ClosedForm | None:
-        return self.kind.distributions(observations)
-
-    def distributions(self, observations: PyTorchObs) -> ClosedForm | None:
-        form: ClosedForm | None = functional_call(self, self.tensors, (observations,), tie_weights=False)
-        return form
+        self.forward = kind.distributions
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
-    """All samples of one of Stable-Baselines3's own buffers as tensors on its device."""
+    """All samples of one of SB3's own buffers, in the order that the permutations of its ``get`` refer to."""
     if not buffer.full:
-        raise checks.ArgumentError(
-            f"The rollout buffer must be full to learn from it, but holds {buffer.pos} of {buffer.buffer_size} steps"
-        )
+        raise checks.ArgumentError(f"The rollout buffer must be full, but holds {buffer.pos} of {buffer.buffer_size} steps")
     if not buffer.generator_ready:
         for name in ("actions", "values", "log_probs", "advantages", "returns"):
             setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
@@ -219,13 +206,5 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
         else:
             buffer.observations = buffer.swap_and_flatten(buffer.observations)
         buffer.generator_ready = True
-    # Without copies where possible: the buffer makes new arrays before it is filled again
-    to_torch = partial(buffer.to_torch, copy=False)
-    observations: PyTorchObs
-    if isinstance(buffer, DictRolloutBuffer):
-        observations = {key: to_torch(array) for key, array in buffer.observations.items()}
-    else:
-        observations = to_torch(buffer.observations)
-    arrays = (buffer.actions.astype(np.float32, copy=False), buffer.values, buffer.log_probs)
-    actions, *others = map(to_torch, (*arrays, buffer.advantages, buffer.returns))
-    return RolloutBufferSamples(observations, actions, *(tensor.flatten() for tensor in others))  # type: ignore[arg-type]
+    samples: RolloutBufferSamples = buffer._get_samples(slice(None))  # type: ignore[arg-type]
+    return samples

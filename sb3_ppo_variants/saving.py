@@ -1,4 +1,4 @@
-"""Models from files: of the same class, of Stable-Baselines3's ``PPO``, and of another variant."""
+"""Models from files: of the same class, of SB3's ``PPO``, and of another variant."""
 
 import inspect
 import io
@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 PPO_HYPERPARAMETERS = {"clip_range", "n_epochs"}
-# What Stable-Baselines3's load takes besides the arguments
+# What SB3's load takes besides the arguments
 OF_ENVIRONMENT = {"observation_space", "action_space", "n_envs", "lr_schedule"}
 # What only variants with a KL penalty have
 KL_ATTRIBUTES = {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"}
@@ -35,8 +35,8 @@ def load(
     **kwargs: Any,
 ) -> Algorithm:
     """
-    Load a model from a zip-file, as Stable-Baselines3, but with errors that name what is wrong. The file may be of its ``PPO``
-    or of another of the variants: a ``clip_range`` or ``kl_coef`` that means something else there is not taken from it.
+    Load a model from a zip-file, as SB3, but with errors that name what is wrong. The file may be of its ``PPO`` or of another
+    of the variants: a ``clip_range`` or ``kl_coef`` that means something else there is not taken from it.
 
     :param cls: the class of the algorithm
     :param path: path to the file (or a file-like)
@@ -75,12 +75,14 @@ def load(
     except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError):
             raise
-        raise ValueError(f"{path} is damaged, or is not a saved {cls.__name__} model: {error}") from error
+        # As SB3 says it
+        kind = "wasn't a zip-file" if isinstance(error, zipfile.BadZipFile) else f"is not a saved {cls.__name__} model"
+        raise ValueError(f"{path} is damaged, or {kind}: {error}") from error
     for name in KL_ATTRIBUTES - known:
         # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
         vars(model).pop(name, None)
     if "kl_coef" in kwargs:
-        # Stable-Baselines3's load has not checked it
+        # SB3's load has not checked it
         model.kl_coef = kwargs["kl_coef"]
     if model.compile is True and "compile" not in kwargs:
         # There may be no compiler where it is loaded

@@ -39,7 +39,7 @@ class Snapshot:
         policy = algorithm.policy
         # The state may hold other objects than tensors: see nn.Module.get_extra_state
         self.policy = {name: _copy(value) for name, value in policy.state_dict().items()}
-        self.buffers = {name: buffer.clone() for name, buffer in policy.named_buffers() if name not in self.policy}
+        self.buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}
         # Quicker than a deep copy
         self.optimizer = pytree.tree_map(_copy, policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates

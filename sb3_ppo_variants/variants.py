@@ -18,8 +18,8 @@ class PPOClip(ProximalPolicyOptimization):
     """
     PPO with the clipped surrogate objective L^CLIP, equation (7) of https://arxiv.org/abs/1707.06347: section 3 of the paper.
 
-    With ``compile=False`` it computes bit for bit what Stable-Baselines3's ``PPO`` computes. The arguments are those of that
-    class, described in ``ProximalPolicyOptimization``, and
+    With ``compile=False`` it computes bit for bit what SB3's ``PPO`` computes. The arguments are those of that class,
+    described in ``ProximalPolicyOptimization``, and
 
     :param clip_range: epsilon, a float or a schedule
     """
@@ -33,8 +33,8 @@ class PPOClip(ProximalPolicyOptimization):
 
 class KLPenaltyPPO(ProximalPolicyOptimization):
     """
-    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and, with a
-    ``clip_range``, the clipped surrogate in it: section 4 of the paper. A subclass says where beta comes from.
+    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and, with a ``clip_range``,
+    the clipped surrogate in it: section 4 of the paper. A subclass says where beta comes from.
     """
 
     objective = staticmethod(kl_penalized_surrogate)
@@ -52,10 +52,10 @@ class PPOFixedKL(KLPenaltyPPO):
     PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and a beta that does not
     depend on the KL: "fixed KL" in Table 1.
 
-    The arguments are those of Stable-Baselines3's ``PPO``, described in ``ProximalPolicyOptimization``, and
+    The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 
-    :param clip_range: epsilon of the clipped surrogate "in addition to" the penalty, a float or a schedule; ``None`` for
-        the unclipped one
+    :param clip_range: epsilon of the clipped surrogate "in addition to" the penalty, a float or a schedule; ``None`` for the
+        unclipped one
     :param kl_coef: beta, a float or a schedule. 0 gives L^CPI, equation (6): "no clipping or penalty" in Table 1
     """
 
@@ -113,16 +113,16 @@ class PPOFixedKL(KLPenaltyPPO):
 
 class PPOKLPen(KLPenaltyPPO):
     """
-    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and the beta that section
-    4 adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1.
+    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and the beta that section 4
+    adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1.
 
     beta belongs to the state of the training: it survives ``save`` and ``load`` and goes on in the next ``learn``, unless
     ``load`` is given a ``kl_coef``.
 
-    The arguments are those of Stable-Baselines3's ``PPO``, described in ``ProximalPolicyOptimization``, and
+    The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 
-    :param clip_range: epsilon of the clipped surrogate "in addition to" the penalty, a float or a schedule; ``None`` for
-        the unclipped one
+    :param clip_range: epsilon of the clipped surrogate "in addition to" the penalty, a float or a schedule; ``None`` for the
+        unclipped one
     :param kl_target: d_targ in nats, a float or a schedule
     :param init_kl_coef: beta of the first update
     :param kl_coef_bounds: smallest and largest beta (not in the paper): beta changes by a factor of 2 in an update, so that it

@@ -1,4 +1,4 @@
 """
 The minibatch step of an update (forward, backward, clipping of the gradient, Adam) as one compiled function, and rollouts in
-NumPy: up to rounding the numbers of Stable-Baselines3. Without this folder, ``compile=False`` remains.
+NumPy: up to rounding the numbers of SB3. Without this folder, ``compile=False`` remains.
 """

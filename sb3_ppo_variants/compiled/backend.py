@@ -102,8 +102,9 @@ class Backend:
             random.setstate(states[0])
             np.random.set_state(states[1])
             th.set_rng_state(states[2])
-            # Another attempt would fail, too, and take its time
-            self._failure = str(error)
+            if error.__cause__ is not None:
+                # What the compiler cannot do, it cannot do later, and takes its time to find out
+                self._failure = str(error)
             self._end(str(error), error)
             return None
         self.step.store()

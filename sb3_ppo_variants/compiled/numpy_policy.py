@@ -1,4 +1,4 @@
-"""Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of Stable-Baselines3, with other random draws."""
+"""Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of SB3, with other random draws."""
 
 import math
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class NumpyPolicy(FeedForward):
     """
     A policy for one rollout, with its parameters at the start of it: a callback that changes them meanwhile takes effect in
     the next one. So the two networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at
-    once, from torch's generator. Values and log probabilities are written to the buffer, and the tensors returned are views
-    of it, as to make tensors takes time.
+    once, from torch's generator. Values and log probabilities are written to the buffer, and the tensors returned are views of
+    it, as to make tensors takes time.
     """
 
     fills_buffer = True

@@ -113,7 +113,7 @@ class CompiledStep:
         denominator = new_exp_avg_sq.sqrt() * inverse_bias_correction2_sqrt + eps
         new_parameters = parameters - step_size * (new_exp_avg / denominator)
 
-        # Stable-Baselines3 ends the update before the step that exceeds the limit; NaN does not
+        # SB3 ends the update before the step that exceeds the limit; NaN does not
         goes_on = ~(metrics[APPROX_KL] > max_approx_kl)
         updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
         updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
@@ -142,10 +142,10 @@ class CompiledStep:
         """
         Make the steps of an update, on copies of the parameters: ``store`` puts the result into the policy.
 
-        :param old: the rollout, of one of Stable-Baselines3's own buffers
+        :param old: the rollout, of one of SB3's own buffers
         :param settings: how the steps are made
-        :return: the values of ``METRICS`` and the norm of the gradient at each step of each epoch, of shape
-            ``(n_steps, n_metrics + 1)``; the norm of a step that has been left out is NaN
+        :return: the values of ``METRICS`` and the norm of the gradient at each step of each epoch, of shape ``(n_steps,
+            n_metrics + 1)``; the norm of a step that has been left out is NaN
         :raises CompilationError: if the step cannot be compiled, or computes something else than the policy; nothing has
             changed then
         """
@@ -229,8 +229,8 @@ class CompiledStep:
         self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
     ) -> tuple[Function, th.Tensor]:
         """
-        Make the first step of an update, and compare it with the same one by Stable-Baselines3's methods; if it is another,
-        compile anew. The compiled function, and what it has returned.
+        Make the first step of an update, and compare it with the same one by SB3's methods; if it is another, compile anew.
+        The compiled function, and what it has returned.
         """
         batch = data.select(index)
         is_new = self._key(data, index) not in self.functions
@@ -306,9 +306,7 @@ class _Loss(nn.Module):
         self.policy = kind.policy
         self.kind = kind
 
-    def forward(
-        self, batch: Batch, loss_of: Callable[[Evaluation], tuple[th.Tensor, th.Tensor]]
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def forward(self, batch: Batch, loss_of: Callable[[Evaluation], Any]) -> Any:
         # Within the forward, as the KL of a custom policy may take a second pass through it
         return loss_of(self.kind.evaluate(batch))
 

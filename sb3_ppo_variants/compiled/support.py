@@ -40,7 +40,7 @@ def unsupported_reason(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
 def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str | None:
     """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
     if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
-        return f"the rollout buffer is a {type(buffer).__name__}, not one of Stable-Baselines3's own"
+        return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
     reason = not_plain_adam(policy)
     if reason is not None:
         return reason
@@ -54,6 +54,6 @@ def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
 
 
 def image_work(policy: ActorCriticPolicy) -> float:
-    """What Stable-Baselines3's network for images has to do for each observation."""
+    """What SB3's network for images has to do for each observation."""
     shapes = [module._observation_space.shape for module in policy.modules() if type(module) is NatureCNN]
     return sum(math.prod(shape) for shape in shapes if shape is not None) / (84 * 84 * 4)

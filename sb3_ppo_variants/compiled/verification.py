@@ -1,5 +1,5 @@
 """
-Verify by numbers: the first compiled step of an update is compared with the same step made by Stable-Baselines3's own methods,
+Verify by numbers: the first compiled step of an update is compared with the same step made by SB3's own methods,
 whatever may have changed what the policy computes.
 """
 
