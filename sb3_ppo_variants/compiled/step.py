@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Evaluation, Settings, ppo_loss
-from sb3_ppo_variants.objectives import Objective
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
 from sb3_ppo_variants.policies import FeedForward, is_of_libraries, kept_generators
 from sb3_ppo_variants.rollout import Rollout
@@ -42,12 +41,13 @@ class CompiledStep:
 
     def __init__(self, policy: ActorCriticPolicy, settings: Settings) -> None:
         self.policy = policy
-        self.objective, self.coef_names, self.standardizes = self.compiled_in(settings)
+        self.compiled_in = _compiled_in(policy, settings)
+        self.objective, self.coef_names, self.standardizes = settings.objective, tuple(settings.coef), settings.standardizes
         self.module = _Loss(FeedForward(policy))
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
         self.layout = FlatParameters(policy, transpose=True)
-        self.parameters, self.exp_avg, self.exp_avg_sq = (self.layout.zeros() for _ in range(3))
+        self.flats = self.parameters, self.exp_avg, self.exp_avg_sq = [self.layout.zeros() for _ in range(3)]
         # Buffers and frozen parameters
         self.constants: dict[str, th.Tensor] = {}
         self.n_steps = 0
@@ -61,20 +61,9 @@ class CompiledStep:
         self.draws = False
         self.unused: set[int] = set()
 
-    @staticmethod
-    def compiled_in(settings: Settings) -> tuple[Objective, tuple[str, ...], bool]:
-        """What of the settings is compiled into a function: the others are numbers that it is given."""
-        return settings.objective, tuple(settings.coef), settings.standardizes
-
     def serves(self, policy: ActorCriticPolicy, settings: Settings) -> bool:
         """Whether this can make the steps of an update, or another must be made."""
-        layout = FlatParameters(policy)
-        return (
-            policy is self.policy
-            and self.compiled_in(settings) == (self.objective, self.coef_names, self.standardizes)
-            and list(map(id, layout.parameters)) == list(map(id, self.layout.parameters))
-            and layout.places == self.layout.places
-        )
+        return self.compiled_in == _compiled_in(policy, settings)
 
     def _step(
         self,
@@ -153,6 +142,8 @@ class CompiledStep:
         self._load()
         n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
         coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches, settings))
+        # Those tensors are changed in place
+        leaves = self._leaves(old.data)
         epochs: list[th.Tensor] = []
         functions: dict[int, Function] = {}
         with th.no_grad():
@@ -161,12 +152,12 @@ class CompiledStep:
                 for index in old.permutation().split(settings.batch_size):
                     coef_vector, size = next(coef_vectors), len(index)
                     if not functions:
-                        functions[size], row = self._first_step(old.data, coef_vector, index, settings)
+                        functions[size], row = self._first_step(old, coef_vector, index, settings)
                     else:
                         if size not in functions:
                             # The shorter minibatch at the end of an epoch is not worth a compilation of its own
                             functions[size] = self._function(old.data, coef_vector, index, is_compiled=False)
-                        row = functions[size]([*self._leaves(old.data), coef_vector, index])[0]
+                        row = functions[size]([*leaves, coef_vector, index])[0]
                     rows.append(row)
                     self.n_steps += 1
                     if settings.max_approx_kl < math.inf and row[APPROX_KL].item() > settings.max_approx_kl:
@@ -178,7 +169,7 @@ class CompiledStep:
 
     def _leaves(self, data: Batch) -> list[Any]:
         """The arguments of a function but for the vector of coefficients and the index, which come last."""
-        return pytree.tree_leaves([self.parameters, self.exp_avg, self.exp_avg_sq, self.constants, data])
+        return pytree.tree_leaves([*self.flats, self.constants, data])
 
     def _load(self) -> None:
         """Take parameters, buffers and Adam's state from the policy and its optimizer."""
@@ -188,7 +179,7 @@ class CompiledStep:
         others = [(name, tensor) for name, tensor in by_place(self.module).items() if not tensor.requires_grad]
         self.constants = {name: tensor.detach().clone() for name, tensor in others}
         with th.no_grad():
-            for flat in (self.parameters, self.exp_avg, self.exp_avg_sq):
+            for flat in self.flats:
                 # NaN may have come between the parameters, in an update that has been undone
                 flat.zero_()
             th._foreach_copy_(self.layout.views(self.parameters), params)
@@ -229,22 +220,24 @@ class CompiledStep:
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
     def _first_step(
-        self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
+        self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
     ) -> tuple[Function, th.Tensor]:
         """
         Make the first step of an update, and compare it with the same one by SB3's methods; if it is another, compile anew.
         The compiled function, and what it has returned.
         """
+        kind, data = old.kind, old.data
+        assert data is not None
         batch = data.select(index)
         is_new = self._key(data, index) not in self.functions
         if is_new and not is_of_libraries(self.policy):
             verification.check_purity(self, batch, settings.coef)
         function = self._function(data, coef_vector, index)
-        generator_state = th.get_rng_state()
+        generator_state, before = th.get_rng_state(), [flat.clone() for flat in self.flats]
         row = function([*self._leaves(data), coef_vector, index])[0]
         # After a trace, so that what a policy keeps of its last pass is real again
-        expected = verification.expected_step(self.module.kind, batch, settings)
-        difference = verification.difference(self, expected, row, settings)
+        expected = verification.expected_step(kind, batch, settings)
+        difference = verification.difference(self, before, expected, row, settings)
         self.draws, self.unused = expected.draws, expected.unused
         if difference is None:
             self.n_changes = self.n_changes if is_new else 0
@@ -258,7 +251,7 @@ class CompiledStep:
         th.set_rng_state(generator_state)
         self._load()
         self.functions.clear()
-        return self._first_step(data, coef_vector, index, settings)
+        return self._first_step(old, coef_vector, index, settings)
 
     def _key(self, data: Batch, index: th.Tensor) -> tuple[Any, ...]:
         """What is compiled into a function besides the policy and its loss."""
@@ -282,7 +275,7 @@ class CompiledStep:
 
     def _made(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
         arguments = [*self._leaves(data), coef_vector, index]
-        structure = pytree.tree_structure([self.parameters, self.exp_avg, self.exp_avg_sq, self.constants, data])
+        structure = pytree.tree_structure([*self.flats, self.constants, data])
 
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
@@ -312,6 +305,12 @@ class _Loss(nn.Module):
     def forward(self, batch: Batch, loss_of: Callable[[Evaluation], Any]) -> Any:
         # Within the forward, as the KL of a custom policy may take a second pass through it
         return loss_of(self.kind.evaluate(batch))
+
+
+def _compiled_in(policy: ActorCriticPolicy, settings: Settings) -> tuple[Any, ...]:
+    """What is compiled into the step: the other settings are numbers that it is given."""
+    parameters = [(name, id(p), p.requires_grad) for name, p in policy.named_parameters(remove_duplicate=False)]
+    return (id(policy), settings.objective, tuple(settings.coef), settings.standardizes, parameters)
 
 
 def _plain_numbers(policy: ActorCriticPolicy) -> list[tuple[str, str, Any]]:
