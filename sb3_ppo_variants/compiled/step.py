@@ -4,6 +4,7 @@ it. The function works on flat copies of the parameters and of Adam's moments: t
 before an update and put back after it, so that those two always hold the truth.
 """
 
+import contextvars
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -269,7 +270,9 @@ class CompiledStep:
             self.n_compilations += is_compiled
             # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
             with _compiling, ThreadPoolExecutor(1) as thread:
-                self.functions[key] = thread.submit(self._made, data, coef_vector, index, is_compiled).result()
+                arguments = (data, coef_vector, index, is_compiled)
+                # With the settings of torch's compiler that hold here
+                self.functions[key] = thread.submit(contextvars.copy_context().run, self._made, *arguments).result()
             self.change = "the size of the minibatches or of the rollout changes"
         return self.functions[key]
 
