@@ -270,7 +270,7 @@ class CompiledStep:
             self.n_compilations += is_compiled
             # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
             with _compiling, ThreadPoolExecutor(1) as thread:
-                arguments = (data, coef_vector, index, is_compiled)
+                arguments: list[Any] = [data, coef_vector, index, is_compiled]
                 # With the settings of torch's compiler that hold here
                 self.functions[key] = thread.submit(contextvars.copy_context().run, self._made, *arguments).result()
             self.change = "the size of the minibatches or of the rollout changes"
