@@ -59,7 +59,7 @@ def check_arguments(algorithm: Any) -> None:
         raise TypeError(f"rollout_buffer_class must be a class or None, but is {a.rollout_buffer_class!r}")
     checks.check_type("rollout_buffer_kwargs", a.rollout_buffer_kwargs, dict)
     a.seed = None if a.seed is None else checks.check_integer("seed", a.seed, minimum=0)
-    checks.check_integer("stats_window_size", a._stats_window_size, minimum=1)
+    a._stats_window_size = checks.check_integer("stats_window_size", a._stats_window_size, minimum=1)
     a.normalize_advantage = checks.check_choice("normalize_advantage", a.normalize_advantage, (True, False, "batch"))
     a.compile = checks.check_choice("compile", a.compile, (True, False, "auto"))
     if a.normalize_advantage is True and a.batch_size == 1:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch as th
-from conftest import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
+from support import ACTION_SPACES, OBSERVATION_SPACES, POLICIES, SpaceEnv
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 
@@ -21,9 +21,8 @@ def _deterministic():
 
 
 def train(cls, observation, action, **kwargs):
-    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(observation, "MlpPolicy")
     env = DummyVecEnv([lambda: SpaceEnv(OBSERVATION_SPACES[observation], ACTION_SPACES[action])] * 2)
-    return cls(policy, env, n_steps=26, batch_size=13, n_epochs=2, seed=3, device="cuda", **kwargs).learn(104)
+    return cls(POLICIES[observation], env, n_steps=26, batch_size=13, n_epochs=2, seed=3, device="cuda", **kwargs).learn(104)
 
 
 @pytest.mark.parametrize("action", ACTION_SPACES)

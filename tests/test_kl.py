@@ -11,7 +11,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 
-from sb3_ppo_variants.kl import adapt_kl_coef, closed_form, kl_bernoulli, kl_categorical, kl_normal, kl_old_new
+from sb3_ppo_variants.kl import closed_form, kl_bernoulli, kl_categorical, kl_normal, kl_old_new
 
 BATCH, DIM = 80_000, 3
 
@@ -161,27 +161,3 @@ def test_finite_where_probabilities_round_to_zero(scale):
     assert kl.item() == pytest.approx(2 * scale)
     kl.sum().backward()
     assert th.isfinite(new.grad).all()
-
-
-@pytest.mark.parametrize(
-    ("kl", "expected"),
-    [
-        (0.0, 1.0),
-        (0.0199, 1.0),  # below 0.03 / 1.5 = 0.02: half of 2
-        (0.03 / 1.5, 2.0),  # at the threshold: as it was
-        (0.03, 2.0),
-        (0.03 * 1.5, 2.0),  # at the threshold
-        (0.0451, 4.0),  # above 0.03 * 1.5 = 0.045: twice
-        (1e9, 4.0),
-    ],
-)
-def test_adapt_kl_coef(kl, expected):
-    assert adapt_kl_coef(2.0, kl, 0.03, (1e-6, 1e6)) == expected
-
-
-def test_adapt_kl_coef_stays_within_bounds_and_comes_back():
-    bounds = (0.5, 8.0)
-    assert adapt_kl_coef(0.6, 0.0, 0.01, bounds) == 0.5
-    assert adapt_kl_coef(0.5, 1.0, 0.01, bounds) == 1.0
-    assert adapt_kl_coef(6.0, 1.0, 0.01, bounds) == 8.0
-    assert adapt_kl_coef(8.0, 0.0, 0.01, bounds) == 4.0

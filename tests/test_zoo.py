@@ -107,7 +107,7 @@ def test_train_saves_a_model_of_the_class(trained: Path, algo: str) -> None:
 def test_console_script_and_conf(tmp_path: Path) -> None:
     conf = tmp_path / "mine.yml"
     conf.write_text(
-        f"{ENV_ID}:\n  n_timesteps: 128\n  policy: MlpPolicy\n  n_steps: 64\n  target_kl: lin_0.04\n  clip_range: null\n"
+        f"{ENV_ID}:\n  n_timesteps: 128\n  policy: MlpPolicy\n  n_steps: 64\n  kl_target: lin_0.04\n  clip_range: null\n"
     )
     arguments = ["--algo", "ppo_klpen", "--env", ENV_ID, "-conf", str(conf), "--eval-freq", "-1", "--device", "cpu"]
     script = Path(sys.executable).with_name("rl_zoo3")
@@ -213,7 +213,7 @@ def test_hyperparameter_search(tmp_path: Path) -> None:
 
     shared = {"batch_size_pow", "n_steps_pow", "one_minus_gamma", "one_minus_gae_lambda", "learning_rate", "ent_coef"}
     shared |= {"n_epochs", "max_grad_norm", "net_arch", "activation_fn"}
-    own = {"ppo_clip": {"clip_range"}, "ppo_fixedkl": {"kl_coef"}, "ppo_klpen": {"target_kl", "init_kl_coef"}}
+    own = {"ppo_clip": {"clip_range"}, "ppo_fixedkl": {"kl_coef"}, "ppo_klpen": {"kl_target", "init_kl_coef"}}
     searched = {
         (logs, algo): columns(next((tmp_path / logs / algo).glob("report_*.csv")))
         for logs in ("plain", "clipped")

@@ -13,7 +13,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
-from test_parity import equal, space_env
+from support import equal, space_env
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 
@@ -21,8 +21,7 @@ ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
 KWARGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS)
-@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize(("cls", "use_sde"), [(PPOClip, True), (PPOFixedKL, False), (PPOKLPen, False)])
 def test_save_and_load(cls, use_sde, tmp_path):
     model = cls("MlpPolicy", "Pendulum-v1", use_sde=use_sde, **KWARGS).learn(128)
     model.save(tmp_path / "model")
@@ -50,41 +49,40 @@ def set_random_state(state):
     th.set_rng_state(state[2])
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS)
-@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize(("cls", "use_sde"), [(PPOClip, True), (PPOFixedKL, False), (PPOKLPen, False)])
 def test_resumed_training_is_the_uninterrupted_one(cls, use_sde, tmp_path):
     """
     SB3's ``load`` seeds the generators anew and resets the environment. Where a user keeps both (``force_reset=False``,
     and the generators' states put back), 2k + 2k steps are bit for bit 4k steps; otherwise they are not, as for SB3's PPO.
     Schedules see a different progress, which is SB3's too, so they are constant here.
     """
-    kwargs = {**KWARGS, "n_steps": 500, "batch_size": 250, "use_sde": use_sde, "learning_rate": 1e-3}
-    at_once = cls("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), **kwargs).learn(4000)
+    kwargs = {**KWARGS, "n_steps": 250, "batch_size": 125, "use_sde": use_sde, "learning_rate": 1e-3}
+    at_once = cls("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), **kwargs).learn(2000)
 
     env = make_vec_env("Pendulum-v1", seed=0)
-    first = cls("MlpPolicy", env, **kwargs).learn(2000)
+    first = cls("MlpPolicy", env, **kwargs).learn(1000)
     first.save(tmp_path / "model")
     state = random_state()
     second = cls.load(tmp_path / "model", env=env, force_reset=False, device="cpu")
     set_random_state(state)
-    second.learn(2000, reset_num_timesteps=False)
-    assert second.num_timesteps == at_once.num_timesteps == 4000
+    second.learn(1000, reset_num_timesteps=False)
+    assert second.num_timesteps == at_once.num_timesteps == 2000
     assert equal(second.policy.state_dict(), at_once.policy.state_dict())
     assert equal(second.policy.optimizer.state_dict(), at_once.policy.optimizer.state_dict())
     assert getattr(second, "kl_coef", None) == getattr(at_once, "kl_coef", None)
 
     third = cls.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", seed=0), device="cpu")
-    third.learn(2000, reset_num_timesteps=False)
+    third.learn(1000, reset_num_timesteps=False)
     assert not equal(third.policy.state_dict(), at_once.policy.state_dict())
 
 
 def test_beta_survives(tmp_path):
     # Far above every KL: beta is halved in each update
-    model = PPOKLPen("MlpPolicy", "Pendulum-v1", target_kl=1e3, **KWARGS).learn(192)
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", kl_target=1e3, **KWARGS).learn(192)
     assert model.kl_coef == 1 / 8
     model.save(tmp_path / "model")
     # RL Zoo's -i passes the hyperparameters of the YAML to load
-    loaded = PPOKLPen.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"), init_kl_coef=1.0, target_kl=1e3)
+    loaded = PPOKLPen.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"), init_kl_coef=1.0, kl_target=1e3)
     assert loaded.kl_coef == 1 / 8
     loaded.learn(64, reset_num_timesteps=False)
     assert loaded.kl_coef == 1 / 16
@@ -142,25 +140,22 @@ def arguments(model):
 @pytest.mark.parametrize(
     ("saved", "kwargs", "loading", "expected"),
     [
-        # A clipping in addition to the penalty is not the paper's epsilon, nor is d_targ the end of an update
+        # A clipping in addition to the penalty is not the paper's epsilon; target_kl ends an update everywhere
         (PPO, {"clip_range": 0.3, "target_kl": 0.5}, PPOClip, (0.3, 0.5, None)),
         (PPO, {"clip_range": 0.3, "target_kl": 0.5}, PPOFixedKL, (None, 0.5, 3.0)),
-        (PPOClip, {"clip_range": 0.3, "target_kl": 0.5}, PPOKLPen, (None, 0.01, 1.0)),
-        (PPOFixedKL, {"kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOKLPen, (0.3, 0.01, 2.0)),
-        (PPOFixedKL, {"kl_coef": lambda _: 2.0, "target_kl": 0.5}, PPOKLPen, (None, 0.01, 1.0)),
+        (PPOClip, {"clip_range": 0.3, "target_kl": 0.5}, PPOKLPen, (None, 0.5, 1.0)),
+        (PPOFixedKL, {"kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOKLPen, (0.3, 0.5, 2.0)),
+        (PPOFixedKL, {"kl_coef": lambda _: 2.0, "target_kl": 0.5}, PPOKLPen, (None, 0.5, 1.0)),
         (PPOFixedKL, {"kl_coef": 2.0, "target_kl": 0.5}, PPOClip, (0.2, 0.5, None)),
-        (PPOKLPen, {"init_kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOFixedKL, (0.3, None, 2.0)),
-        (PPOKLPen, {"init_kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOClip, (0.2, None, None)),
+        (PPOKLPen, {"init_kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOFixedKL, (0.3, 0.5, 2.0)),
+        (PPOKLPen, {"init_kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOClip, (0.2, 0.5, None)),
     ],
 )
-def test_arguments_that_mean_something_else_in_another_class(saved, kwargs, loading, expected, tmp_path, capsys):
-    saved("MlpPolicy", "Pendulum-v1", verbose=1, **KWARGS, **kwargs).save(tmp_path / "model")
-    capsys.readouterr()
+def test_arguments_that_mean_something_else_in_another_class(saved, kwargs, loading, expected, tmp_path):
+    saved("MlpPolicy", "Pendulum-v1", **KWARGS, **kwargs).save(tmp_path / "model")
     model = loading.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"))
     assert tuple(arguments(model).values()) == expected
-    is_same_kind = loading is PPOClip and saved is PPO
-    assert (f"model is not a model of {loading.__name__}: it is loaded with " in capsys.readouterr().out) != is_same_kind
-    # It is a model of the class that has loaded it
+    # From then on a model of the class that has loaded it
     model.learn(64).save(tmp_path / "again")
     assert arguments(loading.load(tmp_path / "again")) == arguments(model)
     given = {"clip_range": 0.4, "target_kl": 0.6}
@@ -242,7 +237,7 @@ def test_foreign_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         PPOClip.load(tmp_path / "missing")
     (tmp_path / "text.zip").write_text("no zip-file")
-    with pytest.raises(ValueError, match="text is damaged, or is not a saved PPOClip model"):
+    with pytest.raises(ValueError, match="text is damaged, or wasn't a zip-file"):
         PPOClip.load(tmp_path / "text")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "no model")

@@ -1,4 +1,4 @@
-"""Our steps of DummyVecEnv and VecNormalize are SB3's, bit for bit."""
+"""The environment lane by itself: steps of DummyVecEnv and VecNormalize, bit for bit."""
 
 import functools
 from collections import defaultdict
@@ -6,13 +6,12 @@ from collections import defaultdict
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import SpaceEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
-from test_parity import equal
+from support import SpaceEnv, equal
 
-from sb3_ppo_variants.vec_env import fast_step
+from sb3_ppo_variants.fast import env as fast_env
 
 SPACES = {
     "float32": spaces.Box(-3, 3, (4,), np.float32),
@@ -58,9 +57,9 @@ def test_steps_are_those_of_sb3(space, n_envs, wrapper):
     if wrapper == "frame stack" and space in ("matrix", "float16"):
         pytest.skip("VecFrameStack does not stack these")
     theirs, ours = (make(space, n_envs, WRAPPERS[wrapper]) for _ in range(2))
-    step = fast_step(ours)
-    if wrapper in ("none", "normalize") and space != "dict":
-        assert step != ours.step, "our step is in use"
+    step = fast_env.lane(ours)
+    assert (step is None) == (space == "dict")
+    step = step or ours.step
     rng = np.random.default_rng(0)
     episodes = 0
     for _ in range(40):
@@ -98,7 +97,7 @@ class TripleInStep(VecEnvWrapper):
 
 def test_wrapper_within_normalization_is_called_as_by_sb3():
     expected, actual = (make("float32", 2, lambda env: VecNormalize(TripleInStep(env))) for _ in range(2))
-    step = fast_step(actual)
+    step = fast_env.lane(actual)
     for _ in range(3):
         actions = np.ones(2, dtype=int)
         assert equal(expected.step(actions)[:2], step(actions)[:2])
@@ -113,7 +112,7 @@ def test_infos_keep_their_type():
 
     env = DummyVecEnv([lambda: DefaultEnv(SPACES["float32"], spaces.Discrete(3))])
     env.reset()
-    info = fast_step(env)(np.array([0]))[3][0]
+    info = fast_env.lane(env)(np.array([0]))[3][0]
     assert info["missing"] == 0.0
     info["array"][0] = 7
     assert env.buf_infos[0]["array"][0] == 1
@@ -121,33 +120,22 @@ def test_infos_keep_their_type():
 
 def test_infos_belong_to_the_caller():
     env = make("float32", 1, WRAPPERS["none"])
-    info = fast_step(env)(np.array([0]))[3][0]
+    info = fast_env.lane(env)(np.array([0]))[3][0]
     info["array"][0] = 7
     info["nested"]["list"].append(2)
     assert env.buf_infos[0]["array"][0] == 1
     assert env.buf_infos[0]["nested"] == {"list": [1]}
 
 
-@pytest.mark.parametrize("name", ["obs_rms", "ret_rms"])
-@pytest.mark.parametrize("n_envs", [1, 2])
-def test_statistics_that_stand_still(n_envs, name):
-    expected, actual = (make("float32", n_envs, VecNormalize) for _ in range(2))
-    count = getattr(actual, name).count
-    for env in (expected, actual):
-        getattr(env, name).update = lambda batch: None
-    step = fast_step(actual)
-    for _ in range(3):
-        actions = np.ones(n_envs, dtype=int)
-        assert equal(expected.step(actions)[:2], step(actions)[:2])
-    assert getattr(actual, name).count == count
-
-
-def test_changed_methods_are_called():
+def test_lane_is_for_vectorized_environments_of_sb3():
     class Own(DummyVecEnv):
         pass
 
-    own = Own([lambda: gym.make("Pendulum-v1")])
-    assert fast_step(own) == own.step
-    patched = make("float32", 1, VecNormalize)
-    patched.normalize_obs = lambda obs: obs
-    assert fast_step(patched) == patched.step
+    class OwnNormalize(VecNormalize):
+        pass
+
+    assert fast_env.lane(Own([lambda: gym.make("Pendulum-v1")])) is None
+    assert fast_env.lane(make("float32", 1, OwnNormalize)) is None
+    own_statistics = make("float32", 1, VecNormalize)
+    own_statistics.obs_rms = type("Own", (type(own_statistics.obs_rms),), {})(shape=(4,))
+    assert fast_env.lane(own_statistics) is None
