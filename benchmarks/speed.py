@@ -102,19 +102,21 @@ CONTESTANTS = {
 FLOOR = "floor: the network alone"
 
 PRODUCTS = "matrix products as they are written"
-# What "PPOClip" is without one of its techniques: attributes of the package that are replaced. The last two concern the
-# reference path.
-ABLATIONS = {
+# What "PPOClip" is without one of its techniques: attributes of the package that are replaced
+LANES = "sb3_ppo_variants.fast"
+ABLATIONS: dict[str, list[str]] = {
     "all techniques": [],
-    "rollouts without the stacked NumPy policy": ["inference.StackedPolicy.supports"],
-    "and without the straight-line one": ["inference.StackedPolicy.supports", "collect.is_standard_mlp"],
-    "SB3's step of DummyVecEnv": ["collect.fast_step"],
-    "SB3's RolloutBuffer.add": ["collect._adder"],
-    "SB3's computation of the advantages": ["collect.compute_returns_and_advantage"],
-    PRODUCTS: ["inductor.is_quicker_transposed", "flat.is_quicker_transposed"],
-    "the traced step interpreted, not compiled": ["inductor.compile_graph"],
+    "rollouts without the NumPy policy": ["numpy_policy"],
+    "and without the straight-line one": ["numpy_policy", "mlp"],
+    "SB3's step of DummyVecEnv": ["env"],
+    "SB3's RolloutBuffer.add": ["buffer"],
+    "SB3's computation of the advantages": ["advantages"],
+    "no fast lane": ["env", "buffer", "advantages", "mlp"],
+    PRODUCTS: ["transposition"],
+    "the traced step interpreted, not compiled": ["inductor"],
     "reference path, all techniques": ["reference"],
-    "reference path, SB3's evaluation and optimizer": ["reference", "proximal.is_standard_mlp", "proximal.is_of_sb3"],
+    "reference path, SB3's optimizer": ["reference", "adam"],
+    "reference path, no fast lane": ["reference", "env", "buffer", "advantages", "mlp", "adam"],
 }
 
 
@@ -122,30 +124,22 @@ def switch_off(techniques: list[str]) -> dict[str, Any]:
     """
     Replace techniques by what SB3 does.
 
-    :param techniques: names of attributes of the package, or "reference"
+    :param techniques: names of fast lanes, or of other techniques
     :return: arguments for ``PPOClip``
     """
-    from sb3_ppo_variants import collect, flat, inductor, inference, proximal
+    from sb3_ppo_variants import optimizer
+    from sb3_ppo_variants.compiled import inductor, numpy_policy
 
-    replacements: dict[str, tuple[Any, str, Any]] = {
-        "inference.StackedPolicy.supports": (inference.StackedPolicy, "supports", staticmethod(lambda policy: False)),
-        "collect.is_standard_mlp": (collect, "is_standard_mlp", lambda policy: False),
-        "proximal.is_standard_mlp": (proximal, "is_standard_mlp", lambda policy: False),
-        "proximal.is_of_sb3": (proximal, "is_of_sb3", lambda policy: False),
-        "collect.fast_step": (collect, "fast_step", lambda env: env.step),
-        "collect._adder": (collect, "_adder", lambda buffer, has_values: buffer.add),
-        "collect.compute_returns_and_advantage": (
-            collect,
-            "compute_returns_and_advantage",
-            lambda buffer, values, dones: buffer.compute_returns_and_advantage(values, dones),
-        ),
-        "inductor.is_quicker_transposed": (inductor, "is_quicker_transposed", lambda n_rows, n_columns: False),
-        "flat.is_quicker_transposed": (flat, "is_quicker_transposed", lambda n_rows, n_columns: False),
-        "inductor.compile_graph": (inductor, "compile_graph", lambda graph, arguments: lambda arguments: graph(*arguments)),
-    }
     for technique in techniques:
-        if technique != "reference":
-            setattr(*replacements[technique])
+        if technique == "numpy_policy":
+            numpy_policy.NumpyPolicy.supports = staticmethod(lambda policy: False)  # type: ignore[method-assign]
+        elif technique == "transposition":
+            for module in (inductor, optimizer):
+                module.is_quicker_transposed = lambda n_rows, n_columns: False
+        elif technique == "inductor":
+            inductor.compile_graph = lambda graph, arguments: lambda arguments: graph(*arguments)
+        elif technique != "reference":
+            importlib.import_module(f"{LANES}.{technique}").lane = lambda *objects: None  # type: ignore[attr-defined]
     return {"compile": "reference" not in techniques}
 
 
@@ -443,10 +437,10 @@ def ablate(repetitions: int) -> None:
 
 PPO_CLIP_PARTS = [
     ("environment", "stable_baselines3.common.monitor", "Monitor", "step"),
-    ("steps of DummyVecEnv", "sb3_ppo_variants.vec_env", "", "_step_dummy"),
-    ("advantages", "sb3_ppo_variants.collect", "", "compute_returns_and_advantage"),
+    ("steps of DummyVecEnv", f"{LANES}.env", "", "_step_dummy"),
+    ("advantages", f"{LANES}.advantages", "", "compute_returns_and_advantage"),
     ("rest of the rollout", "sb3_ppo_variants", "PPOClip", "collect_rollouts"),
-    ("KL after the update", "sb3_ppo_variants.rollout", "Rollout", "mean_kl"),
+    ("pi_old, and the KL after the update", "sb3_ppo_variants.policies", "FeedForward", "distributions"),
     ("rest of the update", "sb3_ppo_variants", "PPOClip", "train"),
 ]
 # Functions that are timed by --profile: label, module, class (or nothing) and name. One may call another: each is given the
@@ -468,17 +462,18 @@ PARTS = {
     ],
     "PPOClip, reference": [
         *PPO_CLIP_PARTS,
-        ("policy in the rollout", "sb3_ppo_variants.inference", "RolloutPolicy", "__call__"),
-        ("evaluation of the policy", "sb3_ppo_variants.inference", "StraightPolicy", "evaluate"),
-        ("minibatches", "sb3_ppo_variants.rollout", "RolloutData", "select"),
-        ("loss", "sb3_ppo_variants.proximal", "", "ppo_loss"),
+        ("policy in the rollout", f"{LANES}.mlp", "StraightMlp", "act"),
+        ("evaluation of the policy", f"{LANES}.mlp", "StraightMlp", "evaluate"),
+        ("minibatches", "sb3_ppo_variants.loss", "Batch", "select"),
+        ("loss", "sb3_ppo_variants.ppo", "", "ppo_loss"),
         ("backward pass", "torch.autograd", "", "grad"),
-        ("clipping of the gradient, Adam", "sb3_ppo_variants.adam", "ForeachAdam", "step"),
+        ("clipping of the gradient, Adam", f"{LANES}.adam", "ForeachAdam", "__call__"),
     ],
     "PPOClip": [
         *PPO_CLIP_PARTS,
-        ("policy in the rollout", "sb3_ppo_variants.inference", "StackedPolicy", "__call__"),
-        ("compiled minibatch steps", "sb3_ppo_variants.compiled", "CompiledUpdate", "run"),
+        ("policy in the rollout", "sb3_ppo_variants.compiled.numpy_policy", "NumpyPolicy", "act"),
+        ("comparison with SB3's step", "sb3_ppo_variants.compiled.verification", "", "expected_step"),
+        ("compiled minibatch steps", "sb3_ppo_variants.compiled.step", "CompiledStep", "run"),
     ],
 }
 # What --profile measures

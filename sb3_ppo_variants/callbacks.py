@@ -34,7 +34,8 @@ class AnnealLogStd(BaseCallback):
         self.log_std.requires_grad_(False)
 
     def _on_rollout_start(self) -> None:
-        progress = self.model._current_progress_remaining
+        # The model's own count of the progress is still that of the training before
+        progress = 1 - self.model.num_timesteps / self.model._total_timesteps
         self.log_std.data.fill_(self.final + (self.initial - self.final) * max(progress, 0.0))
 
     def _on_step(self) -> bool:

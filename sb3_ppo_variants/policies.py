@@ -92,7 +92,7 @@ class FeedForward:
             checks.check_observation(observations)
         try:
             yield
-        except ValueError as error:
+        except Exception as error:
             checks.check_observation(observations)
             # As torch's distributions say it
             if "to satisfy the constraint" in str(error):

@@ -26,9 +26,9 @@ def transaction(algorithm: OnPolicyAlgorithm) -> Iterator["Snapshot"]:
         before.restore(algorithm)
         if isinstance(error, RuntimeError) and "without overflow" in str(error):
             raise NonFiniteUpdateError.of(["the optimizer's step"], algorithm.num_timesteps) from error
-        # Torch's distributions refuse NaN
-        if names and isinstance(error, ValueError) and not isinstance(error, NonFiniteUpdateError):
-            raise NonFiniteUpdateError.of(names, algorithm.num_timesteps) from error
+        # As torch's distributions say it
+        if "to satisfy the constraint" in str(error):
+            raise NonFiniteUpdateError.of(names or ["the action distribution"], algorithm.num_timesteps) from error
         raise
 
 

@@ -188,6 +188,9 @@ class CompiledStep:
         others = [(name, tensor) for name, tensor in by_place(self.module).items() if not tensor.requires_grad]
         self.constants = {name: tensor.detach().clone() for name, tensor in others}
         with th.no_grad():
+            for flat in (self.parameters, self.exp_avg, self.exp_avg_sq):
+                # NaN may have come between the parameters, in an update that has been undone
+                flat.zero_()
             th._foreach_copy_(self.layout.views(self.parameters), params)
             for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
                 moments = [state[name] if name in state else th.zeros_like(p) for state, p in zip(states, params, strict=True)]
