@@ -29,12 +29,7 @@ class Batch(NamedTuple):
     old_parameters: tuple[th.Tensor, ...]
 
     def select(self, index: th.Tensor) -> "Batch":
-        """
-        Some of the samples, in new tensors.
-
-        :param index: which ones
-        :return: those
-        """
+        """Some of the samples, in new tensors."""
         return Batch(*(_select(field, index) for field in self))
 
 
@@ -78,9 +73,7 @@ def standardize(advantages: th.Tensor) -> th.Tensor:
     :param advantages: shape ``(batch,)``
     :return: shape ``(batch,)``; a single sample, which has no deviation, as it was
     """
-    if len(advantages) == 1:
-        return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return advantages if len(advantages) == 1 else (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
 def ppo_loss(

@@ -35,14 +35,11 @@ CHUNK_BYTES = 2**22
 
 
 class Action(NamedTuple):
-    """What a policy does in a step of a rollout, and the names that SB3 gives to it."""
+    """What a policy does in a step of a rollout: of shape ``(n_envs, ...)``, the values ``(n_envs, 1)``."""
 
-    # Of shape (n_envs, ...), or a dict of such
     obs_tensor: PyTorchObs
     actions: np.ndarray
-    # (n_envs, 1)
     values: th.Tensor
-    # (n_envs,)
     log_probs: th.Tensor
 
 
@@ -58,14 +55,7 @@ class FeedForward:
 
     @th.no_grad()
     def act(self, observations: Observations) -> Action:
-        """
-        The next step of a rollout.
-
-        :param observations: shape ``(n_envs, ...)``, or a dict of such
-        :return: what ``policy.forward`` makes of them
-        :raises NonFiniteEnvironmentError: if they are not finite, unless a custom policy makes finite numbers of them
-        :raises NonFinitePolicyError: if they are, and the policy makes something else of them
-        """
+        """The next step of a rollout: what ``policy.forward`` makes of observations of shape ``(n_envs, ...)``."""
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with self._blamed(observations):
             actions, values, log_probs = self.policy(obs_tensor)
@@ -77,8 +67,7 @@ class FeedForward:
     @th.no_grad()
     def value(self, observations: Observations, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
         """The values of observations after which there is no step."""
-        if obs_tensor is None:
-            obs_tensor = obs_as_tensor(observations, self.policy.device)
+        obs_tensor = obs_as_tensor(observations, self.policy.device) if obs_tensor is None else obs_tensor
         with self._blamed(observations):
             values = self.policy.predict_values(obs_tensor)
             if not math.isfinite(values.sum()):
@@ -87,7 +76,10 @@ class FeedForward:
 
     @contextmanager
     def _blamed(self, observations: Observations) -> Iterator[None]:
-        """Say whose fault it is if something is not finite: that of the environment, or of the policy."""
+        """
+        Say whose fault it is if something is not finite: that of the environment, unless a custom policy makes finite numbers
+        of it, or of the policy.
+        """
         if not self.is_custom:
             checks.check_observation(observations)
         try:
@@ -147,10 +139,7 @@ def kind_of(policy: ActorCriticPolicy) -> FeedForward:
 
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    For a pass that SB3 does not make: the policy in evaluation mode, without gradients. Its mode, its buffers and torch's
-    generators are as before afterwards.
-    """
+    """For a pass that SB3 does not make: without gradients, and afterwards mode, buffers and generators are as before."""
     training = policy.training
     with th.no_grad(), kept_buffers(policy), kept_generators(policy.device):
         policy.set_training_mode(False)

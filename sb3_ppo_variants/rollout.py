@@ -33,14 +33,9 @@ def collect_rollouts(
     self: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
 ) -> bool:
     """
-    Run pi_old in the environments for T steps, and estimate the advantages: the method of this name of the algorithm.
+    Run pi_old in the environments for T steps, and estimate the advantages: the algorithm's method, of SB3's parameters.
 
-    :param self: the algorithm
-    :param env: the training environment
-    :param callback: called at each step, and at the beginning and end of the rollout; sees these local variables
-    :param rollout_buffer: buffer to fill
-    :param n_rollout_steps: T, the number of steps per environment
-    :return: False if the callback ended the rollout early
+    :return: False if the callback, which sees these local variables, ended the rollout early
     :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
     :raises NonFinitePolicyError: (a ``ValueError`` and ``FloatingPointError``) if the policy made them
     """
@@ -79,12 +74,10 @@ def collect_rollouts(
             actions = actions.reshape(-1, 1)
 
         # A time limit has cut the episode off: V of the last observation stands for the rewards to come
-        for idx, done in enumerate(dones):
-            truncated = done and infos[idx].get("TimeLimit.truncated", False)
-            if truncated and infos[idx].get("terminal_observation") is not None:
-                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
-                terminal_value = policy.value(infos[idx]["terminal_observation"], terminal_obs)[0]
-                rewards[idx] += self.gamma * terminal_value
+        for idx, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            last = info.get("terminal_observation") if done and info.get("TimeLimit.truncated", False) else None
+            if last is not None:
+                rewards[idx] += self.gamma * policy.value(last, self.policy.obs_to_tensor(last)[0])[0]
 
         add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
         self._last_obs = new_obs
@@ -107,7 +100,6 @@ class Rollout:
     :param policy: the policy, which is pi_old now
     :param standardizes: whether the advantages are shifted and scaled to mean 0 and deviation 1 over the rollout
     :param needs_kl: whether the update needs the KL of all samples
-    :raises ArgumentError: if the buffer is not full
     """
 
     def __init__(self, buffer: RolloutBuffer, policy: Any, standardizes: bool = False, needs_kl: bool = True) -> None:
@@ -179,8 +171,7 @@ class Rollout:
         if self.is_discrete:
             actions = actions.long().flatten()
         if self.moments is not None:
-            mean, deviation = self.moments
-            advantages = (advantages - mean) / (deviation + 1e-8)
+            advantages = (advantages - self.moments[0]) / (self.moments[1] + 1e-8)
         return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, advantages, samples.returns, ())
 
 
@@ -198,13 +189,8 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
     if not buffer.full:
         raise checks.ArgumentError(f"The rollout buffer must be full, but holds {buffer.pos} of {buffer.buffer_size} steps")
     if not buffer.generator_ready:
-        for name in ("actions", "values", "log_probs", "advantages", "returns"):
-            setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
-        if isinstance(buffer, DictRolloutBuffer):
-            for key, array in buffer.observations.items():
-                buffer.observations[key] = buffer.swap_and_flatten(array)
-        else:
-            buffer.observations = buffer.swap_and_flatten(buffer.observations)
+        for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+            setattr(buffer, name, pytree.tree_map(buffer.swap_and_flatten, getattr(buffer, name)))
         buffer.generator_ready = True
     samples: RolloutBufferSamples = buffer._get_samples(slice(None))  # type: ignore[arg-type]
     return samples

@@ -32,10 +32,7 @@ class PPOClip(ProximalPolicyOptimization):
 
 
 class KLPenaltyPPO(ProximalPolicyOptimization):
-    """
-    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and, with a ``clip_range``,
-    the clipped surrogate in it: section 4 of the paper. A subclass says where beta comes from.
-    """
+    """PPO with L^KLPEN, equation (8), and, with a ``clip_range``, L^CLIP in it. A subclass says where beta comes from."""
 
     objective = staticmethod(kl_penalized_surrogate)
 

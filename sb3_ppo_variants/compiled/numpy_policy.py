@@ -18,10 +18,9 @@ LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 
 class NumpyPolicy(FeedForward):
     """
-    A policy for one rollout, with its parameters at the start of it: a callback that changes them meanwhile takes effect in
-    the next one. So the two networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at
-    once, from torch's generator. Values and log probabilities are written to the buffer, and the tensors returned are views of
-    it, as to make tensors takes time.
+    A policy for one rollout, with its parameters at the start of it. So the two networks are stacked into one with
+    block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator. Values and log probabilities
+    are written to the buffer, and the tensors returned are views of it, as to make tensors takes time.
     """
 
     fills_buffer = True
@@ -31,10 +30,8 @@ class NumpyPolicy(FeedForward):
         """Whether the layers of a policy can be stacked."""
         if not is_standard_mlp(policy):
             return False
-        pi, vf = networks(policy)
-        return [type(layer) for layer in pi] == [type(layer) for layer in vf] and all(
-            type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
-        )
+        pi, vf = ([type(layer) for layer in network] for network in networks(policy))
+        return pi == vf and {*pi} <= {nn.Linear, nn.Tanh, nn.ReLU}
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
@@ -42,13 +39,11 @@ class NumpyPolicy(FeedForward):
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
         self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
-        first = True
         for layer_pi, layer_vf in zip(pi, vf, strict=True):
             if isinstance(layer_pi, nn.Linear):
-                weights = [layer.weight.detach() for layer in (layer_pi, layer_vf)]
-                # Both networks see the observation
-                weight = th.cat(weights) if first else th.block_diag(*weights)
-                first = False
+                weights = [layer_pi.weight.detach(), layer_vf.weight.detach()]
+                # The first layers of both networks see the observation
+                weight = th.block_diag(*weights) if self.layers else th.cat(weights)
                 bias = th.cat([layer_pi.bias, layer_vf.bias]).detach()
                 # A row for each environment: sums of equal shapes are faster
                 self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
@@ -61,8 +56,7 @@ class NumpyPolicy(FeedForward):
         self.log_prob_tensors = th.from_numpy(self.log_probs).unbind()
         self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
         if self.is_gaussian:
-            log_std = policy.log_std.detach()
-            noise = th.randn(n_steps, n_envs, self.n_outputs)
+            log_std, noise = policy.log_std.detach(), th.randn(n_steps, n_envs, self.n_outputs)
             self.noise = (noise * log_std.exp()).numpy()
             if not checks.all_finite(self.noise):
                 raise checks.NonFinitePolicyError.of(policy)
