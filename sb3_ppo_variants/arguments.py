@@ -28,10 +28,7 @@ def as_errors(what: str) -> Iterator[None]:
 
 
 def check_arguments(algorithm: Any) -> None:
-    """
-    Check the arguments of the constructor, and those given to ``load``. Numbers of NumPy's become Python's, as torch and SB3
-    take no others in some places.
-    """
+    """Check the arguments of the constructor or ``load``. NumPy's numbers become Python's: torch takes no others somewhere."""
     a, cls = algorithm, algorithm.policy_class
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"

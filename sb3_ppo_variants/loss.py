@@ -16,9 +16,8 @@ APPROX_KL = METRICS.index("approx_kl")
 
 
 class Batch(NamedTuple):
-    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of SB3, and pi_old."""
+    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of SB3 (observations may be a dict), and pi_old."""
 
-    # A tensor, or a dict of tensors
     observations: Any
     actions: th.Tensor
     old_values: th.Tensor
@@ -45,9 +44,7 @@ class Settings(NamedTuple):
     """How the minibatch steps of an update are made."""
 
     objective: Objective
-    # Coefficients of the loss by name
     coef: Mapping[str, float]
-    # Whether the advantages are standardised in each minibatch
     standardizes: bool
     n_epochs: int
     batch_size: int

@@ -1,10 +1,7 @@
-"""
-What PPO asks of a policy: to act, to value, to evaluate. Kinds of policies differ in what they are given besides the
-observation, and in nothing else.
-"""
+"""What PPO asks of a policy: to act, to value, to evaluate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +25,7 @@ from sb3_ppo_variants.loss import Batch, Evaluation
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
 
+LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
 CHUNK_SIZE = 1024
@@ -76,10 +74,7 @@ class FeedForward:
 
     @contextmanager
     def _blamed(self, observations: Observations) -> Iterator[None]:
-        """
-        Say whose fault it is if something is not finite: that of the environment, unless a custom policy makes finite numbers
-        of it, or of the policy.
-        """
+        """Say whose fault it is if something is not finite. What a custom policy makes finite numbers of, is nobody's."""
         if not self.is_custom:
             checks.check_observation(observations)
         try:
@@ -129,6 +124,15 @@ class FeedForward:
             observations = pytree.tree_map(th.clone, batch.observations)
             log_prob = self.policy.get_distribution(observations).log_prob(batch.actions)
         return not th.allclose(log_prob.to(batch.old_log_prob.dtype), batch.old_log_prob, rtol=1e-2, atol=1e-2)
+
+
+class PolicyFunction(nn.Module):
+    """A function that calls a policy as the forward of a module, which is what ``functional_call`` calls."""
+
+    def __init__(self, policy: ActorCriticPolicy, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.policy = policy
+        self.forward = function
 
 
 def kind_of(policy: ActorCriticPolicy) -> FeedForward:
@@ -187,10 +191,9 @@ def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
 def has_hooks(policy: ActorCriticPolicy) -> bool:
     """Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as by SB3."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     return (
         any(getattr(module, name) for module in policy.modules() for name in names)
-        or any(getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names)
+        or any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in policy.parameters())
         # For all modules there are
         or any(getattr(nn.modules.module, f"_global{name}") for name in names)
     )

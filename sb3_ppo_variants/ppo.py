@@ -230,7 +230,6 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             coef = self.coefficients()
             # theta_old <- theta
             old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", self._needs_kl(coef))
-            # Switch to train mode (this affects batch norm and dropout)
             self.policy.set_training_mode(True)
             epochs = self._optimize(old, coef)
             kl = old.mean_kl()
@@ -310,9 +309,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in coef.items():
-            if name not in ("ent_coef", "vf_coef") or callable(getattr(self, name)):
-                self.logger.record(f"train/{name}", value)
+        scheduled = [name for name in ("ent_coef", "vf_coef") if callable(getattr(self, name))]
+        for name in ("clip_range", "clip_range_vf", "kl_coef", "kl_target", *scheduled):
+            if name in coef:
+                self.logger.record(f"train/{name}", coef[name])
 
     def _print(self, message: str) -> None:
         if self.verbose >= 1:
@@ -349,10 +349,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         # Not in load, which is also for those who only want to look at a trained policy, in one environment
         arguments.check_rollout_size(self)
         # Until a callback ends it, if it is infinite
-        n_timesteps = total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps)
+        n_timesteps: Any = total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps)
         with self._chosen_path(n_timesteps):
             name = type(self).__name__ if tb_log_name is None else tb_log_name
-            return super().learn(n_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+            return super().learn(n_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _chosen_path(self, n_timesteps: float) -> AbstractContextManager[None]:
         """Decide whether the coming ``learn`` compiles its updates; the context that it is to run in."""
@@ -362,8 +362,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             raise RuntimeError("compile=True is not possible: sb3_ppo_variants.compiled is not installed")
         if self.compile is False or not is_there:
             return nullcontext()
-        if self._backend is None:
-            self._backend = importlib.import_module(f"{__package__}.compiled.backend").Backend()
+        self._backend = self._backend or importlib.import_module(f"{__package__}.compiled.backend").Backend()
         self._uses_compiled = self._backend.begin(self, n_timesteps)
         context: AbstractContextManager[None] = self._backend.threads(self.policy)
         return context

@@ -11,7 +11,6 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
@@ -20,7 +19,7 @@ from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.optimizer import by_place
-from sb3_ppo_variants.policies import FeedForward, kind_of
+from sb3_ppo_variants.policies import PolicyFunction, kind_of
 
 # With images, where evaluating pi_old on all states would take some percent of the time, the KL that is only logged is that of
 # every 8th state
@@ -39,7 +38,6 @@ def collect_rollouts(
     :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
     :raises NonFinitePolicyError: (a ``ValueError`` and ``FloatingPointError``) if the policy made them
     """
-    # Switch to eval mode (this affects batch norm and dropout)
     self.policy.set_training_mode(False)
     n_steps = 0
     rollout_buffer.reset()
@@ -74,10 +72,12 @@ def collect_rollouts(
             actions = actions.reshape(-1, 1)
 
         # A time limit has cut the episode off: V of the last observation stands for the rewards to come
-        for idx, (done, info) in enumerate(zip(dones, infos, strict=True)):
-            last = info.get("terminal_observation") if done and info.get("TimeLimit.truncated", False) else None
-            if last is not None:
-                rewards[idx] += self.gamma * policy.value(last, self.policy.obs_to_tensor(last)[0])[0]
+        for idx, done in enumerate(dones):
+            truncated = done and infos[idx].get("TimeLimit.truncated", False)
+            if truncated and infos[idx].get("terminal_observation") is not None:
+                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                terminal_value = policy.value(infos[idx]["terminal_observation"], terminal_obs)[0]
+                rewards[idx] += self.gamma * terminal_value
 
         add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
         self._last_obs = new_obs
@@ -113,7 +113,7 @@ class Rollout:
         #: The whole rollout; ``None`` for a custom buffer, which may give other samples in each epoch
         self.data: Batch | None = None
         if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
-            self.module = _Distributions(self.kind)
+            self.module = PolicyFunction(policy, self.kind.distributions)
             self.theta_old = {name: tensor.detach().clone() for name, tensor in by_place(self.module).items()}
             return
         data = self._batch(whole_rollout(buffer))
@@ -173,15 +173,6 @@ class Rollout:
         if self.moments is not None:
             advantages = (advantages - self.moments[0]) / (self.moments[1] + 1e-8)
         return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, advantages, samples.returns, ())
-
-
-class _Distributions(nn.Module):
-    """The distributions of a policy as the forward of a module, which is what ``functional_call`` calls."""
-
-    def __init__(self, kind: FeedForward) -> None:
-        super().__init__()
-        self.policy = kind.policy
-        self.forward = kind.distributions
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:

@@ -17,11 +17,6 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
-# What SB3's load takes besides the arguments
-OF_ENVIRONMENT = {"observation_space", "action_space", "n_envs", "lr_schedule"}
-# What only variants with a KL penalty have
-KL_ATTRIBUTES = {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"}
-
 
 def load(
     cls: type[Algorithm],
@@ -50,7 +45,8 @@ def load(
     :raises ValueError: if the file is damaged, or not a model of PPO
     """
     default = vars(cls(policy=ActorCriticPolicy, env=None, _init_setup_model=False))  # type: ignore[call-arg]
-    known = {*default, *OF_ENVIRONMENT, *parameters_of(cls)}
+    # SB3's load takes some of the environment besides the arguments
+    known = {*default, "observation_space", "action_space", "n_envs", "lr_schedule", *parameters_of(cls)}
     # The saved policy stays
     unknown = sorted(kwargs.keys() - (known - {"policy"}))
     if unknown:
@@ -75,7 +71,7 @@ def load(
         # As SB3 says it
         kind = "wasn't a zip-file" if isinstance(error, zipfile.BadZipFile) else f"is not a saved {cls.__name__} model"
         raise ValueError(f"{path} is damaged, or {kind}: {error}") from error
-    for name in KL_ATTRIBUTES - known:
+    for name in {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"} - known:
         # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
         vars(model).pop(name, None)
     if "kl_coef" in kwargs:

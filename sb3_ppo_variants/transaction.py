@@ -58,11 +58,8 @@ class Snapshot:
     def not_finite(self, algorithm: OnPolicyAlgorithm) -> list[str]:
         """What has become NaN or infinite."""
         after = algorithm.policy.state_dict()
-        return [
-            f"policy.{name}"
-            for name, before in self.policy.items()
-            if isinstance(before, th.Tensor) and th.isfinite(before).all() and not th.isfinite(after.get(name, before)).all()
-        ]
+        were_finite = [name for name, old in self.policy.items() if isinstance(old, th.Tensor) and th.isfinite(old).all()]
+        return [f"policy.{name}" for name in were_finite if name in after and not th.isfinite(after[name]).all()]
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
         """Check what the update has made of it."""

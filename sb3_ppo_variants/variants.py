@@ -111,10 +111,8 @@ class PPOFixedKL(KLPenaltyPPO):
 class PPOKLPen(KLPenaltyPPO):
     """
     PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and the beta that section 4
-    adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1.
-
-    beta belongs to the state of the training: it survives ``save`` and ``load`` and goes on in the next ``learn``, unless
-    ``load`` is given a ``kl_coef``.
+    adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1. beta survives
+    ``save`` and ``load`` and goes on in the next ``learn``, unless ``load`` is given a ``kl_coef``.
 
     The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 

@@ -1,6 +1,5 @@
 """Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of SB3, with other random draws."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.policies import Action, FeedForward, Observations, is_standard_mlp, networks
-
-LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+from sb3_ppo_variants.policies import LOG_SQRT_2PI, Action, FeedForward, Observations, is_standard_mlp, networks
 
 
 class NumpyPolicy(FeedForward):
@@ -70,8 +67,7 @@ class NumpyPolicy(FeedForward):
     def act(self, observations: Observations) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
-        if not checks.all_finite(observations):
-            checks.check_observation(observations)
+        checks.check_observation(observations)
         latent = observations.astype(np.float32, copy=False)
         for layer in self.layers:
             if isinstance(layer, tuple):

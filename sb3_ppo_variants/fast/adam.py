@@ -17,10 +17,7 @@ def lane(policy: ActorCriticPolicy) -> "ForeachAdam | None":
 
 
 class ForeachAdam(Step):
-    """
-    The steps of an update: the same operations on each parameter in the same order as torch's, but each for all parameters at
-    once, and without looking up the optimizer's state again in each step. The exit puts the state back.
-    """
+    """Torch's operations in torch's order, but each for all parameters at once, on the optimizer's state looked up once."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__(policy)

@@ -1,7 +1,4 @@
-"""
-Steps of ``DummyVecEnv`` and ``VecNormalize`` with less overhead: the same observations, rewards and infos, and the same
-attributes afterwards. Much of the time of the originals goes into deep copies and temporary arrays.
-"""
+"""Steps of ``DummyVecEnv`` and ``VecNormalize`` with fewer deep copies and temporary arrays, to the same attributes."""
 
 from collections.abc import Callable
 from copy import deepcopy
