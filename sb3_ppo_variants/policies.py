@@ -30,6 +30,8 @@ LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 # takes, and images that fit into a cache are faster
 CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
+# Samples on which is checked whether a custom policy acts as it says
+N_CHECKED = 64
 
 
 class Action(NamedTuple):
@@ -101,25 +103,28 @@ class FeedForward:
         tensors = pytree.tree_leaves(observations)
         n_samples, n_bytes = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
         chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
-        forms = []
-        with evaluation_mode(self.policy):
-            for start in range(0, n_samples, chunk_size):
-                # A copy, as a policy may change its input in place
-                chunk = pytree.tree_map(lambda tensor, start=start: tensor[start : start + chunk_size].clone(), observations)
-                try:
-                    forms.append(closed_form(self.policy.get_distribution(chunk)))
-                except NotImplementedError:
-                    return None
+        starts = range(0, n_samples, chunk_size)
+        chunks = [pytree.tree_map(lambda tensor, i=i: tensor[i : i + chunk_size], observations) for i in starts]
+        try:
+            forms = self._closed_forms(chunks)
+        except NotImplementedError:
+            return None
         parameters = zip(*(form.parameters for form in forms), strict=True)
         return ClosedForm(forms[0].divergence, tuple(map(th.cat, parameters)))
 
+    def _closed_forms(self, chunks: list[PyTorchObs]) -> list[ClosedForm]:
+        with evaluation_mode(self.policy):
+            # Copies, as a policy may change its input in place
+            return [closed_form(self.policy.get_distribution(pytree.tree_map(th.clone, chunk))) for chunk in chunks]
+
     def acts_otherwise(self, batch: Batch) -> bool:
         """
-        Whether a custom policy has acted by other distributions than those that its ``get_distribution`` returns, which
-        ``predict`` and the KL go by.
+        Whether a custom policy has acted by other distributions in a rollout of its than those that its ``get_distribution``
+        returns, which ``predict`` and the KL go by. Looks at some of the samples.
         """
         if is_own(self.policy, "forward", "evaluate_actions", "get_distribution", "_get_action_dist_from_latent"):
             return False
+        batch = batch.select(th.arange(min(N_CHECKED, len(batch.actions)), device=batch.actions.device))
         with evaluation_mode(self.policy):
             observations = pytree.tree_map(th.clone, batch.observations)
             log_prob = self.policy.get_distribution(observations).log_prob(batch.actions)
@@ -228,4 +233,4 @@ def networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
 def _is_linear_or_function(layer: nn.Module) -> bool:
     if type(layer) is nn.Linear:
         return layer.bias is not None
-    return next(layer.parameters(), None) is None
+    return next(layer.parameters(), None) is None and not isinstance(layer, nn.modules.dropout._DropoutNd)

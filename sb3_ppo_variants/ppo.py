@@ -27,6 +27,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch.nn import functional as F
@@ -239,7 +240,11 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self._after_update(kl, coef)
 
     def _needs_kl(self, coef: Mapping[str, float]) -> bool:
-        """Whether the KL of each sample is needed, or only their mean for the log."""
+        """Whether the KL of each sample is needed, or costs next to nothing: otherwise, only their mean is logged."""
+        space = self.observation_space
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        if not any(is_image_space(part, normalized_image=True) for part in parts):
+            return True
         asked = []
 
         def kl() -> th.Tensor:

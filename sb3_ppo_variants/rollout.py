@@ -21,11 +21,8 @@ from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.optimizer import by_place
 from sb3_ppo_variants.policies import PolicyFunction, kind_of
 
-# With images, where evaluating pi_old on all states would take some percent of the time, the KL that is only logged is that of
-# every 8th state
-IMAGE_STRIDE = 8
-# Samples on which is checked whether a custom policy acts as it says
-N_CHECKED = 64
+# The KL that is only logged is that of every 8th state where evaluating pi_old on all would take some percent of the time
+KL_STRIDE = 8
 
 
 def collect_rollouts(
@@ -117,14 +114,13 @@ class Rollout:
             self.theta_old = {name: tensor.detach().clone() for name, tensor in by_place(self.module).items()}
             return
         data = self._batch(whole_rollout(buffer))
-        has_images = any(tensor.dim() >= 4 for tensor in pytree.tree_leaves(data.observations))
-        stride = IMAGE_STRIDE if has_images and not needs_kl else 1
+        stride = 1 if needs_kl else KL_STRIDE
         observations = pytree.tree_map(lambda tensor: tensor[::stride], data.observations)
         form = self.kind.distributions(observations)
         old_parameters = () if form is None else form.parameters
         self.measured = [(observations, old_parameters)]
         self.data = data._replace(old_parameters=old_parameters if stride == 1 else ())
-        if self.kind.acts_otherwise(data.select(th.arange(min(N_CHECKED, len(data.returns))))):
+        if self.kind.acts_otherwise(data):
             warnings.warn(
                 "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
                 "predict, train/kl and a KL penalty go by that distribution.",

@@ -5,7 +5,7 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper status     # what is missing
     python -m benchmarks.paper commands   # for each run that is there, the command that makes it again
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
-    python -m benchmarks.paper table1     # prints Table 1 and writes docs/paper.md
+    python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
     python -m benchmarks.paper figures    # draws the figures of docs/paper.md
 """
 
@@ -13,40 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, report, scores
+from benchmarks.paper import experiments, scores
 from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
+from benchmarks.paper.tables import DOCUMENTS, ROOT, TABLES, Study, make, with_tables
 
-FIGURES = report.REPORT.parent / "figures"
-
-
-def positive(text: str) -> int:
-    """
-    A number of timesteps.
-
-    :param text: as the command line has it
-    :return: the number
-    :raises ValueError: if it is not positive
-    """
-    number = int(text)
-    if number <= 0:
-        raise ValueError
-    return number
-
-
-def number_of_jobs(text: str) -> int:
-    """
-    A number of processes.
-
-    :param text: as the command line has it
-    :return: the number
-    :raises ValueError: if it is 0
-    """
-    number = int(text)
-    if number == 0:
-        raise ValueError
-    return number
+FIGURES = ROOT / "docs" / "figures"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
         "status": "tell which are missing",
         "commands": "print for each run that is there the command that makes it again",
         "freeze": "write the constants of the normalisation, once and for all",
-        "table1": "print Table 1 and write the report",
-        "figures": "draw the figures of the report",
+        "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
+        "figures": "draw the figures of docs/paper.md",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -74,13 +47,11 @@ def parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--constants", type=Path, default=scores.CONSTANTS, help="file of the normalisation")
         if name == "run":
-            command.add_argument("--timesteps", type=positive, default=experiments.TIMESTEPS, help="length of a run")
-            command.add_argument(
-                "--jobs", type=number_of_jobs, default=-1, help="number of processes; -1: one for each core, -2: one less"
-            )
+            command.add_argument("--timesteps", type=int, default=experiments.TIMESTEPS, help="length of a run")
+            command.add_argument("--jobs", type=int, default=-1, help="processes; -1: one for each core, -2: one less")
             command.add_argument("--backend", choices=("loky", "ray"), default="loky", help="ray: on a cluster")
-        if name == "table1":
-            command.add_argument("--output", type=Path, default=report.REPORT, help="the report")
+        if name == "tables":
+            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
         if name == "figures":
             command.add_argument("--output", type=Path, default=FIGURES, help="directory of the figures")
     return main
@@ -126,10 +97,7 @@ def main() -> int:
 
             figures.draw(results, args.output, args.constants)
         else:
-            text = report.report(results, args.constants)
-            # Table 1, and what it says
-            print("\n## ".join(text.split("\n## ")[:2]))
-            args.output.write_text(text, encoding="utf-8")
+            tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -174,6 +142,23 @@ def status(results: Results, runs: list[Run]) -> int:
         print(", ..." if len(own) > 3 else "")
     print(f"{len(missing)} of {len(runs)} runs are missing")
     return 1 if missing else 0
+
+
+def tables(args: argparse.Namespace, results: Results) -> None:
+    """
+    Print tables, or put all of them in the documents.
+
+    :param args: the command line
+    :param results: the results
+    """
+    study = Study(results, args.constants)
+    for name in args.names:
+        print(make(name, study), end="\n\n")
+    if not args.names:
+        # All of them before the first is written
+        texts = {path: with_tables(path.read_text(encoding="utf-8"), study) for path in DOCUMENTS}
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
 """What is run: the settings of Table 1, the tasks, the seeds, and the variants of what the paper leaves open."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch as th
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
-from sb3_ppo_variants.loss import SurrogateTerms
-from sb3_ppo_variants.objectives import Coefficient, policy_gradient
-from sb3_ppo_variants.proximal import ProximalPolicyOptimization
+from sb3_ppo_variants.objectives import policy_gradient
+from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 
 TABLE_3 = Path(__file__).parents[2] / "hyperparams" / "paper" / "table3_mujoco.yml"
 
@@ -28,14 +25,13 @@ TASKS = (
 )
 
 
-class PolicyGradient(PPOFixedKL):
+class PPOPolicyGradient(PPOClip):
     """
     L^PG, equation (2), over several epochs of minibatches: section 2.1 says, without numbers, that it was "similar or worse
     than the 'no clipping or penalty' setting".
     """
 
-    def surrogate(self, terms: SurrogateTerms, coef: Mapping[str, Coefficient]) -> th.Tensor:  # noqa: D102
-        return policy_gradient(terms.log_prob, terms.advantages)
+    objective = staticmethod(policy_gradient)
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,32 @@ SETTINGS = {
     "none": Setting("No clipping or penalty", PPOFixedKL, {"kl_coef": 0.0}),
     **{f"clip_{x}": Setting(f"Clipping, epsilon = {x}", PPOClip, {"clip_range": x}) for x in (0.1, 0.2, 0.3)},
     **{
-        f"adaptive_kl_{x}": Setting(f"Adaptive KL, d_targ = {x}", PPOKLPen, {"target_kl": x, "init_kl_coef": 1.0})
+        f"adaptive_kl_{x}": Setting(f"Adaptive KL, d_targ = {x}", PPOKLPen, {"kl_target": x, "init_kl_coef": 1.0})
         for x in (0.003, 0.01, 0.03)
     },
     **{f"fixed_kl_{x:g}": Setting(f"Fixed KL, beta = {x:g}", PPOFixedKL, {"kl_coef": x}) for x in (0.3, 1.0, 3.0, 10.0)},
-    "policy_gradient": Setting("L^PG over several epochs", PolicyGradient, {"kl_coef": 0.0}),
+    "policy_gradient": Setting("L^PG over several epochs", PPOPolicyGradient),
 }
+
+# Kinds of settings, by the beginning of their names
+KINDS = {
+    "clip": "Clipping",
+    "adaptive_kl": "Adaptive KL",
+    "fixed_kl": "Fixed KL",
+    "none": "No clipping or penalty",
+    "policy_gradient": "L^PG over several epochs",
+}
+
+
+def kind_of(setting: str) -> str:
+    """
+    The kind of a setting.
+
+    :param setting: its name
+    :return: key of ``KINDS``
+    """
+    return next(name for name in KINDS if setting.startswith(name))
+
 
 # What "a random policy" may mean, which scores 0
 REFERENCES = {

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,13 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import SETTINGS, STAGES, Run
-from benchmarks.paper.report import WINDOW
+from benchmarks.paper.experiments import KINDS, SETTINGS, STAGES, Run, kind_of
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, read_constants, rows_of
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
 from sb3_ppo_variants.kl import closed_form, kl_from_parameters
 from sb3_ppo_variants.loss import standardize
-from sb3_ppo_variants.objectives import clipped_surrogate, conservative_policy_iteration
-from sb3_ppo_variants.rollout import frozen_copy
+from sb3_ppo_variants.objectives import Terms, clipped_surrogate, conservative_policy_iteration
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -32,27 +31,12 @@ import matplotlib.pyplot as plt
 LINES = ("-", "--", ":", "-.")
 COLORS = ("C0", "C1", "C2", "C3")
 MARKERS = "osd^vxP"
-# Kinds of settings, by the beginning of their names
-FAMILIES = {
-    "clip": "Clipping",
-    "adaptive_kl": "Adaptive KL",
-    "fixed_kl": "Fixed KL",
-    "none": "No clipping or penalty",
-    "policy_gradient": "L^PG over several epochs",
-}
 EPSILON = 0.2
+COEFFICIENTS = {"clip_range": EPSILON}
+# Updates over which the figure averages KL and beta: from one to the next, beta often goes up and down
+WINDOW = 20
 # Clipping at 0.2 among settings of another kind
 GRAY = {"color": "0.6", "linewidth": 3, "label": "clipping at 0.2"}
-
-
-def family(setting: str) -> str:
-    """
-    The kind of a setting.
-
-    :param setting: its name
-    :return: key of ``FAMILIES``
-    """
-    return next(name for name in FAMILIES if setting.startswith(name))
 
 
 def by_kind(settings: Sequence[str]) -> list[list[str]]:
@@ -62,7 +46,7 @@ def by_kind(settings: Sequence[str]) -> list[list[str]]:
     :param settings: names
     :return: those of each kind that there is
     """
-    together = ([name for name in settings if family(name) == kind] for kind in FAMILIES)
+    together = ([name for name in settings if kind_of(name) == kind] for kind in KINDS)
     return [names for names in together if names]
 
 
@@ -73,7 +57,7 @@ def style(setting: str) -> dict[str, Any]:
     :param setting: its name
     :return: arguments of matplotlib's plot
     """
-    number = [name for name in SETTINGS if name.startswith(family(setting))].index(setting)
+    number = [name for name in SETTINGS if name.startswith(kind_of(setting))].index(setting)
     look = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
     # At different places
     return {**look, "markersize": 4, "markevery": (0.05 * number, 0.2), "label": SETTINGS[setting].label.split(", ")[-1]}
@@ -103,7 +87,7 @@ def add_legend(axes: Any, kind: Sequence[str]) -> None:
     :param kind: names of the settings of one kind
     """
     look = {"fontsize": 8, "title_fontsize": 9, "handlelength": 3.0, "frameon": False}
-    axes.legend(title=FAMILIES[family(kind[0])], loc="lower center", bbox_to_anchor=(0.5, 1.0), **look)
+    axes.legend(title=KINDS[kind_of(kind[0])], loc="lower center", bbox_to_anchor=(0.5, 1.0), **look)
 
 
 def of_runs(scores: Scores) -> str:
@@ -152,9 +136,9 @@ def surrogate_of_ratio() -> Any:
     figure, panels = plt.subplots(1, 2, figsize=(8, 3))
     ratio = th.linspace(0, 2, 401)
     for axes, advantage in zip(panels, (1.0, -1.0), strict=True):
-        advantages = th.full_like(ratio, advantage)
-        axes.plot(ratio, clipped_surrogate(ratio, advantages, EPSILON), "C0-", label="$L^{CLIP}$, equation (7)")
-        axes.plot(ratio, conservative_policy_iteration(ratio, advantages), "C1:", label="$L^{CPI}$, equation (6)")
+        terms = Terms(ratio.log(), th.zeros_like(ratio), th.full_like(ratio, advantage), kl=lambda: ratio)
+        axes.plot(ratio, clipped_surrogate(terms, COEFFICIENTS), "C0-", label="$L^{CLIP}$, equation (7)")
+        axes.plot(ratio, conservative_policy_iteration(terms, COEFFICIENTS), "C1:", label="$L^{CPI}$, equation (6)")
         axes.plot(1, advantage, "ko", label="before the update")
         bound = 1 + EPSILON if advantage > 0 else 1 - EPSILON
         axes.axvline(bound, color="gray", linestyle="--", linewidth=1)
@@ -192,23 +176,23 @@ def interpolate(env: str = "Hopper-v4", points: int = 61) -> tuple[np.ndarray, d
         "$L^{CLIP}$, equation (7)",
     )
     values: dict[str, list[float]] = {name: [] for name in names}
-    old_policy = frozen_copy(model.policy)
-    old_policy.load_state_dict(old)
     with th.no_grad():
-        old_parameters = closed_form(old_policy.get_distribution(samples.observations)).parameters
+        model.policy.load_state_dict(old)
+        old_parameters = closed_form(model.policy.get_distribution(samples.observations)).parameters
         for position in positions:
             model.policy.load_state_dict({name: old[name] + position * (new[name] - old[name]) for name in old})
             _, log_prob, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
-            ratio = th.exp(log_prob - samples.old_log_prob)
             distribution = model.policy.get_distribution(samples.observations)
-            terms = (
-                kl_from_parameters(old_parameters, closed_form(distribution)),
-                conservative_policy_iteration(ratio, advantages),
-                th.clamp(ratio, 1 - EPSILON, 1 + EPSILON) * advantages,
-                clipped_surrogate(ratio, advantages, EPSILON),
+            kl = partial(kl_from_parameters, old_parameters, closed_form(distribution))
+            terms = Terms(log_prob, samples.old_log_prob, advantages, kl)
+            lines = (
+                terms.kl,
+                conservative_policy_iteration(terms, COEFFICIENTS),
+                th.clamp(terms.ratio, 1 - EPSILON, 1 + EPSILON) * advantages,
+                clipped_surrogate(terms, COEFFICIENTS),
             )
-            for name, term in zip(names, terms, strict=True):
-                values[name].append(term.mean().item())
+            for name, line in zip(names, lines, strict=True):
+                values[name].append(line.mean().item())
     return positions, {name: np.array(means) for name, means in values.items()}
 
 
@@ -257,7 +241,7 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
         grid = np.linspace(0, max(curve.row["steps"] for some in curves.values() for curve in some), points + 1)[1:]
         values = {name: np.array([running_score(curve.curves, grid) for curve in some]) for name, some in curves.items()}
         for axes, kind in zip(row, kinds, strict=True):
-            if kind is not kinds[0] and family(kind[0]) not in ("none", "policy_gradient"):
+            if kind is not kinds[0] and kind_of(kind[0]) not in ("none", "policy_gradient"):
                 axes.sharey(row[0])
                 axes.tick_params(labelleft=False)
             if "clip_0.2" in values and "clip_0.2" not in kind:
@@ -345,12 +329,12 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
     :param scores: the scores of Table 1's runs
     :return: the figure
     """
-    settings = [setting for setting in scores.settings() if family(setting) == "adaptive_kl"]
-    # Few updates are beyond; the table of the report has the largest
+    settings = [setting for setting in scores.settings() if kind_of(setting) == "adaptive_kl"]
+    # Few updates are beyond; the table of docs/paper.md has the largest
     limits = np.array([1 / 32, 32])
     figure, panels = plt.subplots(2, len(settings), figsize=(10, 7), squeeze=False, sharey="row", sharex=True)
     for column, setting in enumerate(settings):
-        target = SETTINGS[setting].kwargs["target_kl"]
+        target = SETTINGS[setting].kwargs["kl_target"]
         for i, env in enumerate(scores.tasks):
             runs = [run for run in scores.rows if (run.setting, run.env) == (setting, env)]
             curves = [results.load(run).curves for run in runs]

@@ -123,19 +123,13 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
     def watch() -> None:
         # The first runs are those of policies that are not trained, which take seconds
         with tqdm(total=len(runs), initial=n_done, unit="run", smoothing=0.1) as progress:
-            over, said = False, ""
+            over = False
             while not over:
                 over = ended.wait(INTERVAL)
-                try:
-                    news = len(runs) - len(missing_runs(runs, results)) - progress.n
-                    if news:
-                        progress.update(news)
-                        results.write_table()
-                # Such as a full disk: the runs go on, and the table is written once more at the end
-                except (OSError, ValueError) as error:
-                    if str(error) != said:
-                        said = str(error)
-                        progress.write(f"runs.csv is not up to date: {said}", file=sys.stderr)
+                news = len(runs) - len(missing_runs(runs, results)) - progress.n
+                if news:
+                    progress.update(news)
+                    results.write_table()
                 if sys.stderr.isatty():
                     progress.refresh()
 

@@ -59,13 +59,15 @@ class Scores:
         """
         return Scores({run: self.rows[run] for run in runs}, self.constants, self.random, self.best)
 
-    def readings(self) -> list["Scores"]:
-        """The same scores under each reading of the normalisation."""
-        return [Scores(self.rows, self.constants, random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
+    def read_as(self, random: str, best: str) -> "Scores":
+        """
+        The same scores under another reading of the normalisation.
 
-    def readings_of_random(self) -> list["Scores"]:
-        """The same scores for each choice of what is 0."""
-        return [Scores(self.rows, self.constants, random, self.best) for random in RANDOM_CHOICES]
+        :param random: name in ``RANDOM_CHOICES``
+        :param best: name in ``BEST_CHOICES``
+        :return: those
+        """
+        return Scores(self.rows, self.constants, random, best)
 
     def settings(self) -> list[str]:
         """
@@ -121,26 +123,6 @@ class Scores:
         :return: shape ``(n_tasks, n_seeds)``
         """
         return normalize(self.returns(setting, variant), self.constant(self.random), self.constant(self.best))
-
-    def of_common_seeds(self, *settings: str) -> list[np.ndarray]:
-        """
-        The normalised scores of some settings, of the seeds that all of them have.
-
-        :param settings: their names
-        :return: for each, an array of shape ``(n_tasks, n_seeds)``
-        """
-        scores = self.with_common_seeds(settings)
-        return [scores.normalized(setting) for setting in settings]
-
-    def with_common_seeds(self, settings: Sequence[str]) -> "Scores":
-        """
-        The scores of the seeds that some settings have in common.
-
-        :param settings: their names
-        :return: those
-        """
-        seeds = [{run.seed for run in self.rows if (run.variant, run.setting) == ("paper", name)} for name in settings]
-        return self.only([run for run in self.rows if run.seed in set.intersection(*seeds)])
 
     def constant(self, name: str) -> np.ndarray:
         """

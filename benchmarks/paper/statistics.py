@@ -47,16 +47,6 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return scores @ np.diff(edges) / 0.5
 
 
-def optimality_gap(scores: np.ndarray) -> np.ndarray:
-    """
-    How far runs fall short of the best result, on average; better ones do not make up for it.
-
-    :param scores: shape ``(..., n_tasks, n_runs)``
-    :return: the gaps, shape ``(...)``
-    """
-    return 1 - np.minimum(scores, 1).mean(axis=(-2, -1))
-
-
 def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """
     The fraction of runs with a score above each threshold.
@@ -96,25 +86,13 @@ def bootstrap(
     :param n_resamples: number of resamples
     :return: lower and upper ends, of the shape of the statistic
     """
-    low, high = np.quantile(statistic(*resample(samples, rng, n_resamples)), [0.025, 0.975], axis=0)
-    return low, high
-
-
-def resample(samples: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> list[np.ndarray]:
-    """
-    The resamples of ``bootstrap``.
-
-    :param samples: arrays of shape ``(n_tasks, n_runs)``
-    :param rng: random generator
-    :param n_resamples: number of resamples
-    :return: for each sample, an array of shape ``(n_resamples, n_tasks, n_runs - 1)``
-    """
     resamples = []
     for scores in samples:
         n_tasks, n_runs = scores.shape
         index = rng.integers(n_runs, size=(n_resamples, n_tasks, max(n_runs - 1, 1)))
         resamples.append(np.take_along_axis(scores[None], index, axis=2))
-    return resamples
+    low, high = np.quantile(statistic(*resamples), [0.025, 0.975], axis=0)
+    return low, high
 
 
 def difference(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -156,19 +134,6 @@ def half_width(*samples: np.ndarray) -> float:
     return float(stats.t.ppf(0.975, freedom) * np.sqrt(total)) / len(samples[0])
 
 
-def detectable_difference(samples: Sequence[np.ndarray], n_runs: int) -> float:
-    """
-    The difference of the means of two settings that a test at the 5% level finds four times in five.
-
-    :param samples: scores of several settings, each of shape ``(n_tasks, n_runs)``: what a setting varies by on average
-    :param n_runs: number of runs of either setting in each task
-    :return: the difference
-    """
-    variance = np.mean([runs.var(axis=1, ddof=1).sum() for runs in samples])
-    quantiles = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    return float(quantiles * np.sqrt(2 * variance / n_runs)) / len(samples[0])
-
-
 def permutation_test(scores: np.ndarray, others: np.ndarray, rng: np.random.Generator, n_permutations: int = 29_999) -> float:
     """
     Whether two settings differ: if their scores have the same distribution in each task, runs of a task may change places. The
@@ -192,16 +157,6 @@ def permutation_test(scores: np.ndarray, others: np.ndarray, rng: np.random.Gene
     statistics = statistic(permuted[..., : scores.shape[1]], permuted[..., scores.shape[1] :])
     # The same runs may be added up in another order
     return float((1 + (statistics >= statistic(scores, others) * (1 - 1e-9)).sum()) / (1 + n_permutations))
-
-
-def largest_probability(n_runs: int) -> float:
-    """
-    What may be the probability of something that has been seen in none of some runs.
-
-    :param n_runs: number of runs
-    :return: the upper end of the one-sided 95% interval (Clopper and Pearson 1934)
-    """
-    return float(1 - 0.05 ** (1 / n_runs))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -229,17 +184,3 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     x, y = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (stats.rankdata(x, axis=-1), stats.rankdata(y)))
     return (x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum())
-
-
-def chance_of_correlation(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, n_permutations: int = 9999) -> float:
-    """
-    The probability that numbers in random order have at least the same rank correlation.
-
-    :param x: shape ``(n,)``
-    :param y: shape ``(n,)``
-    :param rng: random generator
-    :param n_permutations: number of random orders
-    :return: one-sided p-value
-    """
-    permuted = rng.permuted(np.broadcast_to(x, (n_permutations, len(x))), axis=1)
-    return float((1 + (rank_correlation(permuted, y) >= rank_correlation(x, y) - 1e-9).sum()) / (1 + n_permutations))

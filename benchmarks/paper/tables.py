@@ -1,35 +1,108 @@
-"""The tables of docs/paper.md, in Markdown."""
+"""The tables of docs/paper.md and README.md, in Markdown."""
 
 import csv
 import inspect
 import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.claims import CHEETAH, adjusted, checked_claims, compared_pairs, p_values
-from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run
+from benchmarks.paper.experiments import KINDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS, kind_of
 from benchmarks.paper.results import Results
-from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, MissingRunsError, Scores, paper_scores
-from benchmarks.paper.words import (
-    bootstrap_in_words,
-    format_p,
-    format_return,
-    format_score,
-    interval_in_words,
-    mean_in_words,
-    pairs_in_words,
-)
+from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
 from sb3_ppo_variants import PPOKLPen
 
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "docs" / "paper.md", ROOT / "README.md")
+# What lies between these two comments of a document is the table of that name
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+# Every bootstrap and permutation test is drawn by a generator of its own, from this seed
+SEED = 0
 # The paper's runs of a setting in a task
 PAPER_SEEDS = 3
 # Marks runs that ended early
 EARLY = "†"
-KL_COEF_BOUNDS = inspect.signature(PPOKLPen).parameters["kl_coef_bounds"].default
+CHEETAH = "HalfCheetah-v4"
+# The best setting of each kind in the paper, in pairs; the first of each has the higher score there
+PAIRS = (
+    ("clip_0.2", "none"),
+    ("clip_0.2", "adaptive_kl_0.01"),
+    ("clip_0.2", "fixed_kl_3"),
+    ("adaptive_kl_0.01", "fixed_kl_3"),
+)
+
+
+class Study:
+    """
+    The results as far as they are complete: single runs of a part that is not are in no table but that of the parts.
+
+    :param results: the results
+    :param constants: file of the constants of the normalisation
+    """
+
+    def __init__(self, results: Results, constants: Path) -> None:
+        self.results = results
+        self.constants = read_constants(constants)
+        self.rows = results.rows()
+
+    def _scores(self, *stages: str) -> Scores:
+        return Scores(rows_of(self.results, [run for stage in stages for run in STAGES[stage]]), self.constants)
+
+    def _complete(self, part: str) -> list[str]:
+        return [name for name in STAGES if name.startswith(part) and all(run in self.rows for run in STAGES[name])]
+
+    @cached_property
+    def table_1(self) -> Scores:
+        """The scores of Table 1's runs."""
+        return self._scores("table1")
+
+    @cached_property
+    def ten_seeds(self) -> Scores:
+        """The scores of the settings with ten seeds."""
+        stages = [name for name in STAGES if name.startswith("seeds_")]
+        settings = {run.setting for name in stages for run in STAGES[name]}
+        scores = self._scores("table1", *stages)
+        return scores.only([run for run in scores.rows if run.setting in settings])
+
+    @cached_property
+    def details(self) -> Scores:
+        """The scores with other details, and those of Table 1's runs."""
+        return self._scores("table1", *self._complete("details"))
+
+    @cached_property
+    def everything(self) -> Scores:
+        """All scores."""
+        return self._scores("table1", *self._complete("details"), *self._complete("seeds"))
+
+
+def with_tables(text: str, study: Study) -> str:
+    """
+    Put the tables of the results in a document.
+
+    :param text: the document
+    :param study: the results
+    :return: the document with those tables
+    """
+    return MARKED.sub(lambda match: f"{match[1]}\n{make(match[2], study)}\n\n{match[3]}", text)
+
+
+def make(name: str, study: Study) -> str:
+    """
+    Make a table.
+
+    :param name: its name
+    :param study: the results
+    :return: Markdown
+    :raises ValueError: if it is not known
+    """
+    if name not in TABLES:
+        raise ValueError(f"There is no table {name}, but only {', '.join(TABLES)}")
+    return TABLES[name](study)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -40,436 +113,339 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     :param rows: the cells
     :return: the table
     """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
 
 
-def counts(column: str, scores: Scores) -> str:
+def format_score(score: float, sign: str = "") -> str:
     """
-    How often each value of a column of the rows occurs.
+    A normalised score, with two decimals, or two digits if it is large.
 
-    :param column: its name
-    :param scores: the scores
-    :return: Markdown
+    :param score: the score
+    :param sign: "+" to write the sign of positive numbers
+    :return: a cell
     """
-    values = Counter(row[column] for row in scores.rows.values())
-    return table([column, "runs"], [[value, str(count)] for value, count in values.most_common()])
+    # No minus before a zero
+    return f"{score:{sign}.2g}" if abs(score) >= 100 else f"{round(score, 2) + 0.0:{sign}.2f}"
 
 
-def commits(scores: Scores) -> str:
+def format_return(number: float) -> str:
     """
-    The commits that the runs were made with.
+    A return, with one decimal if it is small, with three digits if it is large.
 
-    :param scores: the scores of Table 1's runs
-    :return: Markdown
+    :param number: the return
+    :return: a cell
     """
-    seeds = sorted({run.seed for run in scores.rows})
-    rows = []
-    for setting in (*scores.settings(), *REFERENCES):
-        own = {run: row["commit"][:7] for run, row in scores.rows.items() if run.setting == setting}
-        of_seeds = [dict.fromkeys(commit for run, commit in own.items() if run.seed == seed) for seed in seeds]
-        rows.append([label_of(setting), *map(", ".join, of_seeds)])
-    return table(["", *(f"seed {seed}" for seed in seeds)], rows)
+    return f"{number:.1f}" if abs(number) < 100 else f"{number:.0f}" if abs(number) < 1e5 else f"{number:.3g}"
 
 
-def label_of(setting: str) -> str:
+def format_p(p: float) -> str:
     """
-    A setting or a policy that is not trained in words.
+    A p-value, which is drawn at random, so that no more digits are certain.
 
-    :param setting: its name
-    :return: the words
+    :param p: the p-value
+    :return: a cell
     """
-    return {**SETTINGS, **REFERENCES}[setting].label
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def half_width_to_paper(normalized: np.ndarray) -> float:
-    """
-    Half the width of the interval of a difference from the paper's mean, if that varies as ours would with as many seeds.
-
-    :param normalized: scores of a setting, shape ``(n_tasks, n_seeds)``
-    :return: half the width
-    """
-    return statistics.half_width(normalized) * math.sqrt(1 + normalized.shape[1] / PAPER_SEEDS)
+# Cells: a number, or a difference, and its 95% interval
 
 
-def table_1(scores: Scores) -> str:
-    """
-    Table 1 beside the paper's.
-
-    :param scores: the scores
-    :return: Markdown
-    """
-    paper, (uniform, untrained) = paper_scores(), scores.readings_of_random()
-    rows = []
-    references = ["untrained"] if scores.returns("untrained").size else []
-    for setting in (*scores.settings(), *references):
-        normalized = uniform.normalized(setting)
-        difference = ""
-        if setting in paper:
-            distance = float(statistics.mean(normalized)) - paper[setting]
-            difference = interval_in_words(distance, half_width_to_paper(normalized), sign="+")
-        rows.append(
-            [
-                label_of(setting),
-                f"{paper[setting]:.2f}" if setting in paper else "not given" if setting in SETTINGS else "",
-                mean_in_words(normalized),
-                difference,
-                mean_in_words(untrained.normalized(setting)),
-                str(normalized.size),
-            ]
-        )
-    header = ["setting", "paper", "here", "here - paper", f"here if 0 is {RANDOM_CHOICES['untrained']}", "runs"]
-    return table(header, rows)
+def _interval(center: float, half_width: float, sign: str = "") -> str:
+    return f"{format_score(center, sign)} ({format_score(center - half_width)} to {format_score(center + half_width)})"
 
 
-def other_summaries(scores: Scores) -> str:
-    """
-    Statistics of all runs of a setting with bootstrapped intervals.
-
-    :param scores: the scores
-    :return: Markdown
-    """
-    by_best_setting = Scores(scores.rows, scores.constants, scores.random, "best_setting")
-    rows = [
-        [
-            label_of(setting),
-            bootstrap_in_words(statistics.mean, scores.normalized(setting)),
-            bootstrap_in_words(statistics.interquartile_mean, scores.normalized(setting)),
-            bootstrap_in_words(statistics.optimality_gap, by_best_setting.normalized(setting)),
-        ]
-        for setting in scores.settings()
-    ]
-    return table(["setting", "mean", "interquartile mean", "optimality gap, if 1 is the best setting"], rows)
+def _mean(scores: np.ndarray) -> str:
+    return _interval(float(statistics.mean(scores)), statistics.half_width(scores))
 
 
-def constants_table(scores: Scores) -> str:
-    """
-    The constants of the normalisation.
-
-    :param scores: the scores
-    :return: Markdown
-    """
-    rows = []
-    for env in scores.tasks:
-        constants = scores.constants[env]
-        best = [f"{format_return(constants[name])} ({SETTINGS[constants[f'{name}_of']].label})" for name in BEST_CHOICES]
-        rows.append([env, *(format_return(constants[name]) for name in RANDOM_CHOICES), *best])
-    header = [
-        "task",
-        *(f"0: {label}" for label in RANDOM_CHOICES.values()),
-        *(f"1: {label}" for label in BEST_CHOICES.values()),
-    ]
-    return table(header, rows)
+def _difference(scores: np.ndarray, others: np.ndarray) -> str:
+    return _interval(float(statistics.difference(scores, others)), statistics.half_width(scores, others), sign="+")
 
 
-def claims_table(scores: Scores) -> str:
-    """
-    What the paper says of Table 1, and what is found here.
-
-    :param scores: the scores, of all seeds
-    :return: Markdown
-    """
-    rows = [[*claim, f"{n_alike} of {n_readings} readings"] for claim, n_alike, n_readings in checked_claims(scores)]
-    return table(["in the paper", "here", "verdict", "same verdict under"], rows)
+def _difference_to_paper(scores: np.ndarray, paper: float) -> str:
+    # If the paper's mean varies as ours would with as many seeds
+    half_width = statistics.half_width(scores) * math.sqrt(1 + scores.shape[1] / PAPER_SEEDS)
+    return _interval(float(statistics.mean(scores)) - paper, half_width, sign="+")
 
 
-def n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
-    """
-    How many runs end with a score below that of the policy before training.
-
-    :param scores: the scores
-    :param setting: name of the setting
-    :param env: the task
-    :param variant: name of the variant
-    :return: that number
-    """
-    start = scores.constants[env]["untrained"]
-    if VARIANTS[variant].bounded_actions:
-        returns = scores.returns_in(env, "untrained", "bounded_actions")
-        if not len(returns):
-            raise MissingRunsError("The policy before training has not been run with bounded actions: stage details_sb3")
-        start = returns.mean()
-    return int((scores.returns_in(env, setting, variant) < start).sum())
+def _bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> str:
+    low, high = statistics.bootstrap(statistic, samples, np.random.default_rng(SEED), n_resamples=2000)
+    return f"{format_score(float(statistic(*samples)))} ({format_score(float(low))} to {format_score(float(high))})"
 
 
-def returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "paper") -> str:
-    """
-    The scores of the runs of a setting in a task, in words.
+def _p_value(one: np.ndarray, other: np.ndarray) -> float:
+    return statistics.permutation_test(one, other, np.random.default_rng(SEED))
 
-    :param scores: the scores
-    :param setting: name of the setting
-    :param env: the task
-    :param variant: name of the variant
-    :return: the words
-    """
+
+def _paper(setting: str, minus: str | None = None) -> str:
+    scores = paper_scores()
+    if not {setting, minus or setting} <= scores.keys():
+        return "not given" if setting in SETTINGS else ""
+    return f"{scores[setting]:.2f}" if minus is None else f"{scores[setting] - scores[minus]:+.2f}"
+
+
+def _label(setting: str, minus: str | None = None) -> str:
+    label = {**SETTINGS, **REFERENCES}[setting].label
+    return label if minus is None else f"{label}, minus {_label(minus)}"
+
+
+def _short(env: str) -> str:
+    return env.removesuffix("-v4")
+
+
+def _returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "paper") -> str:
     runs = zip(scores.returns_in(env, setting, variant), scores.ended_early(env, setting, variant), strict=True)
     return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in runs)
 
 
-def comparisons(scores: Scores, to: str) -> str:
-    """
-    A setting against all others.
-
-    :param scores: the scores
-    :param to: name of the setting
-    :return: Markdown
-    """
-    paper = paper_scores()
-    of_paper = [setting for setting in scores.settings() if setting in paper and setting != to]
-    adjusted_p = dict(zip(of_paper, adjusted(scores, to, of_paper), strict=True))
-    rows = []
-    for setting in scores.settings():
-        if setting == to:
-            continue
-        pair = scores.normalized(to), scores.normalized(setting)
-        rows.append(
-            [
-                label_of(setting),
-                f"{paper[to] - paper[setting]:+.2f}" if setting in paper else "not given",
-                mean_in_words(*pair),
-                bootstrap_in_words(statistics.probability_of_improvement, *pair),
-                pairs_in_words(*pair),
-                format_p(p_values([pair])[0]),
-                format_p(adjusted_p[setting]) if setting in paper else "",
-            ]
-        )
-    header = ["against", "paper: difference", "here: difference", "probability of improvement", "pairs", "p", "adjusted p"]
-    return table(header, rows)
+def _n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
+    """How many runs end with a score below that of the policy before training."""
+    start = scores.constants[env]["untrained"]
+    if VARIANTS[variant].bounded_actions:
+        start = scores.returns_in(env, "untrained", "bounded_actions").mean()
+    return int((scores.returns_in(env, setting, variant) < start).sum())
 
 
-def no_clipping(scores: Scores) -> str:
-    """
-    "No clipping or penalty" task by task.
+# Tables
 
-    :param scores: the scores
-    :return: Markdown, empty if it has not been run
-    """
-    if "none" not in scores.settings():
-        return ""
-    readings = [reading.normalized("none") for reading in scores.readings_of_random()]
-    n_below = [n_below_start(scores, "none", env) for env in scores.tasks]
-    rows = [
-        [env, returns_by_seed(scores, "none", env), *(format_score(reading[task].mean()) for reading in readings), str(n)]
-        for task, (env, n) in enumerate(zip(scores.tasks, n_below, strict=True))
+
+def _table_1(scores: Scores, references: Sequence[str] = ()) -> str:
+    """Table 1 beside the paper's."""
+    from_untrained, rows = scores.read_as("untrained", "best_run"), []
+    for setting in (*scores.settings(), *references):
+        runs = scores.normalized(setting)
+        difference = _difference_to_paper(runs, paper_scores()[setting]) if setting in paper_scores() else ""
+        cells = [_paper(setting), _mean(runs), difference, _mean(from_untrained.normalized(setting)), str(runs.size)]
+        rows.append([_label(setting), *cells])
+    return table(["setting", "paper", "here", "here - paper", f"here if 0 is {RANDOM_CHOICES['untrained']}", "runs"], rows)
+
+
+def _pairs(study: Study) -> str:
+    """Settings, and kinds of settings, that the paper compares; p-values are adjusted within each of three groups."""
+    three, ten, paper = study.table_1, study.ten_seeds, paper_scores()
+    new = ten.only([run for run in ten.rows if run.seed not in SEEDS])
+    names = {kind: [name for name in paper if kind_of(name) == kind] for kind in ("clip", "adaptive_kl", "fixed_kl")}
+    runs = {kind: np.mean([three.normalized(name) for name in of_kind], axis=0) for kind, of_kind in names.items()}
+    of_paper = {kind: np.mean([paper[name] for name in of_kind]) for kind, of_kind in names.items()}
+    # Each with what the paper has, the scores of both, and those of both with new seeds alone
+    settings = [
+        (_label(*pair), _paper(*pair), [ten.normalized(name) for name in pair], [new.normalized(name) for name in pair])
+        for pair in PAIRS
     ]
-    means = [format_score(reading.mean()) for reading in readings]
-    rows.append(["all", "", *means, f"{sum(n_below)} of {readings[0].size}"])
+    kinds = [
+        (
+            f"{KINDS['clip']}, minus {KINDS[kind]}: means over the settings",
+            f"{of_paper['clip'] - of_paper[kind]:+.2f}",
+            [runs["clip"], runs[kind]],
+            None,
+        )
+        for kind in ("adaptive_kl", "fixed_kl")
+    ]
+    gradient = ("none", "policy_gradient")
+    groups = (settings, kinds, [(_label(*gradient), _paper(*gradient), [three.normalized(name) for name in gradient], None)])
+    rows = []
+    for group in groups:
+        p_values = [_p_value(*pair) for _, _, pair, _ in group]
+        for (label, papers, pair, of_new), p, adjusted in zip(group, p_values, statistics.holm(p_values), strict=True):
+            largest = int((pair[0].mean(axis=1) - pair[1].mean(axis=1)).argmax())
+            without = _difference(*(np.delete(one, largest, axis=0) for one in pair))
+            cells = [_difference(*pair), f"{without} without {_short(TASKS[largest])}"]
+            cells += [format_p(_p_value(*of_new)) if of_new else "", format_p(p), format_p(adjusted)]
+            rows.append([label, str(pair[0].shape[1]), papers, *cells])
+    header = ["", "seeds", "paper", "here", "without the task that contributes most", "p, seeds 3 to 9", "p, all seeds"]
+    return table([*header, "adjusted p"], rows)
+
+
+def _against_clipping(scores: Scores) -> str:
+    """Clipping at 0.2 against all other settings."""
+    clipping, others = scores.normalized("clip_0.2"), [name for name in scores.settings() if name != "clip_0.2"]
+    p_values = {name: _p_value(clipping, scores.normalized(name)) for name in others}
+    of_paper = [name for name in others if name in paper_scores()]
+    adjusted = dict(zip(of_paper, statistics.holm([p_values[name] for name in of_paper]), strict=True))
+    rows = [
+        [
+            _label(name),
+            _paper("clip_0.2", name),
+            _difference(clipping, scores.normalized(name)),
+            _bootstrapped(statistics.probability_of_improvement, clipping, scores.normalized(name)),
+            format_p(p_values[name]),
+            format_p(adjusted[name]) if name in adjusted else "",
+        ]
+        for name in others
+    ]
+    return table(["against", "paper", "here", "probability of improvement", "p", "adjusted p"], rows)
+
+
+def _order(scores: Scores) -> str:
+    """Whether the settings have the order that they have in the paper."""
+    rows = []
+    for label, names in (
+        ("those with clipping or a penalty", [name for name in paper_scores() if name != "none"]),
+        ("all of the paper's", list(paper_scores())),
+    ):
+        papers = np.array([paper_scores()[name] for name in names])
+
+        def correlation(*samples: np.ndarray, papers: np.ndarray = papers) -> np.ndarray:
+            return statistics.rank_correlation(np.stack([statistics.mean(runs) for runs in samples], axis=-1), papers)
+
+        rows.append([label, str(len(names)), _bootstrapped(correlation, *(scores.normalized(name) for name in names))])
+    return table(["settings", "number", "rank correlation with the paper's column"], rows)
+
+
+def _distribution(scores: Scores) -> str:
+    """The mean, and a mean that single runs have little influence on, with bootstrapped intervals."""
+    functions = (statistics.mean, statistics.interquartile_mean)
+    rows = [[_label(name), *(_bootstrapped(one, scores.normalized(name)) for one in functions)] for name in scores.settings()]
+    return table(["setting", "mean", "interquartile mean"], rows)
+
+
+def _normalization(scores: Scores) -> str:
+    """What is 0 and 1 in each task."""
+    rows = []
+    for env in scores.tasks:
+        of_env = scores.constants[env]
+        best = [f"{format_return(of_env[name])} ({_label(of_env[f'{name}_of'])})" for name in BEST_CHOICES]
+        rows.append([_short(env), *(format_return(of_env[name]) for name in RANDOM_CHOICES), *best])
+    header = [*(f"0: {label}" for label in RANDOM_CHOICES.values()), *(f"1: {label}" for label in BEST_CHOICES.values())]
+    return table(["task", *header], rows)
+
+
+def _readings(scores: Scores) -> str:
+    """Table 1 under each reading of what the paper leaves open."""
+    choices = [(random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
+    rows = [
+        [_label(name), _paper(name), *(_mean(scores.read_as(*choice).normalized(name)) for choice in choices)]
+        for name in scores.settings()
+    ]
+    labels = [f"0: {RANDOM_CHOICES[random]}; 1: {BEST_CHOICES[best]}" for random, best in choices]
+    return table(["setting", "paper", *labels], rows)
+
+
+def _no_clipping(scores: Scores) -> str:
+    """What becomes of "no clipping or penalty", task by task."""
+    both = [scores.read_as(random, "best_run").normalized("none") for random in RANDOM_CHOICES]
+    n_below = [_n_below_start(scores, "none", env) for env in scores.tasks]
+    rows = [
+        [_short(env), _returns_by_seed(scores, "none", env), *(format_score(runs[i].mean()) for runs in both), str(n)]
+        for i, (env, n) in enumerate(zip(scores.tasks, n_below, strict=True))
+    ]
+    rows.append(["all", "", *map(_mean, both), f"{sum(n_below)} of {both[0].size}"])
+    lowest = int(both[0].mean(axis=1).argmin())
+    rows.append(
+        [f"all but {_short(scores.tasks[lowest])}", "", *(_mean(np.delete(runs, lowest, axis=0)) for runs in both), ""]
+    )
     header = ["task", "returns by seed", *(f"score if 0 is {label}" for label in RANDOM_CHOICES.values())]
     return table([*header, "runs below the policy before training"], rows)
 
 
-def details(everything: Scores, runs: Sequence[Run]) -> dict[str, str]:
-    """
-    What other conventions make of the scores.
-
-    :param everything: the scores
-    :param runs: the runs with other details
-    :return: Markdown of two tables, empty if there are no such runs
-    """
-    if not runs:
-        return {"details": "", "details_by_task": ""}
-    seeds = {run.seed for run in runs}
-    scores = everything.only([run for run in everything.rows if run.seed in seeds])
-    keys = {(run.setting, run.variant) for run in scores.rows}
-    rows, by_task = [], []
-    for setting in SETTINGS:
-        if setting not in {run.setting for run in runs}:
-            continue
-        for variant in VARIANTS:
-            if (setting, variant) not in keys:
-                continue
-            label = f"{label_of(setting)}; {VARIANTS[variant].label}"
-            # Some have been run on HalfCheetah alone
-            has_all_tasks = all(scores.returns_in(env, setting, variant).size for env in scores.tasks)
-            cells = ["", "", ""]
-            if has_all_tasks:
-                own, papers = scores.normalized(setting, variant), scores.normalized(setting)
-                cells[0] = mean_in_words(own)
-                if variant != "paper":
-                    cells[1:] = [mean_in_words(own, papers), format_p(p_values([(own, papers)])[0])]
-                by_task.append([label, *means_by_task(scores, setting, variant)])
-            rows.append([label, *cells, *cheetah_cells(scores, setting, variant)])
-    header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "of them below the policy before training"]
-    return {
-        "details": table(header, rows),
-        "details_by_task": table(["", *short(scores.tasks)], by_task),
-    }
+def _variants(scores: Scores, whole: bool) -> list[tuple[str, str]]:
+    """Settings with other details, ppo1's first; those with all tasks only, or also those on HalfCheetah alone."""
+    there = {(run.setting, run.variant) for run in scores.rows if not whole or run.env != CHEETAH}
+    names = [setting for setting in SETTINGS if len({variant for name, variant in there if name == setting}) > 1]
+    return [(setting, variant) for setting in names for variant in VARIANTS if (setting, variant) in there]
 
 
-def cheetah_cells(scores: Scores, setting: str, variant: str) -> list[str]:
-    """
-    What became of HalfCheetah.
-
-    :param scores: the scores
-    :param setting: name of the setting
-    :param variant: name of the variant
-    :return: cells of a table
-    """
-    if CHEETAH not in scores.tasks:
-        return ["", ""]
-    return [returns_by_seed(scores, setting, CHEETAH, variant), str(n_below_start(scores, setting, CHEETAH, variant))]
-
-
-def means_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:
-    """
-    The mean return and the standard deviation over seeds in each task.
-
-    :param scores: the scores
-    :param setting: name of the setting
-    :param variant: name of the variant
-    :return: cells of a table
-    """
-    return [
-        f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}"
-        f"{EARLY if scores.ended_early(env, setting, variant).any() else ''}"
-        for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True)
-    ]
+def _details(scores: Scores) -> str:
+    """What other conventions make of the scores, and of HalfCheetah."""
+    of_env, rows = scores.constants[CHEETAH], []
+    for setting, variant in _variants(scores, whole=False):
+        cells = ["", "", ""]
+        if (setting, variant) in _variants(scores, whole=True):
+            own, papers = scores.normalized(setting, variant), scores.normalized(setting)
+            comparison = ["", ""] if variant == "paper" else [_difference(own, papers), format_p(_p_value(own, papers))]
+            cells = [_mean(own), *comparison]
+        gain = scores.returns_in(CHEETAH, setting, variant).mean() - of_env["untrained"]
+        part = gain / (of_env["best_run"] - of_env["untrained"]) / len(scores.tasks)
+        cells += [_returns_by_seed(scores, setting, CHEETAH, variant), str(_n_below_start(scores, setting, CHEETAH, variant))]
+        rows.append([f"{_label(setting)}; {VARIANTS[variant].label}", *cells, format_score(part, sign="+")])
+    header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "below the policy before training"]
+    return table([*header, "HalfCheetah's part of the mean, if 0 is the policy before training"], rows)
 
 
-def by_task(scores: Scores) -> str:
-    """
-    Scores by task.
-
-    :param scores: the scores
-    :return: Markdown
-    """
-    rows = [[label_of(setting), *means_by_task(scores, setting)] for setting in scores.settings()]
-    rows += [[reference.label, *means_by_task(scores, name)] for name, reference in REFERENCES.items()]
-    return table(["", *short(scores.tasks)], rows)
-
-
-def short(tasks: Sequence[str]) -> list[str]:
-    """
-    Ids of tasks without the version, which is that of all.
-
-    :param tasks: the ids
-    :return: the names
-    """
-    return [env.removesuffix("-v4") for env in tasks]
+def _by_task(scores: Scores, names: Sequence[tuple[str, str]], with_details: bool = False) -> str:
+    """Mean returns and standard deviations over seeds in each task."""
+    rows = []
+    for setting, variant in names:
+        cells = [
+            f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}"
+            f"{EARLY if scores.ended_early(env, setting, variant).any() else ''}"
+            for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True)
+        ]
+        rows.append([_label(setting) + (f"; {VARIANTS[variant].label}" if with_details else ""), *cells])
+    return table(["", *map(_short, scores.tasks)], rows)
 
 
-def adaptation(results: Results, scores: Scores) -> dict[str, str]:
-    """
-    How well the adaptive penalty meets its target.
-
-    :param results: the results, with KL and beta of each update
-    :param scores: the scores
-    :return: Markdown, and the shares of the updates outside the band; empty if there are no such settings
-    """
-    rows, outside, far = [], [], []
-    for setting in scores.settings():
-        if not setting.startswith("adaptive"):
-            continue
-        curves = [results.load(run).curves for run in scores.rows if (run.variant, run.setting) == ("paper", setting)]
-        kl = np.concatenate([curve["kl"] for curve in curves]) / SETTINGS[setting].kwargs["target_kl"]
+def _adaptation(study: Study) -> str:
+    """How well the adaptive penalty meets its target, over all tasks and updates."""
+    low, high = inspect.signature(PPOKLPen).parameters["kl_coef_bounds"].default
+    rows = []
+    for setting in (name for name in SETTINGS if kind_of(name) == "adaptive_kl"):
+        curves = [study.results.load(run).curves for run in study.table_1.rows if run.setting == setting]
+        kl = np.concatenate([curve["kl"] for curve in curves]) / SETTINGS[setting].kwargs["kl_target"]
         beta = np.concatenate([curve["kl_coef"] for curve in curves])
-        low, high = KL_COEF_BOUNDS
-        is_below, is_above = kl < 1 / 1.5, kl > 1.5
-        outside.append(np.mean(is_below | is_above))
-        far.append(np.mean((kl < 1 / 4) | (kl > 4)))
+        is_below, is_above, is_far = kl < 1 / 1.5, kl > 1.5, (kl < 1 / 4) | (kl > 4)
         rows.append(
             [
-                label_of(setting),
-                *(f"{np.mean(part):.0%}" for part in (is_below, ~is_below & ~is_above, is_above)),
-                f"{far[-1]:.0%}",
+                _label(setting),
+                *(f"{np.mean(some):.0%}" for some in (is_below, ~is_below & ~is_above, is_above, is_far)),
                 *(f"{number:.3g}" for number in (np.median(kl), kl.mean(), np.quantile(kl, 0.95), kl.max())),
                 f"{beta.min():.2g} to {beta.max():.2g}",
                 f"{((beta <= low) | (beta >= high)).sum()} of {len(beta)}",
             ]
         )
     header = ["", "below the band", "in it", "above it", "off by a factor of 4", "KL / d_targ: median", "mean", "95% quantile"]
-    return {
-        "adaptation": table([*header, "largest", "beta", "updates with beta at a bound"], rows) if rows else "",
-        **{
-            name: f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
-            for name, shares in (("outside", outside), ("far", far))
-        },
-    }
+    return table([*header, "largest", "beta", "updates with beta at a bound"], rows)
 
 
-def sensitivity(scores: Scores) -> str:
-    """
-    Table 1 under each reading of what the paper leaves open.
-
-    :param scores: the scores
-    :return: Markdown
-    """
-    paper, readings = paper_scores(), scores.readings()
-    rows = [
-        [
-            label_of(setting),
-            f"{paper[setting]:.2f}" if setting in paper else "not given",
-            *(mean_in_words(reading.normalized(setting)) for reading in readings),
-        ]
-        for setting in scores.settings()
-    ]
-    labels = [f"0: {RANDOM_CHOICES[reading.random]}; 1: {BEST_CHOICES[reading.best]}" for reading in readings]
-    return table(["setting", "paper", *labels], rows)
-
-
-def other_libraries(scores: Scores) -> str:
-    """
-    What the paper's Figure 3 and others report for clipping at 0.2, beside ours.
-
-    :param scores: the scores, of all seeds
-    :return: Markdown, empty if the setting has not been run
-    """
-    if "clip_0.2" not in scores.settings():
-        return ""
+def _other_libraries(scores: Scores) -> str:
+    """What the paper's Figure 3 and others report for clipping at 0.2, beside ours."""
+    returns = scores.returns("clip_0.2")
+    rows = [[f"**here** (-v4, {returns.shape[1]} seeds)", *map(format_return, returns.mean(axis=1))]]
     with (DATA / "other_libraries.csv").open(newline="") as file:
-        others = list(csv.DictReader(file))
-    returns = scores.returns("clip_0.2").mean(axis=1)
-    n_seeds = len(scores.returns_in(scores.tasks[0], "clip_0.2"))
-    rows = [[f"**here** (-v4, {n_seeds} seeds)", *map(format_return, returns)]]
-    for other in others:
-        numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
-        rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
-    outside = []
-    for env, mean in zip(scores.tasks, returns, strict=True):
-        reported = [float(other[env]) for other in others if other[env]]
-        if not min(reported) <= mean <= max(reported):
-            outside.append(f"{short([env])[0]} ({'below' if mean < min(reported) else 'above'} all of them)")
-    found = f"In {len(returns) - len(outside)} of {len(returns)} tasks, the mean here is within the range of the others"
-    found += f"; not in {', '.join(outside)}. That range is wide." if outside else ". That range is wide."
-    return f"{table(['', *short(scores.tasks)], rows)}\n\n{found}"
+        for other in csv.DictReader(file):
+            numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
+            rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
+    return table(["", *map(_short, scores.tasks)], rows)
 
 
-def more_seeds(everything: Scores, runs: Sequence[Run]) -> dict[str, Any]:
-    """
-    Table 1 with more seeds, for the settings that have them.
+def _parts(study: Study) -> str:
+    """The parts of the study, and how many of their runs there are."""
+    rows = [[stage, str(len(runs)), str(sum(run in study.rows for run in runs))] for stage, runs in STAGES.items()]
+    return table(["part", "planned", "made"], rows)
 
-    :param everything: the scores
-    :param runs: the runs with other seeds
-    :return: the seeds, Markdown, and whether there are differences, by name; empty if there are no such runs
-    """
-    if not runs:
-        return {}
-    settings = {run.setting for run in runs}
-    scores = everything.only([run for run in everything.rows if run.variant == "paper" and run.setting in settings])
-    new = scores.only(runs)
-    first = scores.only([run for run in scores.rows if run not in new.rows])
-    paper, parts = paper_scores(), (first, new, scores)
+
+def _ended_early(scores: Scores) -> str:
+    """The runs that did not reach their end."""
     rows = [
-        [label_of(setting), f"{paper[setting]:.2f}", *(mean_in_words(part.normalized(setting)) for part in parts), "", ""]
-        for setting in scores.settings()
+        [_label(run.setting), VARIANTS[run.variant].label, _short(run.env), str(run.seed), f"{row['steps']:,}"]
+        for run, row in scores.rows.items()
+        if row["diverged"]
     ]
-    differences = [
-        [
-            f"{label_of(one)}, minus {label_of(other)}",
-            f"{paper[one] - paper[other]:+.2f}",
-            *(mean_in_words(part.normalized(one), part.normalized(other)) for part in parts),
-            *map(format_p, p_values([(new.normalized(one), new.normalized(other)), samples])),
-        ]
-        for one, other, samples, _ in compared_pairs(scores)
-    ]
-    seeds = [f"{min(run.seed for run in part.rows)} to {max(run.seed for run in part.rows)}" for part in parts]
-    header = ["", "paper", *(f"seeds {some}" for some in seeds), *(f"p, seeds {some}" for some in seeds[1:])]
-    by_task = [[label_of(setting), *means_by_task(scores, setting)] for setting in scores.settings()]
-    return {
-        "seeds": seeds[-1],
-        "table_1": table_1(scores),
-        "parts": table(header, rows + differences),
-        "has_pairs": bool(differences),
-        "summaries": other_summaries(scores),
-        "by_task": table(["", *short(scores.tasks)], by_task),
-    }
+    return table(["setting", "details", "task", "seed", "timesteps"], rows)
+
+
+def _of_paper(scores: Scores, references: Sequence[str] = ()) -> list[tuple[str, str]]:
+    return [(name, "paper") for name in (*scores.settings(), *references)]
+
+
+TABLES: dict[str, Callable[[Study], str]] = {
+    "table_1": lambda study: _table_1(study.table_1, ["untrained"]),
+    "pairs": _pairs,
+    "against_clipping": lambda study: _against_clipping(study.table_1),
+    "order": lambda study: _order(study.table_1),
+    "no_clipping": lambda study: _no_clipping(study.ten_seeds),
+    "normalization": lambda study: _normalization(study.table_1),
+    "readings": lambda study: _readings(study.table_1),
+    "distribution": lambda study: _distribution(study.table_1),
+    "by_task": lambda study: _by_task(study.table_1, _of_paper(study.table_1, list(REFERENCES))),
+    "ten_seeds": lambda study: _table_1(study.ten_seeds),
+    "ten_seeds_distribution": lambda study: _distribution(study.ten_seeds),
+    "ten_seeds_by_task": lambda study: _by_task(study.ten_seeds, _of_paper(study.ten_seeds)),
+    "details": lambda study: _details(study.details),
+    "details_by_task": lambda study: _by_task(study.details, _variants(study.details, whole=True), with_details=True),
+    "adaptation": _adaptation,
+    "other_libraries": lambda study: _other_libraries(study.ten_seeds),
+    "parts": _parts,
+    "ended_early": lambda study: _ended_early(study.everything),
+}

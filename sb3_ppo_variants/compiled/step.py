@@ -3,6 +3,7 @@ The compiled minibatch step: ``make_fx`` traces that of any policy to a graph, I
 flat copies of the parameters and of Adam's moments, taken from policy and optimizer before an update and put back after it.
 """
 
+import contextvars
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +20,6 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
-from sb3_ppo_variants.objectives import Objective
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
 from sb3_ppo_variants.policies import FeedForward, PolicyFunction, is_of_libraries, kept_generators
 from sb3_ppo_variants.rollout import Rollout
@@ -40,7 +40,8 @@ class CompiledStep:
 
     def __init__(self, policy: ActorCriticPolicy, settings: Settings) -> None:
         self.policy = policy
-        self.objective, self.coef_names, self.standardizes = self.compiled_in(settings)
+        self.compiled_in = _compiled_in(policy, settings)
+        self.objective, self.coef_names, self.standardizes = settings.objective, tuple(settings.coef), settings.standardizes
         self.kind = FeedForward(policy)
         self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
@@ -60,20 +61,9 @@ class CompiledStep:
         self.draws = False
         self.unused: set[int] = set()
 
-    @staticmethod
-    def compiled_in(settings: Settings) -> tuple[Objective, tuple[str, ...], bool]:
-        """What of the settings is compiled into a function: the others are numbers that it is given."""
-        return settings.objective, tuple(settings.coef), settings.standardizes
-
     def serves(self, policy: ActorCriticPolicy, settings: Settings) -> bool:
         """Whether this can make the steps of an update, or another must be made."""
-        layout = FlatParameters(policy)
-        return (
-            policy is self.policy
-            and self.compiled_in(settings) == (self.objective, self.coef_names, self.standardizes)
-            and list(map(id, layout.parameters)) == list(map(id, self.layout.parameters))
-            and layout.places == self.layout.places
-        )
+        return self.compiled_in == _compiled_in(policy, settings)
 
     def _step(
         self, flats: list[th.Tensor], constants: dict[str, th.Tensor], data: Batch, coef_vector: th.Tensor, index: th.Tensor
@@ -137,6 +127,8 @@ class CompiledStep:
         self._load()
         n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
         coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches, settings))
+        # Those tensors are changed in place
+        leaves = self._leaves(old.data)
         epochs: list[th.Tensor] = []
         functions: dict[int, Function] = {}
         with th.no_grad():
@@ -145,12 +137,12 @@ class CompiledStep:
                 for index in old.permutation().split(settings.batch_size):
                     coef_vector, size = next(coef_vectors), len(index)
                     if not functions:
-                        functions[size], row = self._first_step(old.data, coef_vector, index, settings)
+                        functions[size], row = self._first_step(old, coef_vector, index, settings)
                     else:
                         if size not in functions:
                             # The shorter minibatch at the end of an epoch is not worth a compilation of its own
                             functions[size] = self._function(old.data, coef_vector, index, is_compiled=False)
-                        row = functions[size]([*self._leaves(old.data), coef_vector, index])[0]
+                        row = functions[size]([*leaves, coef_vector, index])[0]
                     rows.append(row)
                     self.n_steps += 1
                     if settings.max_approx_kl < math.inf and row[APPROX_KL].item() > settings.max_approx_kl:
@@ -210,19 +202,21 @@ class CompiledStep:
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
     def _first_step(
-        self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
+        self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
     ) -> tuple[Function, th.Tensor]:
         """Make the first step of an update, and compare it with that by SB3's methods; if it is another, compile anew."""
+        kind, data = old.kind, old.data
+        assert data is not None
         batch = data.select(index)
         is_new = self._key(data, index) not in self.functions
         if is_new and not is_of_libraries(self.policy):
             verification.check_purity(self, batch, settings.coef)
         function = self._function(data, coef_vector, index)
-        generator_state = th.get_rng_state()
+        generator_state, before = th.get_rng_state(), [flat.clone() for flat in self.flats]
         row = function([*self._leaves(data), coef_vector, index])[0]
         # After a trace, so that what a policy keeps of its last pass is real again
-        expected = verification.expected_step(self.kind, batch, settings)
-        difference = verification.difference(self, expected, row, settings)
+        expected = verification.expected_step(kind, batch, settings)
+        difference = verification.difference(self, before, expected, row, settings)
         self.draws, self.unused = expected.draws, expected.unused
         if difference is None:
             self.n_changes = self.n_changes if is_new else 0
@@ -236,7 +230,7 @@ class CompiledStep:
         th.set_rng_state(generator_state)
         self._load()
         self.functions.clear()
-        return self._first_step(data, coef_vector, index, settings)
+        return self._first_step(old, coef_vector, index, settings)
 
     def _key(self, data: Batch, index: th.Tensor) -> tuple[Any, ...]:
         """What is compiled into a function besides the policy and its loss."""
@@ -255,7 +249,9 @@ class CompiledStep:
             self.n_compilations += is_compiled
             # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
             with _compiling, ThreadPoolExecutor(1) as thread:
-                self.functions[key] = thread.submit(self._made, data, coef_vector, index, is_compiled).result()
+                arguments: list[Any] = [data, coef_vector, index, is_compiled]
+                # With the settings of torch's compiler that hold here
+                self.functions[key] = thread.submit(contextvars.copy_context().run, self._made, *arguments).result()
             self.change = "the size of the minibatches or of the rollout changes"
         return self.functions[key]
 
@@ -278,6 +274,12 @@ class CompiledStep:
             # A compiler's output may be long, and says last what is wrong
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise CompilationError(f"{type(error).__name__}: {lines[-1][-300:] if lines else ''}") from error
+
+
+def _compiled_in(policy: ActorCriticPolicy, settings: Settings) -> tuple[Any, ...]:
+    """What is compiled into the step: the other settings are numbers that it is given."""
+    parameters = [(name, id(p), p.requires_grad) for name, p in policy.named_parameters(remove_duplicate=False)]
+    return (id(policy), settings.objective, tuple(settings.coef), settings.standardizes, parameters)
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:

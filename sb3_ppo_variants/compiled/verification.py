@@ -61,35 +61,37 @@ def expected_step(kind: FeedForward, batch: Batch, settings: Settings) -> Expect
     """The first step of an update, of which buffers and generators are left as they were."""
     policy = kind.policy
     parameters = trainable(policy)
-    with kept_buffers(policy), kept_generators(policy.device), th.enable_grad():
-        before = th.get_rng_state()
+    before = th.get_rng_state()
+    with kept_buffers(policy), th.enable_grad():
         loss, metrics = ppo_loss(settings.objective, batch, kind.evaluate(batch), settings.coef, settings.standardizes)
-        draws = not th.equal(th.get_rng_state(), before)
         found = th.autograd.grad(loss, parameters, allow_unused=True)
+    draws = not th.equal(th.get_rng_state(), before)
+    if draws:
+        th.set_rng_state(before)
     unused = {i for i, gradient in enumerate(found) if gradient is None}
     gradients = [th.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
     return ExpectedStep(metrics, gradients, unused, draws)
 
 
-def difference(step: "CompiledStep", expected: ExpectedStep, row: th.Tensor, settings: Settings) -> str | None:
-    """What a compiled step has computed otherwise, if anything."""
+def difference(
+    step: "CompiledStep", before: list[th.Tensor], expected: ExpectedStep, row: th.Tensor, settings: Settings
+) -> str | None:
+    """What a compiled step has computed otherwise, if anything; ``before`` are parameters and moments before it."""
     if expected.draws:
         return None
     norm = th.linalg.vector_norm(th.stack(th._foreach_norm(expected.gradients)))
-    names = [*(METRICS[i] for i in COMPARED), "grad_norm"]
     found, right = th.cat([row[COMPARED], row[-1:]]), th.cat([expected.metrics[COMPARED], norm[None]])
-    scale = right[right.isfinite()].abs().max().clamp(min=1) if right.isfinite().any() else 1.0
+    scale = right.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1)
     is_same = (found == right) | (found.isnan() & right.isnan())
-    limits = (TOLERANCE * right.abs() + FLOOR * scale).nan_to_num()
-    i = _exceeding((found - right).abs().masked_fill(is_same, 0), limits)
+    i = _exceeding((found - right).abs().masked_fill(is_same, 0), (TOLERANCE * right.abs() + FLOOR * scale).nan_to_num())
     if i is not None:
-        return f"{names[i]} is {found[i]:.6g} instead of {right[i]:.6g}"
+        return f"{[*METRICS, 'grad_norm'][[*COMPARED, -1][i]]} is {found[i]:.6g} instead of {right[i]:.6g}"
     if row[APPROX_KL] > settings.max_approx_kl or not norm.isfinite():
         # No step has been made, or one that ends the training
         return None
     limit = settings.max_grad_norm
     clipped_to = 1.0 if limit is None else th.clamp(limit / (norm + 1e-6), max=1.0)
-    return _difference_of_moments(step, expected, clipped_to) or _difference_of_parameters(step)
+    return _difference_of_moments(step, before, expected, clipped_to) or _difference_of_parameters(step, before[0])
 
 
 def _exceeding(differences: th.Tensor, limits: th.Tensor) -> int | None:
@@ -98,43 +100,36 @@ def _exceeding(differences: th.Tensor, limits: th.Tensor) -> int | None:
     return int(excess.argmax()) if excess.max() > 0 else None
 
 
-def _difference_of_moments(step: "CompiledStep", expected: ExpectedStep, clipped_to: th.Tensor | float) -> str | None:
+def _difference_of_moments(
+    step: "CompiledStep", before: list[th.Tensor], expected: ExpectedStep, clipped_to: th.Tensor | float
+) -> str | None:
     """Adam's moments must be those of the expected gradient."""
-    parameters, optimizer = step.layout.parameters, step.policy.optimizer
-    (group,) = optimizer.param_groups
-    trained = [f"policy.{name}" for name, parameter in step.policy.named_parameters() if parameter.requires_grad]
-    gradients = [clipped_to * g + group["weight_decay"] * p for g, p in zip(expected.gradients, parameters, strict=True)]
-    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    for i, state in enumerate(states):
-        if step.n_steps > 0 and not state and i not in expected.unused:
-            return f"the loss depends on {trained[i]} for the first time, whose steps Adam counts anew"
-    for name, flat, beta, power in (
-        ("exp_avg", step.exp_avg, group["betas"][0], 1),
-        ("exp_avg_sq", step.exp_avg_sq, group["betas"][1], 2),
-    ):
-        before = [state[name] if name in state else th.zeros_like(p) for state, p in zip(states, parameters, strict=True)]
-        changes = [(1 - beta) * (gradient**power - moment) for gradient, moment in zip(gradients, before, strict=True)]
+    layout, state = step.layout, step.policy.optimizer.state
+    (group,) = step.policy.optimizer.param_groups
+    names = [f"policy.{name}" for name, parameter in step.policy.named_parameters() if parameter.requires_grad]
+    for i, parameter in enumerate(layout.parameters):
+        if step.n_steps > 0 and parameter not in state and i not in expected.unused:
+            return f"the loss depends on {names[i]} for the first time, whose steps Adam counts anew"
+    gradient = clipped_to * layout.concatenate(expected.gradients) + group["weight_decay"] * before[0]
+    moments = (("exp_avg", step.exp_avg, before[1], gradient), ("exp_avg_sq", step.exp_avg_sq, before[2], gradient * gradient))
+    for (name, found, old, new), beta in zip(moments, group["betas"], strict=True):
+        change = (1 - beta) * (new - old)
         for i in expected.unused:
-            changes[i] = th.zeros_like(changes[i])
-        after = th._foreach_add(before, changes)
-        norms = [
-            th.stack(th._foreach_norm(tensors))
-            for tensors in (th._foreach_sub(step.layout.views(flat), after), th._foreach_pow(gradients, power), before)
-        ]
-        floor = FLOOR * th.linalg.vector_norm(norms[1])
-        worst = _exceeding(norms[0], (1 - beta) * (TOLERANCE * power * norms[1] + floor) + 1e-6 * norms[2])
+            layout.views(change)[i].zero_()
+        differences, sizes, olds = map(layout.norms, (found - old - change, new, old))
+        limits = (1 - beta) * (2 * TOLERANCE * sizes + FLOOR * th.linalg.vector_norm(sizes)) + 1e-6 * olds
+        worst = _exceeding(differences, limits)
+        if worst in expected.unused:
+            return f"the loss does not depend on {names[worst]}, which Adam must leave as it is"
         if worst is not None:
-            if worst in expected.unused:
-                return f"the loss does not depend on {trained[worst]}, which Adam must leave as it is"
-            return f"{name} of {trained[worst]} is off by {norms[0][worst] / (1 - beta):.3g} of {norms[1][worst]:.3g}"
+            return f"{name} of {names[worst]} is off by {differences[worst] / (1 - beta):.3g} of {sizes[worst]:.3g}"
     return None
 
 
-def _difference_of_parameters(step: "CompiledStep") -> str | None:
+def _difference_of_parameters(step: "CompiledStep", before: th.Tensor) -> str | None:
     """The parameters must be those that Adam makes of its moments."""
     (group,) = step.policy.optimizer.param_groups
     (beta1, beta2), n_steps = group["betas"], step.n_steps + 1
-    before = step.layout.concatenate(step.layout.parameters)
     denominator = step.exp_avg_sq.sqrt() / (1 - beta2**n_steps) ** 0.5 + group["eps"]
     update = group["lr"] / (1 - beta1**n_steps) * step.exp_avg / denominator
     found = (step.parameters - (before - update)).abs()

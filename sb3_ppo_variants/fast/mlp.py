@@ -67,16 +67,26 @@ class StraightMlp(FeedForward):
     def evaluate(self, batch: Batch) -> Evaluation:
         """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
         outputs, values = self._forward(batch.observations)
+        form = self._form(outputs)
         if self.is_gaussian:
-            std = th.ones_like(outputs) * self.policy.log_std.exp()
+            std = form.parameters[1]
             log_prob = (-((batch.actions - outputs) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
             entropy = (0.5 + 0.5 * math.log(2 * math.pi) + th.log(std)).sum(dim=1)
-            return Evaluation(values.flatten(), log_prob, entropy, lambda: ClosedForm(kl_normal, (outputs, std)))
-        logits = outputs - outputs.logsumexp(dim=-1, keepdim=True)
+            return Evaluation(values.flatten(), log_prob, entropy, lambda: form)
+        (logits,) = form.parameters
         log_prob = logits.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
         # The clamp keeps logits of -inf from becoming NaN
         p_log_p = th.clamp(logits, min=th.finfo(logits.dtype).min) * F.softmax(logits, dim=-1)
-        return Evaluation(values.flatten(), log_prob, -p_log_p.sum(-1), lambda: ClosedForm(kl_categoricals, (logits,)))
+        return Evaluation(values.flatten(), log_prob, -p_log_p.sum(-1), lambda: form)
+
+    def _form(self, outputs: th.Tensor) -> ClosedForm:
+        if self.is_gaussian:
+            return ClosedForm(kl_normal, (outputs, th.ones_like(outputs) * self.policy.log_std.exp()))
+        return ClosedForm(kl_categoricals, (outputs - outputs.logsumexp(dim=-1, keepdim=True),))
+
+    @th.no_grad()
+    def _closed_forms(self, chunks: list[Any]) -> list[ClosedForm]:
+        return [self._form(_apply(self.pi, chunk.float())) for chunk in chunks]
 
 
 def _apply(layers: list[Any], latent: th.Tensor) -> th.Tensor:

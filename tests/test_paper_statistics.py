@@ -1,0 +1,112 @@
+"""Statistics of scores over several tasks, against numbers that are worked out by hand."""
+
+import numpy as np
+import pytest
+
+from benchmarks.paper import statistics
+
+
+def test_normalize():
+    scores = np.array([[0.0, 5.0], [-10.0, 20.0]])
+    normalized = statistics.normalize(scores, random=np.array([0.0, -20.0]), best=np.array([10.0, 20.0]))
+    np.testing.assert_allclose(normalized, [[0, 0.5], [0.25, 1]])
+    with pytest.raises(ValueError, match="best must be greater than random"):
+        statistics.normalize(scores, random=np.array([0.0, 20.0]), best=np.array([10.0, 20.0]))
+
+
+def test_means_and_profile():
+    scores = np.array([[0.0, 0.25, 0.5, 0.5], [0.75, 1.0, 1.5, -2.0]])
+    assert statistics.mean(scores) == pytest.approx(2.5 / 8)
+    # Sorted: -2, 0, 0.25, 0.5, 0.5, 0.75, 1, 1.5; the middle half is 0.25, 0.5, 0.5, 0.75
+    assert statistics.interquartile_mean(scores) == pytest.approx(0.5)
+    profile = statistics.performance_profile(scores, np.array([-3.0, 0.0, 0.5, 1.5]))
+    np.testing.assert_allclose(profile, [1, 6 / 8, 3 / 8, 0])
+    # The middle half of 21 runs goes from 5.25 to 15.75: three quarters of the sixth, with 0.1, all with 0.2, 0.3 and 0.4, and
+    # three quarters of the sixteenth, with 0.5
+    scores = np.repeat([[0.0], [0.1], [0.2], [0.3], [0.4], [0.5], [0.6]], 3, axis=1)
+    assert statistics.interquartile_mean(scores) == pytest.approx((0.075 + 2.7 + 0.375) / 10.5)
+
+
+def test_statistics_keep_leading_dimensions():
+    scores = np.random.default_rng(0).normal(size=(5, 7, 3))
+    for statistic in (statistics.mean, statistics.interquartile_mean):
+        np.testing.assert_allclose(statistic(scores), [statistic(one) for one in scores])
+    assert statistics.performance_profile(scores, np.array([0.0, 1.0])).shape == (5, 2)
+    assert statistics.probability_of_improvement(scores, scores[::-1])[2] == pytest.approx(0.5)
+
+
+def test_probability_of_improvement_is_within_tasks():
+    # In the first task always better; in the second one of two pairs is a tie, the other is lost
+    ours, theirs = np.array([[3.0], [1.0]]), np.array([[1.0, 2.0], [1.0, 2.0]])
+    assert statistics.probability_of_improvement(ours, theirs) == pytest.approx((1 + 0.25) / 2)
+
+
+def test_bootstrap_is_stratified_and_reproducible():
+    def interval(scores, seed=0, n_resamples=2000):
+        return statistics.bootstrap(statistics.mean, [scores], np.random.default_rng(seed), n_resamples)
+
+    # All runs of a task are alike, so only a bootstrap that mixes tasks would vary
+    assert interval(np.repeat([[0.0], [1.0], [5.0]], 4, axis=1)) == (2.0, 2.0)
+    # With the same seeds in both tasks, every mean would be 0.5
+    assert interval(np.array([[0.0, 1.0], [1.0, 0.0]])) == (0, 1)
+    scores = np.random.default_rng(1).normal(size=(4, 250))
+    low, high = interval(scores)
+    # The standard error of the mean of 1000 is 1 / sqrt(1000)
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(1000), rel=0.1)
+    assert (low, high) == interval(scores)
+    assert (low, high) != interval(scores, seed=1)
+    # Variance 1 in each of 400 tasks: the mean of 3 runs in each has the deviation 1 / sqrt(1200)
+    low, high = interval(np.tile([-1.0, 0.0, 1.0], (400, 1)), n_resamples=4000)
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(1200), rel=0.05)
+
+
+def test_permutation_test():
+    def p_value(scores, others):
+        return statistics.permutation_test(np.array(scores), np.array(others), np.random.default_rng(0))
+
+    # Of the 6 ways to part the four, 2 have the largest difference
+    assert p_value([[1.0, 2.0]], [[3.0, 4.0]]) == pytest.approx(1 / 3, abs=0.02)
+    assert p_value([[1.0, 2.0]], [[1.0, 2.0]]) == 1
+    # Of the 20 ways to part six, 2, in each of two tasks that are far from each other
+    far = [[0.0, 1.0, 2.0], [100.0, 101.0, 102.0]], [[3.0, 4.0, 5.0], [103.0, 104.0, 105.0]]
+    assert p_value(*far) == pytest.approx(2 / 400, abs=0.003)
+    # The first is better by 10 in one task, and worse by 9 in the other, which is more than chance
+    assert p_value([[10.0, 10.1, 10.2], [0.0, 0.1, 0.2]], [[0.0, 0.1, 0.2], [9.0, 9.1, 9.2]]) < 0.02
+
+
+def test_permutation_test_finds_nothing_where_there_is_nothing():
+    rng, deviations = np.random.default_rng(0), np.array([5.0, 1, 1, 1, 1, 1, 1])[:, None]
+    p_values = [statistics.permutation_test(*rng.normal(size=(2, 7, 3)) * deviations, rng, 199) for _ in range(200)]
+    # 5% of 200 are 10, and the deviation of their number 3
+    assert 2 <= np.sum(np.array(p_values) <= 0.05) <= 19
+
+
+def test_holm():
+    # Smallest first: 3 * 0.01, 2 * 0.03, 1 * 0.04, and none below one before it
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]).tolist() == [1, 1]
+
+
+def test_half_width_of_an_interval():
+    # Deviation 1 and 4 runs on either side: the standard error is sqrt(1/4 + 1/4) = 0.7071, with 6 degrees of freedom, for
+    # which tables of t have 2.447
+    scores = np.array([[-1.0, 1.0, -1.0, 1.0]]) * np.sqrt(3 / 4)
+    assert statistics.half_width(scores, scores) == pytest.approx(2.447 * 0.7071, abs=1e-3)
+    # Only one of two tasks varies: 2 degrees of freedom, 4.303
+    scores = np.array([[-1.0, 0.0, 1.0], [5.0, 5.0, 5.0]])
+    assert statistics.half_width(scores) == pytest.approx(4.303 * np.sqrt(1 / 3) / 2, abs=1e-3)
+    assert statistics.half_width(np.ones((2, 3))) == 0
+
+
+def test_half_width_covers_where_one_task_varies_most():
+    rng, deviations = np.random.default_rng(0), np.array([5.0, 1, 1, 1, 1, 1, 1])[:, None]
+    samples = rng.normal(size=(400, 7, 3)) * deviations
+    covers = [abs(statistics.mean(sample)) <= statistics.half_width(sample) for sample in samples]
+    # 95% of 400, within 3 deviations of 1.1%
+    assert np.mean(covers) == pytest.approx(0.95, abs=0.033)
+
+
+def test_rank_correlation():
+    # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
+    x = np.array([[10.0, 20.0, 30.0, 40.0], [40.0, 30.0, 20.0, 10.0]])
+    np.testing.assert_allclose(statistics.rank_correlation(x, np.array([1.0, 3.0, 2.0, 4.0])), [0.8, -0.8])
