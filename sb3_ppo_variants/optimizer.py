@@ -64,10 +64,7 @@ def trainable(policy: ActorCriticPolicy) -> list[th.Tensor]:
 
 
 def by_place(module: nn.Module) -> dict[str, th.Tensor]:
-    """
-    Parameters and buffers by the names of all places that hold one, for ``functional_call`` without its tying of weights:
-    modules may share a parameter.
-    """
+    """Parameters and buffers by all places that hold one, for ``functional_call`` without its tying: some may be shared."""
     return {
         ".".join(filter(None, (prefix, name))): tensor
         for prefix, part in module.named_modules()

@@ -118,10 +118,7 @@ class FeedForward:
             return [closed_form(self.policy.get_distribution(pytree.tree_map(th.clone, chunk))) for chunk in chunks]
 
     def acts_otherwise(self, batch: Batch) -> bool:
-        """
-        Whether a custom policy has acted by other distributions in a rollout of its than those that its ``get_distribution``
-        returns, which ``predict`` and the KL go by. Looks at some of the samples.
-        """
+        """Whether a custom policy has acted by another distribution than its ``get_distribution``, in some of the samples."""
         if is_own(self.policy, "forward", "evaluate_actions", "get_distribution", "_get_action_dist_from_latent"):
             return False
         batch = batch.select(th.arange(min(N_CHECKED, len(batch.actions)), device=batch.actions.device))

@@ -168,8 +168,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         if isinstance(self.learning_rate, AdaptiveLearningRate):
-            if self.adapted_learning_rate is None:
-                self.adapted_learning_rate = self.learning_rate.initial
+            self.adapted_learning_rate = self.adapted_learning_rate or self.learning_rate.initial
             self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
 
     def _excluded_save_params(self) -> list[str]:

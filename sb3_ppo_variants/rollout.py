@@ -152,10 +152,7 @@ class Rollout:
         return th.as_tensor(permutation, device=self.buffer.device)
 
     def mean_kl(self) -> float | None:
-        """
-        E[KL[pi_old(.|s), pi(.|s)]] in nats of the policies in evaluation mode: the d of section 4. With a custom buffer, over
-        the samples of the last whole epoch.
-        """
+        """E[KL[pi_old, pi]], the d of section 4, in nats in evaluation mode; of a custom buffer, over the last whole epoch."""
         forms = [(old, self.kind.distributions(observations)) for observations, old in self.measured if old]
         kl = [kl_from_parameters(old, form) for old, form in forms if form is not None]
         # On the CPU, as not every device has float64

@@ -86,9 +86,7 @@ def load(
 def parameters_of(cls: type) -> set[str]:
     """The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``."""
     names: set[str] = set()
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
         # Of an object, as that of a class may be a descriptor
         parameters = inspect.signature(vars(base)["__init__"].__get__(object(), base)).parameters.values()
         names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
