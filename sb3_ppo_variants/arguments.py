@@ -55,8 +55,8 @@ def check_arguments(algorithm: Any) -> None:
     if not (a.rollout_buffer_class is None or callable(a.rollout_buffer_class)):
         raise TypeError(f"rollout_buffer_class must be a class or None, but is {a.rollout_buffer_class!r}")
     checks.check_type("rollout_buffer_kwargs", a.rollout_buffer_kwargs, dict)
-    checks.check_type("seed", a.seed, int, np.integer, type(None))
-    checks.check_integer("stats_window_size", a._stats_window_size, minimum=1)
+    a.seed = None if a.seed is None else checks.check_integer("seed", a.seed, minimum=0)
+    a._stats_window_size = checks.check_integer("stats_window_size", a._stats_window_size, minimum=1)
     a.normalize_advantage = checks.check_choice("normalize_advantage", a.normalize_advantage, (True, False, "batch"))
     a.compile = checks.check_choice("compile", a.compile, (True, False, "auto"))
     if a.normalize_advantage is True and a.batch_size == 1:

@@ -21,7 +21,7 @@ from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
-from sb3_ppo_variants.policies import FeedForward, PolicyFunction, is_of_libraries, kept_generators
+from sb3_ppo_variants.policies import PolicyFunction, is_of_libraries, kept_generators, kind_of
 from sb3_ppo_variants.rollout import Rollout
 
 # Compilations in a training: what changes more often is quicker without
@@ -42,7 +42,7 @@ class CompiledStep:
         self.policy = policy
         self.compiled_in = _compiled_in(policy, settings)
         self.objective, self.coef_names, self.standardizes = settings.objective, tuple(settings.coef), settings.standardizes
-        self.kind = FeedForward(policy)
+        self.kind = kind_of(policy)
         self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0

@@ -1,0 +1,406 @@
+"""When updates are compiled, why not, and what compiling does not change: signals, threads, files, other learns."""
+
+import copy
+import itertools
+import shutil
+import signal
+import threading
+import time
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch as th
+from compiled_support import ScaledExtractor, Update, interpreted, needs_new_torch, reference_and_compiled  # noqa: F401
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from support import ACTION_SPACES, HalvedAdvantages, InEachRollout, SpaceEnv, equal, space_env, train
+
+from sb3_ppo_variants import AdaptiveLearningRate, AnnealLogStd, PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.compiled import backend, inductor
+from sb3_ppo_variants.compiled.step import MAX_COMPILATIONS
+from sb3_ppo_variants.compiled.support import CompilationError, unsupported_reason
+
+pytestmark = [
+    needs_new_torch,
+    pytest.mark.usefixtures("interpreted"),
+    pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of"),
+]
+
+
+@pytest.fixture
+def auto_compiles(monkeypatch):
+    """Also short trainings."""
+    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
+
+
+def box_model(cls=PPOClip, **kwargs):
+    kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 2, "seed": 0, "device": "cpu", **kwargs}
+    return cls("MlpPolicy", space_env("box", "box")(), **kwargs)
+
+
+def is_compiled(model, *lengths):
+    """Whether the last one of some trainings of these lengths is compiled."""
+    for n_timesteps in lengths:
+        model._chosen_path(n_timesteps)
+    return model._uses_compiled
+
+
+def test_auto_compiles_long_trainings_only():
+    def model():
+        return box_model(n_steps=512, batch_size=64, n_epochs=10)
+
+    # 10 epochs of 16 minibatches in a rollout of 1024: 75 rollouts are 12,000 steps. There are only whole rollouts
+    assert not is_compiled(model(), 74 * 1024)
+    assert is_compiled(model(), 74 * 1024 + 1)
+    # Many short trainings are a long one
+    assert not is_compiled(model(), *[1] * 74)
+    assert is_compiled(model(), *[1] * 75)
+    assert is_compiled(model(), np.inf)
+    # One rollout of 8 x 4096: 10 epochs of 2048 minibatches
+    assert is_compiled(PPOClip("MlpPolicy", make_vec_env("CartPole-v1", 8), n_steps=4096, batch_size=16), 100)
+
+
+def test_auto_compiles_earlier_for_images():
+    def model():
+        env = SpaceEnv(spaces.Box(0, 255, (4, 84, 84), np.uint8), ACTION_SPACES["box"])
+        return PPOClip("CnnPolicy", env, n_steps=64, batch_size=64, n_epochs=4)
+
+    # 6 images count as a step: 4 x 64 / 6 = 42.7 steps in a rollout, 12,000 in 281.25 of them
+    assert not is_compiled(model(), 281 * 64)
+    assert is_compiled(model(), 281 * 64 + 1)
+    assert is_compiled(model(), *[1] * 282)
+
+
+@pytest.mark.parametrize(("cls", "action"), [(PPOClip, "discrete"), (PPOFixedKL, "box")])
+def test_same_seed_same_training(cls, action):
+    models = [train(cls, "MlpPolicy", space_env("box", action), compile=True)[0] for _ in range(2)]
+    assert models[0]._uses_compiled
+    assert equal(models[0].policy.state_dict(), models[1].policy.state_dict())
+    reference, _ = train(cls, "MlpPolicy", space_env("box", action), compile=False)
+    assert not equal(models[0].policy.state_dict(), reference.policy.state_dict())
+
+
+@pytest.mark.usefixtures("auto_compiles")
+def test_without_a_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(RuntimeError, match="compile=True is not possible: there is no C\\+\\+ compiler"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
+    auto, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1)
+    assert "Not compiled: there is no C++ compiler" in capsys.readouterr().out
+    reference, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=False)
+    assert equal(auto.policy.state_dict(), reference.policy.state_dict())
+
+
+@pytest.mark.usefixtures("auto_compiles")
+def test_compiler_that_fails(monkeypatch, capsys):
+    def fail(graph, arguments):
+        raise OSError("the disk is full")
+
+    kwargs = {"policy_kwargs": {"features_extractor_class": ScaledExtractor}}
+    monkeypatch.setattr(inductor, "compile_graph", fail)
+    with pytest.raises(CompilationError, match="OSError: the disk is full"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+    auto, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), verbose=1, **kwargs)
+    assert capsys.readouterr().out.count("Not compiled: OSError: the disk is full") == 1
+    # The attempt leaves no trace
+    reference, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=False, **kwargs)
+    assert equal(auto.policy.state_dict(), reference.policy.state_dict())
+
+
+class TimeLimitError(Exception):
+    """Raised by the handler of a signal."""
+
+
+@pytest.mark.usefixtures("auto_compiles")
+@pytest.mark.parametrize("compile_", ["auto", True])
+def test_exception_of_a_signal_handler_goes_through(compile_, monkeypatch):
+    def interrupt(*_):
+        raise TimeLimitError
+
+    interpret = inductor.compile_graph
+    monkeypatch.setattr(inductor, "compile_graph", lambda *arguments: time.sleep(1.5) or interpret(*arguments))
+    model = box_model(compile=compile_)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        compiling = []
+
+        def start_timer(model):
+            compiling.append(True)
+            signal.setitimer(signal.ITIMER_REAL, 1)
+
+        with pytest.raises(TimeLimitError):
+            model.learn(52, InEachRollout(start_timer, at_end=True))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert compiling
+    assert model._n_updates == 0
+    monkeypatch.setattr(inductor, "compile_graph", interpret)
+    model.learn(52)
+    assert model._uses_compiled
+    assert model._n_updates == 2
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({"policy_kwargs": {"optimizer_class": th.optim.RMSprop}}, "the optimizer is RMSprop"),
+        ({"policy_kwargs": {"optimizer_kwargs": {"amsgrad": True}}}, "amsgrad"),
+        ({"change": lambda model: model.policy.value_net.register_forward_hook(lambda *_: None)}, "hooks"),
+        ({"change": lambda model: model.policy.requires_grad_(False)}, "all parameters of the policy are frozen"),
+        ({"rollout_buffer_class": HalvedAdvantages}, "HalvedAdvantages, not one of SB3's own"),
+    ],
+)
+def test_reasons_not_to_compile(kwargs, reason):
+    assert unsupported_reason(box_model().policy, box_model().rollout_buffer) is None
+    with pytest.raises(RuntimeError, match=f"compile=True is not possible: .*{reason}"):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+
+
+def test_reason_that_appears_after_the_rollout_and_passes():
+    model = box_model(compile=True)
+    own = type(model.rollout_buffer)
+    with pytest.raises(CompilationError, match="HalvedAdvantages, not one of SB3's own"):
+        model.learn(52, InEachRollout(lambda model: setattr(model.rollout_buffer, "__class__", HalvedAdvantages), at_end=True))
+    model.rollout_buffer.__class__ = own
+    model.learn(52)
+    assert model._uses_compiled
+
+
+def close(model, other):
+    return all(
+        (value - other.policy.state_dict()[name]).abs().max() < 1e-5 for name, value in model.policy.state_dict().items()
+    )
+
+
+def both_paths(callback, cls=PPOClip, n_updates=6, **kwargs):
+    """A compiled training, and one on the reference path, of a policy whose rollouts differ by rounding only."""
+    models = []
+    for compile_ in (True, False):
+        kwargs = {"policy_kwargs": {"features_extractor_class": ScaledExtractor}, **kwargs}
+        models.append(box_model(cls, compile=compile_, **kwargs))
+        models[-1].learn(52 * n_updates, callback())
+    assert models[0]._uses_compiled
+    return models
+
+
+def test_numbers_that_change_between_updates_are_not_compiled_in(interpreted):  # noqa: F811
+    def vary():
+        values = zip(
+            itertools.cycle([(0.9, 0.999), (0.5, 0.9)]),
+            itertools.cycle([1e-5, 1e-3, 1e-1]),
+            itertools.cycle([0.0, 0.0, 0.1]),
+            itertools.cycle([None, 10.0, 1e-6, 1.0]),
+            itertools.cycle([0.1, 0.2]),
+            itertools.cycle([0.5, None, 1e-2]),
+            strict=True,
+        )
+
+        def change(model):
+            (group,) = model.policy.optimizer.param_groups
+            numbers = next(values)
+            group["betas"], group["eps"], group["weight_decay"] = numbers[:3]
+            model.target_kl, model.clip_range_vf, model.max_grad_norm = numbers[3:]
+            model.ent_coef = model.vf_coef = numbers[4]
+
+        return InEachRollout(change)
+
+    # One of the updates ends before its last epoch
+    compiled, reference = both_paths(vary, learning_rate=1e-3, clip_range_vf=0.3)
+    assert compiled._n_updates == reference._n_updates == 11
+    assert close(compiled, reference)
+    assert len(interpreted) == 1
+
+
+def test_adaptive_learning_rate_and_annealed_deviation(interpreted):  # noqa: F811
+    # Each update changes the policy by more than that: 1e-3 / 1.5 ** 6 in the end
+    learning_rate = AdaptiveLearningRate(kl_target=1e-6, initial=1e-3)
+    compiled, reference = both_paths(AnnealLogStd, learning_rate=learning_rate)
+    assert close(compiled, reference)
+    assert compiled.adapted_learning_rate == reference.adapted_learning_rate == pytest.approx(8.779e-5, rel=1e-3)
+    # -0.7 - 0.9 * 5 / 6 in the last one of six rollouts
+    assert compiled.policy.log_std.tolist() == reference.policy.log_std.tolist() == pytest.approx([-1.45] * 3)
+    assert len(interpreted) == 1
+
+
+@pytest.mark.usefixtures("auto_compiles")
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("batch_size", "the size of the minibatches or of the rollout changes"),
+        ("policy", "the policy, the objective or the names of its coefficients change"),
+        ("clip_range_vf", "the policy, the objective or the names of its coefficients change"),
+    ],
+)
+def test_what_must_be_compiled_again_and_again_ends_compiling(what, reason, interpreted, capsys):  # noqa: F811
+    def learn(compile_):
+        model = box_model(n_epochs=1, compile=compile_, verbose=1, clip_range_vf=0.1)
+        values = {
+            "batch_size": [52, 26, 13, 4, 2, 50, 40, 30],
+            "policy": [box_model(seed=1).policy, model.policy] * 4,
+            "clip_range_vf": [None, 0.1] * 4,
+        }[what]
+        callback = InEachRollout(lambda model: setattr(model, what, values[model._n_updates]))
+        return model, lambda: model.learn(52 * 8, callback, log_interval=None)
+
+    message = f"compiled {MAX_COMPILATIONS} times in this training, and again {reason}"
+    model, run = learn("auto")
+    run()
+    assert not model._uses_compiled
+    assert model._n_updates == 8
+    assert len(interpreted) == MAX_COMPILATIONS == 4
+    assert capsys.readouterr().out.count(f"Not compiled: {message}") == 1
+    model, run = learn(True)
+    with pytest.raises(CompilationError, match=message):
+        run()
+    assert model._n_updates == 4
+
+
+@pytest.mark.usefixtures("auto_compiles")
+@pytest.mark.parametrize("compile_", ["auto", True])
+def test_compiling_waits_while_anomalies_are_looked_for(compile_, interpreted):  # noqa: F811
+    model = box_model(compile=compile_)
+    with pytest.warns(UserWarning, match="Anomaly Detection"), th.autograd.detect_anomaly():
+        model.learn(52)
+    assert not interpreted
+    assert model._n_updates == 2
+    model.learn(52)
+    assert len(interpreted) == 1
+    assert model._n_updates == 4
+
+
+def test_layers_frozen_or_replaced_in_between():
+    def change(model):
+        layer = model.policy.mlp_extractor.policy_net[0]
+        if model._n_updates == 2:
+            layer.weight.requires_grad_(False)
+            frozen.append(layer.weight.clone())
+        elif model._n_updates == 4:
+            assert th.equal(layer.weight, frozen[0])
+            layer.weight.requires_grad_(True)
+            model.policy.action_net = th.nn.Linear(64, 3)
+            model.policy.optimizer = th.optim.Adam(model.policy.parameters())
+            replaced.append(model.policy.action_net.weight.clone())
+
+    frozen, replaced = [], []
+    model = box_model(compile=True)
+    model.learn(52 * 3, InEachRollout(change))
+    assert model._uses_compiled
+    assert model._backend.step.n_compilations == 3
+    assert not th.equal(model.policy.mlp_extractor.policy_net[0].weight, frozen[0])
+    assert not th.equal(model.policy.action_net.weight, replaced[0])
+
+
+def test_changes_between_two_learns_count():
+    """Parameters, optimizer, environments and coefficients are read anew: nothing of them is compiled in."""
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True)
+    other, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, seed=9)
+    model.set_parameters(other.get_parameters())
+    model.lr_schedule = lambda _: 0.0
+    model.learn(52)
+    assert equal(model.policy.state_dict(), other.policy.state_dict())
+    model.lr_schedule = lambda _: 1e-3
+    model.set_env(space_env("box", "box")())
+    model.ent_coef, model.vf_coef = 0.5, 2.0
+    reference, compiled = reference_and_compiled(model)
+    assert reference.off(compiled) < 1e-5
+    model.learn(52)
+    assert not equal(model.policy.state_dict(), other.policy.state_dict())
+
+
+def test_update_that_blows_up_is_undone():
+    model, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), compile=True)
+    before = copy.deepcopy((model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model.kl_coef))
+    n_updates = model._n_updates
+    model.lr_schedule = lambda _: 1e30
+    with pytest.raises(FloatingPointError, match="smaller learning_rate"):
+        model.learn(52)
+    after = (model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model.kl_coef)
+    assert equal(before, after)
+    assert model._n_updates == n_updates
+    model.lr_schedule = lambda _: 1e-3
+    model.learn(52)
+    assert model._uses_compiled
+
+
+def test_saved_model_does_not_depend_on_the_path(tmp_path):
+    model, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), compile=True)
+    model.save(tmp_path / "model")
+    for compile_ in (True, False):
+        loaded = PPOKLPen.load(tmp_path / "model", env=space_env("box", "box")(), compile=compile_, device="cpu")
+        assert loaded.compile is compile_
+        assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+        assert equal(loaded.policy.optimizer.state_dict(), model.policy.optimizer.state_dict())
+        loaded.learn(52)
+        # 3 updates of 3 epochs of 4 minibatches, and another
+        assert loaded.policy.optimizer.state_dict()["state"][0]["step"] == 48
+    reference, _ = train(PPOKLPen, "MlpPolicy", space_env("box", "box"), compile=False)
+    states = [m.policy.optimizer.state_dict() for m in (model, reference)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    assert states[0]["state"].keys() == states[1]["state"].keys()
+
+
+@pytest.mark.usefixtures("auto_compiles")
+def test_compiled_model_can_be_pickled_and_loaded_without_a_compiler(tmp_path, monkeypatch):
+    model = box_model(compile=True).learn(52)
+    assert model._backend.step.functions
+    model.save(tmp_path / "model")
+    model.env = model._logger = None
+    pickled = cloudpickle.loads(cloudpickle.dumps(model))
+    assert equal(pickled.policy.state_dict(), model.policy.state_dict())
+    # Pickled as it was, and asked for a compiled training, it compiles again
+    pickled.set_env(space_env("box", "box")())
+    pickled.learn(52)
+    assert pickled._backend.step.n_compilations == 1
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    loaded = PPOClip.load(tmp_path / "model", env=space_env("box", "box")())
+    assert loaded.compile == "auto"
+    loaded.learn(52)
+    assert not loaded._uses_compiled
+
+
+def test_one_model_is_compiled_at_a_time(monkeypatch):
+    """Torch's compiler is not made for several threads, which share what it patches."""
+
+    def watched(*args, **kwargs):
+        inside.append(len(inside))
+        n_inside.append(len(inside))
+        time.sleep(0.2)
+        try:
+            return trace(*args, **kwargs)
+        finally:
+            inside.pop()
+
+    trace, inside, n_inside = inductor.trace, [], []
+    monkeypatch.setattr(inductor, "trace", watched)
+    threads = [threading.Thread(target=box_model(compile=True).learn, args=(52,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert n_inside == [1, 1]
+
+
+def test_one_thread_inside_of_learn(monkeypatch):
+    n_threads = []
+
+    def learn(n_before):
+        th.set_num_threads(n_before)
+        box_model(compile=True).learn(52, callback=lambda *_: n_threads.append(th.get_num_threads()) is None)
+        assert th.get_num_threads() == n_before
+        return n_threads[-1]
+
+    # As where a process may use two of the cores
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 7}, raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        assert learn(2) == 1
+        # Numbers that the user has set
+        assert learn(3) == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert learn(2) == 2
+    finally:
+        th.set_num_threads(1)

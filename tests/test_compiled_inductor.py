@@ -1,0 +1,173 @@
+"""The compiled path with torch's compiler itself: that it computes the same, its settings, its failures, and threads."""
+
+import os
+import threading
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch as th
+from compiled_support import BatchNormExtractor, Update, needs_new_torch, reference_and_compiled
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from support import ACTION_SPACES, POLICIES, SpaceEnv, space_env, train
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.compiled import backend
+from sb3_ppo_variants.compiled.support import CompilationError, unsupported_reason
+
+pytestmark = needs_new_torch
+
+
+@pytest.fixture(autouse=True)
+def _compiler():
+    model = PPOClip("MlpPolicy", "CartPole-v1", device="cpu")
+    reason = unsupported_reason(model.policy, model.rollout_buffer)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+# Few, as compiling takes its time: each with several peculiarities. Those of vectors are in the threads below
+CASES = {
+    "multibinary and batch norm": (
+        PPOKLPen,
+        "box",
+        "multibinary",
+        {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}},
+    ),
+    "images and squashed sde": (PPOFixedKL, "image", "box", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
+}
+
+
+def assert_steps_agree_in_float32(model):
+    reference, compiled = reference_and_compiled(model)
+    assert compiled.is_compiled
+    differences = [(value - compiled.parameters[name]).abs().max().item() for name, value in reference.parameters.items()]
+    # Six steps of up to 3e-4; the gradient of a bias before batch norm is rounding errors only
+    assert np.median(differences) < 1e-7
+    assert max(differences) < 2e-5
+    th.testing.assert_close(reference.rows[0], compiled.rows[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_agree_in_float32(case):
+    cls, observation, action, kwargs = CASES[case]
+    model, _ = train(cls, POLICIES[observation], space_env(observation, action), batch_size=26, compile=False, **kwargs)
+    assert_steps_agree_in_float32(model)
+
+
+class Recurrent(BaseFeaturesExtractor):
+    """The last hidden state of a small GRU, of whose step torch's compiler makes something else for some shapes."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=8)
+        self.gru = th.nn.GRU(1, 8, batch_first=True)
+
+    def forward(self, observations):
+        return self.gru(observations)[1][-1]
+
+
+def test_graph_that_is_compiled_wrongly_is_refused():
+    def make_env():
+        return make_vec_env(lambda: SpaceEnv(spaces.Box(-1, 1, (3, 1), np.float32), ACTION_SPACES["discrete"]), 2, seed=0)
+
+    kwargs = {"policy_kwargs": {"features_extractor_class": Recurrent}, "n_steps": 64, "batch_size": 32}
+    model, _ = train(PPOClip, "MlpPolicy", make_env, n_updates=1, compile=False, **kwargs)
+    reference = Update(model, False)
+    assert max((value - reference.parameters[name]).abs().max() for name, value in model.policy.state_dict().items()) > 1e-3
+    try:
+        compiled = Update(model, True)
+    except CompilationError as error:
+        assert "the compiled step computes something else than the policy" in str(error)  # noqa: PT017
+    else:
+        # Another torch, another machine
+        assert reference.off(compiled) < 1e-5
+
+
+def test_two_trainings_that_compile_at_once():
+    def learn(cls, action):
+        try:
+            both.wait()
+            models.append(train(cls, "MlpPolicy", space_env("box", action), n_updates=2, batch_size=26, compile=True)[0])
+        except Exception as error:
+            errors.append(error)
+
+    models, errors, both = [], [], threading.Barrier(2)
+    threads = [threading.Thread(target=learn, args=arguments) for arguments in ((PPOClip, "box"), (PPOFixedKL, "discrete"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for model in models:
+        assert model._backend.step.n_compilations == 1
+        assert_steps_agree_in_float32(model)
+        assert model._backend.step.n_compilations == 1
+
+
+# Torch asks for its version first
+FAILS = """#!/bin/sh
+[ "$1" = --version ] && exec g++ --version
+yes 'a note' | head -9999 >&2
+echo 'error: no such thing' >&2
+exit 1
+"""
+
+
+def test_compiler_that_fails_is_told_of_in_a_line(tmp_path, monkeypatch, capfd):
+    with warnings.catch_warnings():
+        # torch's own modules warn when they are imported
+        warnings.simplefilter("ignore")
+        from torch._inductor import config
+
+    compiler = tmp_path / "c++"
+    compiler.write_text(FAILS)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    # Nothing that has been compiled before
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
+    model = PPOClip("MlpPolicy", "CartPole-v1", n_steps=28, batch_size=28, n_epochs=1, verbose=1)
+    capfd.readouterr()
+    with config.patch({"cpp.cxx": (None, str(compiler)), "force_disable_caches": True}):
+        model.learn(28, log_interval=None)
+    output = capfd.readouterr()
+    assert not model._uses_compiled
+    assert model._n_updates == 1
+    assert output.out.startswith("Not compiled: ")
+    assert output.out.endswith("error: no such thing\n")
+    assert output.out.count("\n") == 1
+    assert len(output.out) < 400
+    assert not output.err
+
+
+def test_settings_of_others_stay(monkeypatch):
+    """Those that the user has made are not overridden, and instruction sets that were not tested are not taken for tested."""
+    with warnings.catch_warnings():
+        # torch's own modules warn when they are imported
+        warnings.simplefilter("ignore")
+        from torch._inductor import compile_fx, config, cpu_vec_isa
+
+    seen = []
+
+    def interpret(graph, arguments, **kwargs):
+        seen.append((config.cpp.vec_isa_ok, config.cpp.march))
+        cpu_vec_isa.valid_vec_isa_list()
+        return SimpleNamespace(current_callable=lambda arguments: graph(*arguments))
+
+    def compile_():
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=True)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", interpret)
+    with config.patch({"cpp.vec_isa_ok": False, "cpp.march": ""}):
+        compile_()
+    assert seen == [(False, "")]
+    environment = dict(os.environ)
+    with config.patch({"cpp.vec_isa_ok": None}):
+        compile_()
+        assert config.cpp.vec_isa_ok is None
+    assert seen[1][0] is True
+    assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0
+    assert dict(os.environ) == environment

@@ -1,0 +1,272 @@
+"""A compiled minibatch step makes the numbers of the reference path, which is SB3's PPO."""
+
+import numpy as np
+import pytest
+import torch as th
+from compiled_support import (
+    BatchNormExtractor,
+    ScaledExtractor,
+    Update,
+    assert_steps_agree_in_float64,
+    interpreted,  # noqa: F401
+    needs_new_torch,
+    reference_and_compiled,
+    trained,
+)
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecTransposeImage, is_vecenv_wrapped
+from support import ACTION_SPACES, POLICIES, DropoutExtractor, OwnPolicy, SpaceEnv, space_env, train
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.compiled.support import CompilationError
+from sb3_ppo_variants.loss import APPROX_KL
+from sb3_ppo_variants.objectives import clipped_surrogate, policy_gradient
+from sb3_ppo_variants.rollout import Rollout
+
+pytestmark = [
+    needs_new_torch,
+    pytest.mark.usefixtures("interpreted"),
+    pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of"),
+    # Updates are made here of policies that have changed since the rollout
+    pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout"),
+]
+
+ALGORITHMS = {
+    "clip": (PPOClip, {"clip_range": 0.05}),
+    "fixed kl": (PPOFixedKL, {"kl_coef": 3.0}),
+    "adaptive kl with clipping": (PPOKLPen, {"clip_range": 0.05, "normalize_advantage": "batch"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "algorithm"),
+    [
+        *(("box", action, "fixed kl") for action in ACTION_SPACES),
+        *(("box", "box", algorithm) for algorithm in ("clip", "adaptive kl with clipping")),
+        ("discrete", "discrete", "clip"),
+        ("image", "multidiscrete", "adaptive kl with clipping"),
+        ("image", "box", "clip"),
+        ("dict", "multibinary", "fixed kl"),
+    ],
+)
+def test_spaces(algorithm, action, observation):
+    cls, kwargs = ALGORITHMS[algorithm]
+    model = trained(cls, POLICIES[observation], space_env(observation, action), batch_size=15, ent_coef=0.01, **kwargs)
+    assert_steps_agree_in_float64(model)
+
+
+class TwoDistributions(ActorCriticPolicy):
+    """Looks at another distribution, too."""
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.other_dist = DiagGaussianDistribution(3)
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        self.other_dist.proba_distribution(values.expand(-1, 3), self.log_std)
+        return values, log_prob, entropy
+
+
+SETTINGS = {
+    "value clipping": {"clip_range_vf": 0.1},
+    "no clipping of the gradient": {"max_grad_norm": None},
+    "no normalization": {"normalize_advantage": False},
+    "sde": {"use_sde": True},
+    "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
+    "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "activation_fn": th.nn.ReLU}},
+    "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
+    "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
+    "batches that fill vectors": {"batch_size": 16},
+    # Exceeded in the fourth step
+    "early stop": {"target_kl": 7e-3},
+    "evaluate_actions of its own": {"policy": OwnPolicy, "cls": PPOFixedKL},
+    "another distribution": {"policy": TwoDistributions, "cls": PPOFixedKL},
+    "no penalty": {"cls": PPOFixedKL, "kl_coef": 0.0},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings(setting):
+    kwargs = {"cls": PPOClip, "policy": "MlpPolicy", "batch_size": 15, **SETTINGS[setting]}
+    assert_steps_agree_in_float64(trained(kwargs.pop("cls"), kwargs.pop("policy"), space_env("box", "box"), **kwargs))
+
+
+def test_frozen_parameters():
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=15)
+    frozen = [model.policy.log_std, model.policy.mlp_extractor.policy_net[0].weight]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [parameter.clone().double() for parameter in frozen]
+    after = assert_steps_agree_in_float64(model).parameters
+    assert th.equal(after["log_std"], before[0])
+    assert th.equal(after["mlp_extractor.policy_net.0.weight"], before[1])
+
+
+class Stacked(SpaceEnv):
+    """Images with channels last, as most environments make them."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(0, 255, (36, 36, 1), np.uint8), ACTION_SPACES["discrete"])
+
+
+class Vector(SpaceEnv):
+    def __init__(self):
+        super().__init__(spaces.Box(-1, 1, (5,), np.float32), ACTION_SPACES["box"])
+
+
+VEC_ENVS = {
+    "SubprocVecEnv": ("MlpPolicy", lambda: make_vec_env(Vector, 2, seed=0, vec_env_cls=SubprocVecEnv)),
+    "VecFrameStack": ("MlpPolicy", lambda: VecFrameStack(make_vec_env(Vector, 2, seed=0), 3)),
+    "VecTransposeImage": ("CnnPolicy", lambda: VecFrameStack(make_vec_env(Stacked, 2, seed=0), 4)),
+}
+
+
+@pytest.mark.parametrize("name", VEC_ENVS)
+def test_vectorized_environments(name):
+    policy, make_env = VEC_ENVS[name]
+    model, rows = train(PPOKLPen, policy, make_env, n_updates=2, compile=True)
+    assert is_vecenv_wrapped(model.env, VecTransposeImage) == (name == "VecTransposeImage")
+    assert model._uses_compiled
+    assert rows[-1]["train/kl"] > 0
+    assert_steps_agree_in_float64(model)
+
+
+def test_gradient_whose_norm_overflows_is_left_alone_without_clipping():
+    # Squares of 1e26 do not fit into a float32: Adam stands still where the gradient is so large, and goes on elsewhere
+    for compiles in (True, False):
+        kwargs = {"max_grad_norm": None, "vf_coef": 1e26, "compile": compiles}
+        model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, **kwargs)
+        before = PPOClip("MlpPolicy", model.get_env(), seed=model.seed).policy
+        assert th.equal(model.policy.value_net.weight, before.value_net.weight)
+        assert not th.equal(model.policy.action_net.weight, before.action_net.weight)
+
+
+def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=15, target_kl=7e-3)
+    reference, compiled = reference_and_compiled(model)
+    n_steps = len(reference.rows)
+    assert 1 < n_steps < 12
+    assert n_steps == len(compiled.rows)
+    assert reference.n_epochs == compiled.n_epochs == 1 + (n_steps - 1) // 4
+    assert reference.optimizer["state"][0]["step"] == compiled.optimizer["state"][0]["step"]
+    # 1.5 times the target; there is no gradient of the step that is left out
+    assert (compiled.rows[:-1, APPROX_KL] <= 1.05e-2).all()
+    assert compiled.rows[-1, APPROX_KL] > 1.05e-2
+    assert compiled.rows[:, -1].isnan().tolist() == reference.rows[:, -1].isnan().tolist() == [False] * (n_steps - 1) + [True]
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_early_stop_is_said_and_its_minibatch_counts_for_batch_normalization(compiles, capsys):
+    kwargs = {"target_kl": 1e-9, "policy_kwargs": {"features_extractor_class": BatchNormExtractor}, "verbose": 1}
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=compiles, **kwargs)
+    assert "Update ended in epoch 0: approximate KL" in capsys.readouterr().out
+    norm = model.policy.features_extractor.layers[1]
+    # At the first step the approximate KL is 0, if rounded well: that of the second one is not
+    assert norm.num_batches_tracked in (1, 2)
+    assert norm.running_mean.abs().max() > 0
+
+
+def test_update_that_ends_before_its_first_step_leaves_the_optimizer_as_it_was():
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"))
+    model.policy.optimizer.state.clear()
+    model.target_kl = 1e-9
+    compiled = Update(model, True)
+    assert len(compiled.rows) == 1
+    assert compiled.optimizer["state"] == {}
+
+
+class PolicyGradient(PPOClip):
+    """Does not depend on the ratio."""
+
+    objective = staticmethod(policy_gradient)
+
+
+def test_approximate_kl_that_is_nan_ends_no_update():
+    model = trained(PolicyGradient, "MlpPolicy", space_env("box", "box"), target_kl=0.1)
+    model.rollout_buffer.log_probs[:] = -np.inf
+    reference, compiled = reference_and_compiled(model)
+    for update in (reference, compiled):
+        assert update.rows[:, APPROX_KL].isnan().all()
+        assert (update.parameters["action_net.weight"] - model.policy.action_net.weight).abs().max() > 1e-3
+    assert reference.off(compiled) < 1e-5
+
+
+class StepSize(PPOClip):
+    """Has coefficients of the names of numbers of Adam's."""
+
+    def coefficients(self):
+        return {**super().coefficients(), "step_size": 0.5, "max_grad_norm": 0.5}
+
+    @staticmethod
+    def objective(terms, coef):
+        return coef["step_size"] * coef["max_grad_norm"] * clipped_surrogate(terms, coef)
+
+
+def test_coefficients_have_names_of_their_own():
+    model = trained(StepSize, "MlpPolicy", space_env("box", "box"))
+    reference, compiled = reference_and_compiled(model)
+    assert reference.off(compiled) < 1e-6
+
+
+def test_moments_lie_in_memory_as_torch_leaves_them_and_gradients_are_gone():
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=False)
+    assert all(parameter.grad is not None for parameter in model.policy.parameters())
+    model.compile = True
+    model.learn(52)
+    assert model._uses_compiled
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+    for state in model.policy.optimizer.state.values():
+        assert state["exp_avg"].is_contiguous()
+        assert state["exp_avg_sq"].is_contiguous()
+
+
+def test_rollout_that_lies_otherwise_in_memory(interpreted):  # noqa: F811
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"))
+    data = Rollout(model.rollout_buffer, model.policy).data
+    observations = data.observations.double()
+    for changed in (observations, observations.float(), observations.t().contiguous().t()):
+        reference, compiled = reference_and_compiled(model, data=data._replace(observations=changed))
+        assert reference.off(compiled) < 1e-5
+    # A compiled function reads memory as it was laid out
+    assert len(interpreted) == 3
+
+
+class Spare(ScaledExtractor):
+    """Has a layer that is used at will."""
+
+    uses_spare = False
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.spare = th.nn.Linear(8, 8)
+
+    def forward(self, observations):
+        features = super().forward(observations)
+        return features + self.spare(features) if self.uses_spare else features
+
+
+def test_parameters_that_the_loss_does_not_depend_on():
+    def train_spare(compile_, **kwargs):
+        kwargs = {"policy_kwargs": {"features_extractor_class": Spare, **kwargs}}
+        return train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=compile_, **kwargs)[0]
+
+    # Neither moments nor decay, as torch's Adam leaves them alone
+    model, reference = (train_spare(compile_) for compile_ in (True, False))
+    assert model._uses_compiled
+    extractors = [m.policy.features_extractor for m in (model, reference)]
+    assert th.equal(*(extractor.spare.weight for extractor in extractors))
+    assert not th.equal(*(extractor.layer.weight for extractor in extractors))
+    states = [m.policy.optimizer.state_dict()["state"] for m in (model, reference)]
+    assert states[0].keys() == states[1].keys()
+    assert len(states[0]) < len(list(model.policy.parameters()))
+    # Used from now on, they would have their steps counted from 1
+    extractors[0].uses_spare = True
+    with pytest.raises(CompilationError, match=r"on policy\.features_extractor\.spare\.\w+ for the first time, whose steps"):
+        model.learn(52)
+    # The compiled step would decay them
+    with pytest.raises(CompilationError, match=r"does not depend on policy\.features_extractor\.spare\.\w+, which Adam must"):
+        train_spare(True, optimizer_kwargs={"weight_decay": 0.1})

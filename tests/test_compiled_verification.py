@@ -1,0 +1,421 @@
+"""The first compiled step of an update is compared with SB3's own: what has changed is followed, or ends compiling."""
+
+import random
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch as th
+from compiled_support import (
+    ScaledExtractor,
+    Update,
+    interpreted,  # noqa: F401
+    needs_new_torch,
+    reference_and_compiled,
+    trained,
+)
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from support import InEachRollout, equal, space_env, train
+
+from sb3_ppo_variants import PPOClip
+from sb3_ppo_variants.compiled import backend, inductor
+from sb3_ppo_variants.compiled.step import MAX_COMPILATIONS
+from sb3_ppo_variants.compiled.support import CompilationError
+from sb3_ppo_variants.objectives import clipped_surrogate
+
+pytestmark = [needs_new_torch, pytest.mark.usefixtures("interpreted")]
+
+THIS = sys.modules[__name__]
+FACTOR = 1.0
+WEIGHT = 1.0
+
+
+class Config:
+    def __init__(self, fn=None):
+        self.scale, self.fn = 1.0, fn
+
+
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        self.scale = 1.0
+
+
+def closure():
+    """A function, and one that sets the number which it returns."""
+    scale = 1.0
+
+    def change(value):
+        nonlocal scale
+        scale = value
+
+    return lambda: scale, change
+
+
+class Configurable(ScaledExtractor):
+    """Its output depends on whatever an object may hold."""
+
+    factor = 1.0
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.listed, self.named, self.array, self.config = [1.0], {"scale": [1.0]}, np.ones(1), Config()
+        self.slots, (self.enclosed, self.change_enclosed) = Slots(), closure()
+        self.deep = {"a": [({"b": [1.0]},)]}
+        # 2.4 MB
+        self.large = np.ones(600_000, np.float32)
+        self.fn, self.extra, self.model = th.tanh, None, None
+        self.nested = {"functions": [Config(th.tanh)]}
+        self.statistics = RunningMeanStd(shape=(8,))
+
+    def scale(self):
+        scale = FACTOR * self.factor * self.listed[0] * self.named["scale"][0] * float(self.array[0]) * self.config.scale
+        scale = scale * self.slots.scale * self.enclosed() * self.deep["a"][0][0]["b"][0] * float(self.large[123_456])
+        return scale if self.model is None else scale * (1 + self.model._current_progress_remaining)
+
+    def forward(self, observations):
+        features = self.fn(super().forward(observations))
+        features = features - th.as_tensor(self.statistics.mean, dtype=features.dtype)
+        features = self.nested["functions"][0].fn(features)
+        return features if self.extra is None else self.extra(features)
+
+
+def weighted(terms, coef):
+    return WEIGHT * Weighted.weight * clipped_surrogate(terms, coef)
+
+
+class Weighted(PPOClip):
+    """Its objective reads what is no coefficient."""
+
+    objective = staticmethod(weighted)
+    weight = 1.0
+
+
+def doubled(method):
+    return lambda *args, **kwargs: 2 * method(*args, **kwargs)
+
+
+def with_doubled_values(method):
+    def evaluate(*args, **kwargs):
+        values, *others = method(*args, **kwargs)
+        return 2 * values, *others
+
+    return evaluate
+
+
+class HalfEntropy(DiagGaussianDistribution):
+    def entropy(self):
+        return 0.5 * super().entropy()
+
+
+def replace_method(owner, name, decorator):
+    setattr(owner, name, decorator(getattr(owner, name)))
+
+
+CHANGES = {
+    "list": lambda policy, _: policy.features_extractor.listed.__setitem__(0, 0.5),
+    "dictionary": lambda policy, _: policy.features_extractor.named["scale"].__setitem__(0, 0.5),
+    "array": lambda policy, _: policy.features_extractor.array.__setitem__(0, 0.5),
+    "object": lambda policy, _: setattr(policy.features_extractor.config, "scale", 0.5),
+    "nested object": lambda policy, _: policy.features_extractor.nested["functions"].__setitem__(0, Config(th.sin)),
+    "statistics": lambda policy, _: policy.features_extractor.statistics.update(np.ones((9, 8))),
+    "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
+    "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
+    "layer": lambda policy, _: setattr(policy.mlp_extractor.policy_net, "1", th.nn.Sigmoid()),
+    "method of a module": lambda policy, _: replace_method(policy.mlp_extractor, "forward_actor", doubled),
+    "method of the policy": lambda policy, _: replace_method(policy, "evaluate_actions", with_doubled_values),
+    "method of the distribution": lambda policy, _: replace_method(policy.action_dist, "entropy", doubled),
+    "distribution": lambda policy, _: setattr(policy, "action_dist", HalfEntropy(3)),
+    "method of the distribution's class": lambda _, patch: patch.setattr(
+        DiagGaussianDistribution, "entropy", doubled(DiagGaussianDistribution.entropy)
+    ),
+    "method of a module's class": lambda _, patch: patch.setattr(
+        MlpExtractor, "forward_actor", doubled(MlpExtractor.forward_actor)
+    ),
+    "method of the policy's class": lambda _, patch: patch.setattr(
+        ActorCriticPolicy, "evaluate_actions", with_doubled_values(ActorCriticPolicy.evaluate_actions)
+    ),
+    "module-level variable": lambda _, patch: patch.setattr(THIS, "FACTOR", 0.5),
+    "class attribute": lambda _, patch: patch.setattr(Configurable, "factor", 0.5),
+    "object with slots": lambda policy, _: setattr(policy.features_extractor.slots, "scale", 0.5),
+    "closure": lambda policy, _: policy.features_extractor.change_enclosed(0.5),
+    "five containers deep": lambda policy, _: policy.features_extractor.deep["a"][0][0]["b"].__setitem__(0, 0.5),
+    "large array": lambda policy, _: policy.features_extractor.large.__setitem__(123_456, 0.5),
+    "module-level variable of the objective": lambda _, patch: patch.setattr(THIS, "WEIGHT", 0.5),
+    "class attribute of the objective": lambda _, patch: patch.setattr(Weighted, "weight", 0.5),
+    "objective": lambda _, patch: patch.setattr(Weighted, "objective", staticmethod(doubled(weighted))),
+}
+
+
+def configurable(cls=Weighted, **kwargs):
+    kwargs = {"ent_coef": 0.1, "policy_kwargs": {"features_extractor_class": Configurable}, **kwargs}
+    return trained(cls, "MlpPolicy", space_env("box", "box"), **kwargs)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_two_updates_counts_in_the_next_one(change, monkeypatch, interpreted):  # noqa: F811
+    model = configurable()
+    before = Update(model, True)
+    CHANGES[change](model.policy, monkeypatch)
+    reference, compiled = reference_and_compiled(model)
+    assert (reference.rows[0] - before.rows[0]).abs().max() > 1e-3
+    assert compiled.is_compiled
+    assert len(interpreted) == 2
+    assert (reference.rows[0] - compiled.rows[0]).abs().max() < 1e-4
+    assert reference.off(compiled) < 1e-5
+    assert Update(model, True).off(compiled) == 0
+    assert len(interpreted) == 2
+
+
+def test_changes_that_only_just_count(interpreted):  # noqa: F811
+    """Those of some thousandths do, those that could be rounding do not."""
+    model = configurable()
+    for scale, n_compilations in ((1.0, 1), (1 + 1e-6, 1), (1.004, 2)):
+        model.policy.features_extractor.config.scale = scale
+        reference, compiled = reference_and_compiled(model)
+        assert reference.off(compiled) < 1e-5
+        assert len(interpreted) == n_compilations
+
+
+def in_an_object(model):
+    model.policy.features_extractor.config.scale *= 0.9
+
+
+def in_the_progress(model):
+    model.policy.features_extractor.model = model
+
+
+def in_the_objective(model):
+    THIS.WEIGHT *= 0.9
+
+
+@pytest.mark.parametrize("anneal", [in_an_object, in_the_progress, in_the_objective])
+def test_annealing_ends_compiling_and_costs_no_wrong_update(anneal, monkeypatch, capsys):
+    def learn(compile_):
+        monkeypatch.setattr(THIS, "WEIGHT", 1.0)
+        kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 3, "seed": 0, "verbose": 1, "compile": compile_}
+        policy_kwargs = {"features_extractor_class": Configurable}
+        models.append(Weighted("MlpPolicy", space_env("box", "box")(), policy_kwargs=policy_kwargs, **kwargs))
+        return models[-1].learn(52 * 6, InEachRollout(anneal), log_interval=None)
+
+    models = []
+    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
+    auto, reference = learn("auto"), learn(False)
+    # Rollouts and compiled updates differ by rounding
+    for name, value in reference.policy.state_dict().items():
+        assert (value - auto.policy.state_dict()[name]).abs().max() < 1e-4, name
+    assert not auto._uses_compiled
+    message = "from update to update, something else than the parameters changes what the policy or the objective computes"
+    assert capsys.readouterr().out.count(f"Not compiled: {message}") == 1
+    with pytest.raises(CompilationError, match=message):
+        learn(True)
+    # Two updates of three epochs: the second one has been compiled anew
+    assert models[-1]._n_updates == 6
+
+
+def test_update_that_ends_compiling_is_the_reference_paths_bit_for_bit():
+    model = configurable()
+    for is_compiled in (True, True, False, False):
+        auto, reference = Update(model, True, compile_="auto"), Update(model, False)
+        assert auto.is_compiled == is_compiled
+        assert equal(auto.parameters, reference.parameters) != is_compiled
+        assert equal(auto.optimizer, reference.optimizer) != is_compiled
+        in_an_object(model)
+        if not is_compiled:
+            # As in the rest of a training
+            assert not model._backend.is_on
+            model._chosen_path = lambda _: None
+
+
+def test_changes_in_every_second_update_end_compiling_too():
+    model = configurable()
+    for _ in range(MAX_COMPILATIONS):
+        for _ in range(2):
+            reference, compiled = reference_and_compiled(model)
+            assert reference.off(compiled) < 1e-5
+        in_an_object(model)
+    with pytest.raises(CompilationError, match="compiled 4 times in this training, and again something else than the"):
+        Update(model, True)
+
+
+def wrong_metric(arguments, row):
+    row[2] += 0.01
+
+
+def wrong_norm(arguments, row):
+    row[-1] *= 1.01
+
+
+def wrong_parameter(arguments, row):
+    # The step size is 1e-3
+    arguments[0][1] += 1e-4
+
+
+def wrong_moments(arguments, row):
+    arguments[1][:320] *= 1.1
+
+
+def wrong_second_moments(arguments, row):
+    arguments[2][:320] *= 1.1
+
+
+def nan_in_the_moments(arguments, row):
+    arguments[1][1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (wrong_metric, "value_loss is .* instead of"),
+        (wrong_norm, "grad_norm is .* instead of"),
+        (wrong_parameter, "a parameter is off by 0.0001"),
+        (wrong_moments, "exp_avg of policy.* is off by"),
+        (wrong_second_moments, "exp_avg_sq of policy.* is off by"),
+        (nan_in_the_moments, "exp_avg of policy.* is off by nan"),
+    ],
+)
+def test_mistakes_of_a_compiler_are_found_before_they_count(mistake, message, monkeypatch):
+    def compile_graph(graph, arguments):
+        def step(arguments):
+            row, *others = graph(*arguments)
+            mistake(arguments, row)
+            return row, *others
+
+        return step
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
+    # Without moments from before, of which some would be small beside those of the first step
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), 1e-3, n_steps=26, batch_size=26, n_epochs=3, compile=True)
+    fresh = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(CompilationError, match=f"the compiled step computes something else than the policy: {message}"):
+        model.learn(52)
+    assert equal(model.policy.state_dict(), fresh)
+    assert not model.policy.optimizer.state
+    assert model._n_updates == 0
+
+
+class Draws(ScaledExtractor):
+    """Drops its features now and then, in training only."""
+
+    draw = random.random
+
+    def scale(self):
+        return float(type(self).draw() < 0.5) if self.training else 1.0
+
+
+class DrawsWithoutParameters(FlattenExtractor):
+    """As ``Draws``, before SB3's own networks."""
+
+    def forward(self, observations):
+        return super().forward(observations) * (float(Draws.draw() < 0.5) if self.training else 1.0)
+
+
+class DrawsFromItsOwn(ScaledExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.rng = np.random.default_rng(0)
+
+    def scale(self):
+        return self.rng.random() if self.training else 1.0
+
+
+class Counts(ScaledExtractor):
+    """Its output depends on how often it has been called."""
+
+    n_calls = 0
+
+    def scale(self):
+        self.n_calls += self.training
+        return 1 + self.n_calls % 5
+
+
+@pytest.mark.parametrize(
+    ("extractor", "draw", "message"),
+    [
+        (Draws, random.random, "draws random numbers from Python or NumPy"),
+        (Draws, np.random.rand, "draws random numbers from Python or NumPy"),
+        (DrawsWithoutParameters, np.random.rand, "draws random numbers from Python or NumPy"),
+        (DrawsFromItsOwn, None, "two evaluations of the policy on the same minibatch give different numbers"),
+        (Counts, None, "two evaluations of the policy on the same minibatch give different numbers"),
+    ],
+)
+def test_policies_that_are_no_functions_of_their_tensors(extractor, draw, message, monkeypatch, interpreted):  # noqa: F811
+    monkeypatch.setattr(Draws, "draw", draw)
+    kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}
+    with pytest.raises(CompilationError, match=message):
+        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
+    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
+    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), **kwargs)
+    assert not model._uses_compiled
+    assert model._n_updates == 9
+    assert not interpreted
+
+
+class Metrics:
+    n_seen = 0
+
+
+class Watched(ScaledExtractor):
+    """Refers to an object that others change, and counts its own calls; its output depends on neither."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.metrics, self.n_calls = Metrics(), 0
+
+    def scale(self):
+        self.n_calls += 1
+        return 1.0
+
+
+def test_objects_that_change_but_do_not_count(interpreted):  # noqa: F811
+    kwargs = {"policy_kwargs": {"features_extractor_class": Watched}, "n_steps": 26, "batch_size": 13, "n_epochs": 1}
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), compile=True, **kwargs)
+    metrics, n_raised, is_over = model.policy.features_extractor.metrics, [0], threading.Event()
+
+    def raise_counter():
+        while not is_over.wait(1e-5):
+            metrics.n_seen += 1
+            n_raised[0] += 1
+
+    n_calls = []
+
+    def change(model):
+        extractor = model.policy.features_extractor
+        extractor.known = [model, model.env, model.rollout_buffer]
+        n_calls.append(extractor.n_calls)
+
+    thread = threading.Thread(target=raise_counter)
+    thread.start()
+    try:
+        model.learn(52 * 4, InEachRollout(change))
+    finally:
+        is_over.set()
+        thread.join()
+    assert model._uses_compiled
+    assert len(interpreted) == 1
+    assert metrics.n_seen == n_raised[0] > 0
+    assert n_calls == sorted(n_calls)
+
+
+def test_numbers_of_modules_that_draw_from_torch_count(interpreted):  # noqa: F811
+    """A step with dropout cannot be compared: there the numbers in the modules are looked at."""
+    model = configurable(policy_kwargs={"features_extractor_class": Noisy})
+    assert Update(model, True).rows[0, -1] > 0
+    model.policy.features_extractor.dropout.p = 0.0
+    reference, compiled = reference_and_compiled(model)
+    assert reference.off(compiled) < 1e-5
+    assert len(interpreted) == 2
+
+
+class Noisy(ScaledExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.dropout = th.nn.Dropout(0.5)
+
+    def forward(self, observations):
+        return self.dropout(super().forward(observations))

@@ -1,0 +1,141 @@
+"""The environment lane by itself: steps of DummyVecEnv and VecNormalize, bit for bit."""
+
+import functools
+from collections import defaultdict
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
+from support import SpaceEnv, equal
+
+from sb3_ppo_variants.fast import env as fast_env
+
+SPACES = {
+    "float32": spaces.Box(-3, 3, (4,), np.float32),
+    "float64": spaces.Box(-3, 3, (4,), np.float64),
+    "float16": spaces.Box(-3, 3, (4,), np.float16),
+    "uint8": spaces.Box(0, 255, (4,), np.uint8),
+    "matrix": spaces.Box(-3, 3, (2, 3), np.float32),
+    "dict": spaces.Dict({"a": spaces.Box(-3, 3, (2,), np.float32), "b": spaces.Box(-3, 3, (3,), np.float64)}),
+}
+
+
+class InfoEnv(SpaceEnv):
+    """Its infos hold what must be copied, and what need not."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, {"steps": self.steps, "array": np.ones(2), "nested": {"list": [1]}}
+
+
+def make(space, n_envs, wrap):
+    env_fn = functools.partial(InfoEnv, SPACES[space], spaces.Discrete(3))
+    env = wrap(make_vec_env(env_fn, n_envs=n_envs, seed=0))
+    env.reset()
+    return env
+
+
+WRAPPERS = {
+    "none": lambda env: env,
+    "normalize": VecNormalize,
+    "normalize observations": lambda env: VecNormalize(env, norm_reward=False, clip_obs=0.5),
+    "normalize rewards": lambda env: VecNormalize(env, norm_obs=False, gamma=0.9, clip_reward=0.5),
+    "frozen statistics": lambda env: VecNormalize(env, training=False),
+    "monitor": lambda env: VecNormalize(VecMonitor(env)),
+    "frame stack": lambda env: VecNormalize(VecFrameStack(env, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("space", SPACES)
+def test_steps_are_those_of_sb3(space, n_envs, wrapper):
+    if wrapper == "frame stack" and space in ("matrix", "float16"):
+        pytest.skip("VecFrameStack does not stack these")
+    theirs, ours = (make(space, n_envs, WRAPPERS[wrapper]) for _ in range(2))
+    step = fast_env.lane(ours)
+    assert (step is None) == (space == "dict")
+    step = step or ours.step
+    rng = np.random.default_rng(0)
+    episodes = 0
+    for _ in range(40):
+        actions = rng.integers(3, size=n_envs)
+        expected, actual = theirs.step(actions), step(actions)
+        for a, b in zip(expected, actual, strict=True):
+            without_time = [[{**info, "episode": None} for info in x] if isinstance(x, list) else x for x in (a, b)]
+            assert equal(*without_time)
+            assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
+        episodes += expected[2].sum()
+        if isinstance(theirs, VecNormalize):
+            assert equal(theirs.get_original_obs(), ours.get_original_obs())
+            assert equal(theirs.get_original_reward(), ours.get_original_reward())
+            assert equal(theirs.returns, ours.returns)
+            assert equal(vars(theirs.ret_rms), vars(ours.ret_rms))
+            if theirs.norm_obs and space != "dict":
+                assert equal(vars(theirs.obs_rms), vars(ours.obs_rms))
+    # Episodes of 13 steps
+    assert episodes == 3 * n_envs
+
+
+class TripleInStep(VecEnvWrapper):
+    """Its ``step`` is for those who call it; a wrapper around it calls the two others."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+    def step(self, actions):
+        observations, rewards, dones, infos = super().step(actions)
+        return observations, 3 * rewards, dones, infos
+
+
+def test_wrapper_within_normalization_is_called_as_by_sb3():
+    expected, actual = (make("float32", 2, lambda env: VecNormalize(TripleInStep(env))) for _ in range(2))
+    step = fast_env.lane(actual)
+    for _ in range(3):
+        actions = np.ones(2, dtype=int)
+        assert equal(expected.step(actions)[:2], step(actions)[:2])
+    assert equal(expected.get_original_reward(), actual.get_original_reward())
+
+
+def test_infos_keep_their_type():
+    class DefaultEnv(SpaceEnv):
+        def step(self, action):
+            *rest, _ = super().step(action)
+            return *rest, defaultdict(float, array=np.ones(2))
+
+    env = DummyVecEnv([lambda: DefaultEnv(SPACES["float32"], spaces.Discrete(3))])
+    env.reset()
+    info = fast_env.lane(env)(np.array([0]))[3][0]
+    assert info["missing"] == 0.0
+    info["array"][0] = 7
+    assert env.buf_infos[0]["array"][0] == 1
+
+
+def test_infos_belong_to_the_caller():
+    env = make("float32", 1, WRAPPERS["none"])
+    info = fast_env.lane(env)(np.array([0]))[3][0]
+    info["array"][0] = 7
+    info["nested"]["list"].append(2)
+    assert env.buf_infos[0]["array"][0] == 1
+    assert env.buf_infos[0]["nested"] == {"list": [1]}
+
+
+def test_lane_is_for_vectorized_environments_of_sb3():
+    class Own(DummyVecEnv):
+        pass
+
+    class OwnNormalize(VecNormalize):
+        pass
+
+    assert fast_env.lane(Own([lambda: gym.make("Pendulum-v1")])) is None
+    assert fast_env.lane(make("float32", 1, OwnNormalize)) is None
+    own_statistics = make("float32", 1, VecNormalize)
+    own_statistics.obs_rms = type("Own", (type(own_statistics.obs_rms),), {})(shape=(4,))
+    assert fast_env.lane(own_statistics) is None

@@ -1,0 +1,370 @@
+"""The hyperparameters for the RL Zoo: every entry of every YAML builds its algorithm through the Zoo's own preprocessing."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3 import PPO
+
+from sb3_ppo_variants import PPOFixedKL, zoo
+
+ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
+YAMLS: dict[str, dict[str, dict[str, Any]]] = {
+    algo: yaml.safe_load(zoo.hyperparams_path(algo).read_text(encoding="utf-8")) for algo in ALGOS
+}
+PAPER_TASKS = [
+    f"{task}-{version}"
+    for task in ("HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum", "Reacher", "Swimmer", "Walker2d")
+    for version in ("v4", "v5")
+]
+IMAGE = spaces.Box(0, 255, (84, 84, 1), np.uint8)
+# (part of the id, observations and actions behind the entry's wrappers) of what may not be installed; the first match counts
+STUB_SPACES: list[tuple[str, spaces.Space, spaces.Space]] = [
+    ("atari", IMAGE, spaces.Discrete(6)),
+    ("NotListed", spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),
+    ("CarRacing", IMAGE, spaces.Box(-1, 1, (3,))),
+    ("MiniGrid", spaces.Box(0, 255, (2835,), np.uint8), spaces.Discrete(7)),
+    ("LunarLanderContinuous", spaces.Box(-1, 1, (8,)), spaces.Box(-1, 1, (2,))),
+    ("LunarLander", spaces.Box(-1, 1, (8,)), spaces.Discrete(4)),
+    ("BipedalWalker", spaces.Box(-1, 1, (24,)), spaces.Box(-1, 1, (4,))),
+    ("Bullet", spaces.Box(-1, 1, (26,)), spaces.Box(-1, 1, (6,))),
+    ("-v2", spaces.Box(-1, 1, (11,)), spaces.Box(-1, 1, (3,))),
+    ("-v4", spaces.Box(-1, 1, (17,)), spaces.Box(-1, 1, (6,))),
+    ("-v5", spaces.Box(-1, 1, (17,)), spaces.Box(-1, 1, (6,))),
+]
+
+
+class StubEnv(gym.Env):
+    """The spaces of an environment that is not installed."""
+
+    def __init__(self, env_id: str, render_mode: str | None = None) -> None:
+        _, self.observation_space, self.action_space = next(stub for stub in STUB_SPACES if stub[0] in env_id)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+class AtariEnvStub(StubEnv):
+    """The Zoo knows an Atari game by the name of its class."""
+
+
+def installed(env_id: str) -> bool:
+    try:
+        gym.make(env_id).close()
+    except (gym.error.Error, ImportError):
+        return False
+    return True
+
+
+def without_wrappers(base: Any) -> Any:
+    """An experiment manager that leaves out an entry's wrappers, which the stubs' spaces already stand for."""
+
+    class ManagerWithoutWrappers(base):
+        def create_envs(self, *args: Any, **kwargs: Any) -> Any:
+            self.env_wrapper = None
+            return super().create_envs(*args, **kwargs)
+
+    return ManagerWithoutWrappers
+
+
+@pytest.fixture
+def make_manager(exp_manager: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make an experiment manager as the Zoo's ``train`` does, on a stub where the environment is not installed."""
+    # MuJoCo writes its warnings to a file in the working directory
+    monkeypatch.chdir(tmp_path)
+
+    def make(algo: str, env_id: str, **kwargs: Any) -> Any:
+        manager_class = exp_manager.ExperimentManager
+        if not installed(env_id):
+            stub = "AtariEnvStub" if env_id.startswith("atari") else "StubEnv"
+            spec = EnvSpec(env_id, entry_point=f"{__name__}:{stub}", kwargs={"env_id": env_id})
+            monkeypatch.setitem(gym.registry, env_id, spec)
+            for name in ("minigrid", "minigrid.wrappers"):
+                module = ModuleType(name)
+                module.FlatObsWrapper = gym.Wrapper  # type: ignore[attr-defined]
+                monkeypatch.setitem(sys.modules, name, module)
+
+            manager_class = without_wrappers(manager_class)
+        arguments = {"eval_freq": -1, "verbose": 0, "device": "cpu", "seed": 0} | kwargs
+        return manager_class(argparse.Namespace(), algo, env_id, str(tmp_path), **arguments)
+
+    return make
+
+
+def zoo_ppo(exp_manager: ModuleType) -> dict[str, dict[str, Any]]:
+    """The Zoo's hyperparameters for its own PPO."""
+    path = Path(str(exp_manager.__file__)).parent / "hyperparams" / "ppo.yml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def build(manager: Any) -> Any:
+    model, _ = manager.setup_experiment()
+    model.env.close()
+    return model
+
+
+@pytest.mark.parametrize(("algo", "entry"), [(algo, entry) for algo in ALGOS for entry in YAMLS[algo]])
+def test_entry_builds_its_algorithm(make_manager: Any, exp_manager: ModuleType, algo: str, entry: str) -> None:
+    if entry == "default" and entry not in zoo_ppo(exp_manager):
+        pytest.skip("this RL Zoo knows no default entries")
+    manager = make_manager(algo, {"default": "NotListed-v0", "atari": "atari/Stub-v0"}.get(entry, entry))
+    model = build(manager)
+
+    assert type(model) is zoo.ALGOS[algo]
+    assert manager.config == str(zoo.hyperparams_path(algo))
+    values = YAMLS[algo][entry]
+    assert model.n_envs == values.get("n_envs", 1)
+    for key in ("n_steps", "batch_size", "n_epochs", "gamma", "max_grad_norm", "normalize_advantage"):
+        if key in values:
+            assert getattr(model, key) == values[key]
+    schedules = {key: value for key, value in values.items() if isinstance(value, str) and value.startswith("lin_")}
+    for key, value in schedules.items():
+        schedule = model.lr_schedule if key == "learning_rate" else getattr(model, key)
+        assert schedule(0.5) == pytest.approx(float(value.removeprefix("lin_")) / 2)
+
+
+def test_there_are_string_schedules_of_each_kind() -> None:
+    schedules = {
+        algo: {key for entry in YAMLS[algo].values() for key, value in entry.items() if str(value).startswith("lin_")}
+        for algo in ALGOS
+    }
+    assert schedules == {
+        "ppo_clip": {"learning_rate", "clip_range"},
+        "ppo_fixedkl": {"learning_rate"},
+        "ppo_klpen": {"learning_rate", "kl_target"},
+    }
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_environment_of_the_zoos_ppo_is_there(exp_manager: ModuleType, algo: str) -> None:
+    theirs = zoo_ppo(exp_manager)
+    assert len(theirs) > 40
+    assert not set(theirs) - set(YAMLS[algo])
+    assert {"default", "atari", *PAPER_TASKS} <= set(YAMLS[algo])
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("task", PAPER_TASKS)
+def test_papers_tasks_have_table_3(algo: str, task: str) -> None:
+    # Table 3, and the best setting of Table 1 for each algorithm
+    expected = {
+        "n_timesteps": 1_000_000,
+        "n_envs": 1,
+        "n_steps": 2048,
+        "learning_rate": 3e-4,
+        "n_epochs": 10,
+        "batch_size": 64,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.0,
+        **{"ppo_clip": {"clip_range": 0.2}, "ppo_fixedkl": {"kl_coef": 3.0}, "ppo_klpen": {"kl_target": 0.01}}[algo],
+    }
+    values = YAMLS[algo][task]
+    assert {key: values[key] for key in expected} == expected
+    assert ("clip_range" in values) == (algo == "ppo_clip")
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_atari_has_table_5(algo: str) -> None:
+    expected = {
+        "n_timesteps": 10_000_000,
+        "n_envs": 8,
+        "n_steps": 128,
+        "learning_rate": "lin_2.5e-4",
+        "n_epochs": 3,
+        "batch_size": 32 * 8,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "vf_coef": 1.0,
+        "ent_coef": 0.01,
+    }
+    values = YAMLS[algo]["atari"]
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_other_entries_of_ppo_clip_are_the_zoos(exp_manager: ModuleType) -> None:
+    theirs = zoo_ppo(exp_manager)
+    carried_over = set(theirs) - {"default", "atari", *PAPER_TASKS}
+    assert len(carried_over) > 35
+    for env_id in carried_over:
+        expected = dict(theirs[env_id])
+        if "n_steps" in expected and "batch_size" in expected:
+            expected["batch_size"] = min(expected["batch_size"], expected["n_steps"] * expected["n_envs"])
+        ours = dict(YAMLS["ppo_clip"][env_id])
+        # Python code: compared without its white space
+        for values in (expected, ours):
+            values["policy_kwargs"] = "".join(values.get("policy_kwargs", "").split()).replace(",)", ")")
+        assert ours == expected, env_id
+
+
+@pytest.mark.parametrize("algo", ["ppo_fixedkl", "ppo_klpen"])
+def test_kl_entries_differ_from_ppo_clip_by_the_rule_of_their_header(algo: str) -> None:
+    # kl_coef = 3 * 0.2 / epsilon, kl_target = 0.01 * (epsilon / 0.2)^2
+    rule = {
+        "ppo_fixedkl": {"0.1": 6.0, "0.18": 3.33, "0.2": 3.0, "0.3": 2.0, "0.4": 1.5},
+        "ppo_klpen": {"0.1": 0.0025, "0.18": 0.0081, "0.2": 0.01, "0.3": 0.0225, "0.4": 0.04},
+    }[algo]
+    key = {"ppo_fixedkl": "kl_coef", "ppo_klpen": "kl_target"}[algo]
+    assert set(YAMLS[algo]) == set(YAMLS["ppo_clip"])
+    for env_id, clipped in YAMLS["ppo_clip"].items():
+        expected = {name: value for name, value in clipped.items() if name != "clip_range"}
+        if "clip_range" in clipped:
+            epsilon = str(clipped["clip_range"])
+            annealed = epsilon.startswith("lin_") and key == "kl_target"
+            value = rule[epsilon.removeprefix("lin_")]
+            expected[key] = f"lin_{value}" if annealed else value
+        assert YAMLS[algo][env_id] == expected, env_id
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_entry_says_where_it_is_from(algo: str) -> None:
+    lines = zoo.hyperparams_path(algo).read_text(encoding="utf-8").splitlines()
+    entries = [number for number, line in enumerate(lines) if line[:1].isalnum()]
+    assert len(entries) == len(YAMLS[algo])
+    origins = ("# Carried over from", "# Adapted from", "# From Table", "# Environments without")
+    for number in entries:
+        assert lines[number - 1].startswith(origins), lines[number]
+
+
+@pytest.mark.parametrize(
+    ("algo", "hyperparams", "attribute", "value"),
+    [
+        ("ppo_clip", {"ent_coef": "lin_0.01"}, "ent_coef", 0.005),
+        ("ppo_clip", {"vf_coef": "lin_0.5"}, "vf_coef", 0.25),
+        ("ppo_clip", {"learning_rate": "lin_1e-3"}, "lr_schedule", 5e-4),
+        ("ppo_clip", {"clip_range": "lin_0.3"}, "clip_range", 0.15),
+        ("ppo_clip", {"clip_range_vf": "lin_.3"}, "clip_range_vf", 0.15),
+        ("ppo_fixedkl", {"kl_coef": "lin_4"}, "_kl_coef", 2.0),
+        ("ppo_fixedkl", {"clip_range": "lin_0.3"}, "clip_range", 0.15),
+        ("ppo_klpen", {"kl_target": "lin_0.02"}, "kl_target", 0.01),
+        ("ppo_klpen", {"ent_coef": "lin_0.01"}, "ent_coef", 0.005),
+    ],
+)
+def test_string_schedules(make_manager: Any, algo: str, hyperparams: dict[str, Any], attribute: str, value: float) -> None:
+    model = build(make_manager(algo, "CartPole-v1", hyperparams=hyperparams))
+    if attribute == "_kl_coef":
+        model._current_progress_remaining = 0.5
+        assert model.coefficients()["kl_coef"] == pytest.approx(value)
+    else:
+        assert getattr(model, attribute)(0.5) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("algo", "name"),
+    [("ppo_clip", "clip_range_vf"), ("ppo_fixedkl", "clip_range"), ("ppo_klpen", "clip_range"), ("ppo_clip", "target_kl")],
+)
+def test_null_turns_a_coefficient_off(make_manager: Any, algo: str, name: str) -> None:
+    assert getattr(build(make_manager(algo, "CartPole-v1", hyperparams={name: None})), name) is None
+
+
+@pytest.mark.parametrize(
+    ("algo", "hyperparams", "message"),
+    [
+        ("ppo_clip", {"kl_coef": 3.0}, "ppo_clip has no hyperparameter 'kl_coef'"),
+        ("ppo_klpen", {"beta": 3.0, "eps": 0.2}, "ppo_klpen has no hyperparameter 'beta', 'eps'"),
+        ("ppo_klpen", {"kl_target": "1e-2"}, "kl_target must be .* such as lin_0.2, but is the text '1e-2' .in YAML, 1e-3 is"),
+        ("ppo_klpen", {"target_kl": "lin_0.02"}, "target_kl must be a number or None, but is 'lin_0.02'"),
+        ("ppo_fixedkl", {"kl_coef": "exp_3.0"}, "kl_coef must be .* such as lin_0.2, but is the text 'exp_3.0'$"),
+        ("ppo_fixedkl", {"ent_coef": "lin_much"}, "ent_coef must be .* but is the text 'lin_much'$"),
+        ("ppo_klpen", {"learning_rate": "1e-3"}, "learning_rate must be .* such as lin_0.2 or adaptive_0.01, but .* .in YAML"),
+        ("ppo_clip", {"learning_rate": "adaptive_"}, "learning_rate must be .* but is the text 'adaptive_'$"),
+        ("ppo_clip", {"learning_rate": "adaptive_-0.01"}, "learning_rate is 'adaptive_-0.01', but .* kl_target .* is -0.01"),
+        ("ppo_clip", {"clip_range": "adaptive_0.01"}, "clip_range must be .* but is the text 'adaptive_0.01'$"),
+    ],
+)
+def test_bad_values_are_named(make_manager: Any, algo: str, hyperparams: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        build(make_manager(algo, "CartPole-v1", hyperparams=hyperparams))
+
+
+def test_unknown_key_when_training_continues(make_manager: Any, tmp_path: Path) -> None:
+    model = build(make_manager("ppo_klpen", "CartPole-v1"))
+    model.save(tmp_path / "model.zip")
+    manager = make_manager("ppo_klpen", "CartPole-v1", trained_agent=str(tmp_path / "model.zip"), hyperparams={"beta": 3.0})
+    with pytest.raises(ValueError, match="no hyperparameter 'beta'"):
+        build(manager)
+
+
+def test_beta_when_training_continues(make_manager: Any, tmp_path: Path) -> None:
+    """beta goes on, whatever the first one is to be, unless another one is given."""
+    build(make_manager("ppo_klpen", "CartPole-v1", hyperparams={"init_kl_coef": 2.0})).save(tmp_path / "model.zip")
+
+    def beta(algo: str, **hyperparams: Any) -> float:
+        path = str(tmp_path / "model.zip")
+        return float(build(make_manager(algo, "CartPole-v1", trained_agent=path, hyperparams=hyperparams)).kl_coef)
+
+    assert beta("ppo_klpen", init_kl_coef=4.0) == 2.0
+    assert beta("ppo_klpen", kl_coef=0.5) == 0.5
+    assert beta("ppo_fixedkl", kl_coef=0.5) == 0.5
+    with pytest.raises(ValueError, match="ppo_klpen has no hyperparameter 'kl_coef'"):
+        build(make_manager("ppo_klpen", "CartPole-v1", hyperparams={"kl_coef": 0.5}))
+
+
+def test_models_of_other_algorithms_go_on(make_manager: Any, tmp_path: Path) -> None:
+    """With the hyperparameters of the entry, and without what means something else there."""
+    for saved in ("ppo", "ppo_clip", "ppo_fixedkl", "ppo_klpen"):
+        hyperparams = {"kl_coef": "lin_3.0"} if saved == "ppo_fixedkl" else {}
+        path = tmp_path / saved / "model.zip"
+        build(make_manager(saved, "CartPole-v1", hyperparams=hyperparams)).save(path)
+        for algo, expected in {"ppo_clip": (0.2, None), "ppo_fixedkl": (None, None), "ppo_klpen": (None, 0.01)}.items():
+            model, _ = make_manager(algo, "CartPole-v1", trained_agent=str(path)).setup_experiment()
+            assert tuple(map(model.coefficients().get, ("clip_range", "kl_target"))) == expected
+            model.learn(512)
+            model.env.close()
+            model.save(tmp_path / "again.zip")
+            again = build(make_manager(algo, "CartPole-v1", trained_agent=str(tmp_path / "again.zip")))
+            assert type(again) is type(model)
+
+
+class Weighted(PPOFixedKL):
+    """A user's own algorithm."""
+
+    def __init__(self, *args: Any, weight: float = 1.0, **kwargs: Any) -> None:
+        self.weight = weight
+        super().__init__(*args, **kwargs)
+
+
+class Named(PPOFixedKL):
+    """Another one, whose constructor has names for everything."""
+
+    def __init__(self, policy: Any, env: Any, kl_coef: float = 3.0, n_steps: int = 32, weight: float = 1.0) -> None:
+        self.weight = weight
+        super().__init__(policy, env, kl_coef=kl_coef, n_steps=n_steps)
+
+
+@pytest.mark.parametrize("algo", ["ppo_fixedkl", "mine"])
+def test_own_algorithms(make_manager: Any, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.utils import ALGOS
+
+    monkeypatch.setitem(ALGOS, algo, Weighted)
+    config = tmp_path / "mine.yml"
+    config.write_text(
+        "CartPole-v1:\n  n_timesteps: 64\n  policy: MlpPolicy\n  n_steps: 64\n  kl_coef: lin_3.0\n  ent_coef: lin_0.1\n"
+    )
+    model = build(make_manager(algo, "CartPole-v1", config=str(config), hyperparams={"weight": 2.0}))
+    assert (type(model), model.weight, model.kl_coef) == (Weighted, 2.0, 3.0)
+    for cls, unknown in ((Weighted, "'wieght'"), (Named, "'ent_coef', 'wieght'")):
+        monkeypatch.setitem(ALGOS, algo, cls)
+        with pytest.raises(ValueError, match=f"{algo} has no hyperparameter {unknown}, but .*mine.yml or the command line"):
+            build(make_manager(algo, "CartPole-v1", config=str(config), hyperparams={"wieght": 2.0}))
+
+
+def test_algorithms_that_are_no_classes(make_manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.utils import ALGOS
+
+    monkeypatch.setitem(ALGOS, "ppo", functools.partial(PPO, target_kl=0.02))
+    assert build(make_manager("ppo", "CartPole-v1")).target_kl == 0.02

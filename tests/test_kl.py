@@ -1,0 +1,163 @@
+import math
+
+import pytest
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    SquashedDiagGaussianDistribution,
+    StateDependentNoiseDistribution,
+)
+
+from sb3_ppo_variants.kl import closed_form, kl_bernoulli, kl_categorical, kl_normal, kl_old_new
+
+BATCH, DIM = 80_000, 3
+
+
+def gaussian(parameters, cls=DiagGaussianDistribution):
+    mean, log_std = parameters[:DIM], parameters[DIM : 2 * DIM]
+    return cls(DIM).proba_distribution(mean.expand(BATCH, DIM), log_std / 4)
+
+
+def squashed_gaussian(parameters):
+    return gaussian(parameters, SquashedDiagGaussianDistribution)
+
+
+def gsde(parameters, squash_output=False):
+    distribution = StateDependentNoiseDistribution(DIM, squash_output=squash_output)
+    distribution.proba_distribution_net(latent_dim=2, latent_sde_dim=2)
+    latent = th.tensor([[0.5, -1.0]]).expand(BATCH, 2)
+    return distribution.proba_distribution(
+        parameters[:DIM].expand(BATCH, DIM), parameters[DIM : 3 * DIM].reshape(2, DIM) / 4, latent
+    )
+
+
+def squashed_gsde(parameters):
+    return gsde(parameters, squash_output=True)
+
+
+def categorical(parameters):
+    return CategoricalDistribution(5).proba_distribution(parameters[:5].expand(BATCH, 5))
+
+
+def multi_categorical(parameters):
+    return MultiCategoricalDistribution([2, 3]).proba_distribution(parameters[:5].expand(BATCH, 5))
+
+
+def bernoulli(parameters):
+    return BernoulliDistribution(DIM).proba_distribution(parameters[:DIM].expand(BATCH, DIM))
+
+
+DISTRIBUTIONS = [gaussian, squashed_gaussian, gsde, squashed_gsde, categorical, multi_categorical, bernoulli]
+
+
+@pytest.fixture
+def old_parameters():
+    return th.tensor([0.4, -0.8, 0.3, 0.9, -0.5, 0.7, -0.2, 0.6, -0.4])
+
+
+@pytest.fixture
+def new_parameters():
+    return th.tensor([0.1, -0.2, 0.8, 0.2, -0.9, 0.1, 0.5, -0.1, 0.3], requires_grad=True)
+
+
+@pytest.mark.parametrize("make", DISTRIBUTIONS)
+def test_closed_form_agrees_with_monte_carlo(make, old_parameters, new_parameters):
+    th.manual_seed(0)
+    old, new = make(old_parameters), make(new_parameters.detach())
+    kl = kl_old_new(old, new)
+    assert kl.shape == (BATCH,)
+    if make in (gsde, squashed_gsde):
+        # gSDE's own sample() draws from one noise matrix; the distribution of one action is this Gaussian
+        noise = old.distribution.sample()
+        actions = th.tanh(noise) if make is squashed_gsde else noise
+    else:
+        actions = old.sample()
+    samples = old.log_prob(actions) - new.log_prob(actions)
+    standard_error = samples.std() / math.sqrt(len(samples))
+    assert kl[0] > 20 * standard_error, "too close to zero to tell"
+    assert abs(samples.mean() - kl[0]) < 4 * standard_error
+
+
+@pytest.mark.parametrize("make", DISTRIBUTIONS)
+def test_zero_for_equal_policies(make, old_parameters):
+    assert th.equal(kl_old_new(make(old_parameters), make(old_parameters.clone())), th.zeros(BATCH))
+
+
+@pytest.mark.parametrize("make", DISTRIBUTIONS)
+def test_only_the_new_policy_gets_a_gradient(make, old_parameters, new_parameters):
+    old_parameters.requires_grad_()
+    kl_old_new(make(old_parameters), make(new_parameters)).sum().backward()
+    assert new_parameters.grad.abs().max() > 0.01
+    assert old_parameters.grad is None
+
+
+def test_normal_direction_and_sum_over_dimensions():
+    old = (th.tensor([[0.0, 1.0]]), th.tensor([[1.0, 2.0]]))
+    new = (th.tensor([[1.0, 1.0]]), th.tensor([[2.0, 2.0]]))
+    # First dimension: ln(2/1) + (1 + 1) / (2 * 4) - 1/2 = 0.693147 + 0.25 - 0.5; the second is the same in both
+    assert kl_normal(*old, *new).tolist() == pytest.approx([0.443147], rel=1e-5)
+    # The other way round: ln(1/2) + (4 + 1) / 2 - 1/2 = -0.693147 + 2
+    assert kl_normal(*new, *old).tolist() == pytest.approx([1.306853], rel=1e-5)
+    # Twice the first dimension is twice the KL
+    double = [parameter[:, :1].repeat(1, 2) for parameter in (*old, *new)]
+    assert kl_normal(*double).tolist() == pytest.approx([0.886294], rel=1e-5)
+
+
+def test_categorical_direction():
+    old, new = th.tensor([[0.5, 0.5]]).log(), th.tensor([[0.8, 0.2]]).log()
+    # 0.5 ln(0.5 / 0.8) + 0.5 ln(0.5 / 0.2) = -0.235002 + 0.458145
+    assert kl_categorical(old, new).item() == pytest.approx(0.223144, rel=1e-5)
+    # 0.8 ln(0.8 / 0.5) + 0.2 ln(0.2 / 0.5) = 0.376003 - 0.183258
+    assert kl_categorical(new, old).item() == pytest.approx(0.192745, rel=1e-5)
+
+
+def test_bernoulli_direction():
+    def logit(p):
+        return math.log(p / (1 - p))
+
+    old, new = th.tensor([[logit(0.5), 0.0]]), th.tensor([[logit(0.8), 0.0]])
+    # As the categorical above
+    assert kl_bernoulli(old, new).item() == pytest.approx(0.223144, rel=1e-5)
+    assert kl_bernoulli(new, old).item() == pytest.approx(0.192745, rel=1e-5)
+
+
+def test_multi_categorical_sums_over_dimensions():
+    old = MultiCategoricalDistribution([2, 2]).proba_distribution(th.tensor([[0.5, 0.5, 0.8, 0.2]]).log())
+    new = MultiCategoricalDistribution([2, 2]).proba_distribution(th.tensor([[0.8, 0.2, 0.5, 0.5]]).log())
+    # The two directions above
+    assert kl_old_new(old, new).item() == pytest.approx(0.223144 + 0.192745, rel=1e-5)
+
+
+def test_independent_categoricals_in_one_distribution():
+    """Such a distribution of torch's has logits of another shape."""
+    distribution = CategoricalDistribution(3)
+    distribution.distribution = th.distributions.Independent(th.distributions.Categorical(logits=th.zeros(5, 2, 3)), 1)
+    with pytest.raises(NotImplementedError, match=r"No closed form of .* is known for CategoricalDistribution"):
+        closed_form(distribution)
+
+
+def test_masked_actions():
+    masked = -float("inf")
+    old = th.tensor([[0.0, 0.0, masked]])
+    logits = th.tensor([[math.log(0.8), math.log(0.2), masked]], requires_grad=True)
+    kl = kl_categorical(old, logits)
+    assert kl.item() == pytest.approx(0.223144, rel=1e-5)
+    kl.sum().backward()
+    # d KL / d logits = softmax(new) - old
+    assert logits.grad.tolist()[0] == pytest.approx([0.3, -0.3, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [200.0, 1e4])
+def test_finite_where_probabilities_round_to_zero(scale):
+    old, new = th.tensor([[scale, -scale]]), th.tensor([[-scale, scale]], requires_grad=True)
+    assert th.softmax(new, dim=1).min() == 0
+    # The old policy always takes the first action, to which the new one gives e^(-2 scale)
+    assert kl_categorical(old, new).item() == pytest.approx(2 * scale)
+    # Each of two dimensions: probability 1 against e^(-scale)
+    kl = kl_bernoulli(old, new)
+    assert kl.item() == pytest.approx(2 * scale)
+    kl.sum().backward()
+    assert th.isfinite(new.grad).all()

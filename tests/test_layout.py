@@ -1,0 +1,153 @@
+"""The structure of the package: the paper on top, fast lanes and compiled steps that may be deleted."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import sb3_ppo_variants
+
+PACKAGE = Path(sb3_ppo_variants.__file__).parent
+NAME = PACKAGE.name
+
+MAX_LINES_OF_A_FILE = 400
+MAX_LINES = 3_300
+MAX_FLOORS = 7
+
+TRAIN = f"""
+import hashlib, importlib.util, sys
+# An editable installation would find what is not in the copy
+sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", type(finder).__name__)]
+import {NAME}
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+th.set_num_threads(1)
+print({NAME}.__file__)
+print([part for part in ("fast", "compiled") if importlib.util.find_spec(f"{NAME}.{{part}}")])
+
+def train(compile):
+    for cls, env in (("PPOClip", VecNormalize(make_vec_env("Pendulum-v1", 2))), ("PPOKLPen", make_vec_env("CartPole-v1", 2))):
+        options = dict(n_steps=64, batch_size=32, n_epochs=2, seed=0, compile=compile)
+        model = getattr({NAME}, cls)("MlpPolicy", env, **options).learn(256)
+        states = [state["exp_avg_sq"] for state in model.policy.optimizer.state.values()]
+        parameters = th.cat([tensor.detach().flatten() for tensor in (*model.policy.parameters(), *states)])
+        print(model._n_updates, hashlib.sha256(parameters.numpy().tobytes()).hexdigest())
+
+"""
+
+
+def run(folder, code):
+    """The lines that a process prints that finds the package in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", TRAIN + code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    file, parts, *lines = done.stdout.splitlines()
+    assert Path(file).is_relative_to(folder)
+    return parts, lines
+
+
+def test_fast_lanes_and_compiled_steps_may_be_deleted(tmp_path):
+    package = tmp_path.resolve() / NAME
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    parts, expected = run(package.parent, "train(False)")
+    assert parts == "['fast', 'compiled']"
+    # 2 updates of 2 epochs
+    assert [line.split()[0] for line in expected] == ["4", "4"]
+
+    (package / "fast").rename(tmp_path / "fast")
+    assert run(package.parent, "train(False)") == ("['compiled']", expected)
+
+    (tmp_path / "fast").rename(package / "fast")
+    shutil.rmtree(package / "compiled")
+    code = """train(False)
+train("auto")
+try:
+    train(True)
+except RuntimeError as error:
+    print(error)
+"""
+    error = f"compile=True is not possible: {NAME}.compiled is not installed"
+    assert run(package.parent, code) == ("['fast']", [*expected, *expected, error])
+
+
+def modules():
+    """The files of the package by the name of the module."""
+    files = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = [NAME, *file.relative_to(PACKAGE).with_suffix("").parts]
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
+
+
+MODULES = modules()
+
+
+def imported(name):
+    """What a module imports, but for types alone: names of modules and of what is in them."""
+    names = set()
+    pending = [ast.parse(MODULES[name].read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            pending.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def own_imports(name):
+    """The modules of the package that a module imports; lanes and the backend are found by name when they are needed."""
+    found = set()
+    for full in imported(name):
+        if full.partition(".")[0] == NAME:
+            found.add(full if full in MODULES else full.rpartition(".")[0])
+    # A module that imports another one of its package does not use what the package's __init__ collects
+    return found - {name, NAME}
+
+
+@cache
+def floor(name):
+    return 1 + max((floor(other) for other in own_imports(name)), default=0)
+
+
+@pytest.mark.parametrize("name", ["objectives", "kl", "adaptive", "loss"])
+def test_the_paper_imports_torch_and_itself_alone(name):
+    allowed = {*sys.stdlib_module_names, "torch", *(f"{NAME}.{other}" for other in ("objectives", "kl", "adaptive", "loss"))}
+    names = {full.partition(".")[0] for full in imported(f"{NAME}.{name}")} - {NAME}
+    assert names | own_imports(f"{NAME}.{name}") <= allowed
+
+
+def test_floors():
+    floors = {name: floor(name) for name in MODULES if name not in (NAME, f"{NAME}.zoo")}
+    assert floors[f"{NAME}.objectives"] == 1
+    assert floors[f"{NAME}.variants"] > floors[f"{NAME}.ppo"] > floors[f"{NAME}.rollout"] > floors[f"{NAME}.loss"]
+    assert max(floors.values()) <= MAX_FLOORS, floors
+
+
+def test_nobody_but_the_lanes_and_the_algorithm_needs_what_may_be_deleted():
+    for name in MODULES:
+        for part in ("fast", "compiled"):
+            if not name.startswith(f"{NAME}.{part}"):
+                assert not any(other.startswith(f"{NAME}.{part}") for other in own_imports(name)), name
+    # Nor do fast lanes and compiled steps need each other
+    for part, other_part in (("fast", "compiled"), ("compiled", "fast")):
+        for name in MODULES:
+            if name.startswith(f"{NAME}.{part}"):
+                assert not any(other.startswith(f"{NAME}.{other_part}") for other in own_imports(name)), name
+
+
+def test_lengths():
+    lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES_OF_A_FILE} == {}
+    assert sum(lengths.values()) <= MAX_LINES

@@ -1,0 +1,213 @@
+"""Rollouts of ``MlpPolicy`` in NumPy are the policy's: its values, log probabilities and distribution."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+import torch as th
+from compiled_support import BatchNormExtractor, interpreted, needs_new_torch  # noqa: F401
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from support import ACTION_SPACES, POLICIES, InEachRollout, SpaceEnv, space_env
+
+from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError, PPOClip
+from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
+
+pytestmark = [needs_new_torch, pytest.mark.usefixtures("interpreted")]
+
+relu = {"activation_fn": th.nn.ReLU}
+ARCHITECTURES = {
+    "default": {},
+    "relu": relu,
+    "three layers": {"net_arch": [16, 24, 8]},
+    "one layer": {"net_arch": [16]},
+    "no layer": {"net_arch": []},
+    "other sizes": {"net_arch": {"pi": [32, 8], "vf": [16, 48]}, **relu},
+}
+
+
+class KeepRollout(BaseCallback):
+    """What the policy was given and gave, as callbacks see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def _on_step(self):
+        names = ("obs_tensor", "actions", "values", "log_probs")
+        self.steps.append([th.as_tensor(self.locals[name]).clone() for name in names])
+        return True
+
+    def tensors(self, start=0, end=None):
+        return [th.cat(tensors) for tensors in zip(*self.steps[start:end], strict=True)]
+
+
+def numpy_model(action="box", n_envs=2, dtype=np.float32, **kwargs):
+    make = functools.partial(SpaceEnv, spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES[action])
+    kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 1, "seed": 0, "device": "cpu", "compile": True, **kwargs}
+    return PPOClip("MlpPolicy", make_vec_env(make, n_envs, seed=0), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "action", "n_envs"),
+    [
+        ("default", "box", 1),
+        ("default", "discrete", 3),
+        ("relu", "discrete", 1),
+        ("three layers", "box", 3),
+        ("one layer", "discrete", 2),
+        ("no layer", "box", 2),
+        ("other sizes", "box", 3),
+    ],
+)
+def test_rollouts_are_the_policys(architecture, action, n_envs, monkeypatch):
+    acting = []
+    act = NumpyPolicy.act
+    monkeypatch.setattr(NumpyPolicy, "act", lambda self, observations: acting.append(self) or act(self, observations))
+    model = numpy_model(action, n_envs, dtype=np.float64, policy_kwargs=ARCHITECTURES[architecture])
+    policy, callback = copy.deepcopy(model.policy), KeepRollout()
+    with th.no_grad():
+        for tensor in (policy.action_net.weight, model.policy.action_net.weight):
+            # Actions that depend on the observation
+            tensor.mul_(100)
+    model.learn(26 * n_envs, callback)
+    assert len(acting) == 26
+    obs, actions, values, log_probs = callback.tensors()
+    with th.no_grad():
+        expected_values, expected_log_probs, _ = policy.evaluate_actions(obs.float(), actions)
+    assert expected_values.std() > 0.05
+    assert th.allclose(values, expected_values, atol=1e-6)
+    assert th.allclose(log_probs, expected_log_probs, atol=1e-4)
+    buffer = model.rollout_buffer
+    for array, tensor in ((buffer.values, values), (buffer.log_probs, log_probs)):
+        # Flattened by the update: first all steps of the first environment
+        np.testing.assert_array_equal(array.ravel(), tensor.view(26, n_envs).T.reshape(-1).numpy())
+
+
+class OwnClass(ActorCriticPolicy):
+    """Nothing else than its base class, for all that its name says."""
+
+
+REFUSED = {
+    "pi and vf of different depth": {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8, 8]}}},
+    "vf alone": {"policy_kwargs": {"net_arch": {"vf": [8]}}},
+    "another activation": {"policy_kwargs": {"activation_fn": th.nn.ELU}},
+    "another extractor": {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}},
+    "another class": {"policy": OwnClass},
+    "exploration that depends on the state": {"use_sde": True},
+    "several actions": {"action": "multidiscrete"},
+    "images": {"observation": "image"},
+    "discrete observations": {"observation": "discrete"},
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_policies_act_themselves(case, monkeypatch):
+    kwargs = dict(REFUSED[case])
+    observation = kwargs.pop("observation", "box")
+    env = space_env(observation, kwargs.pop("action", "box"))()
+    kwargs = {"policy": POLICIES[observation], "n_steps": 26, "batch_size": 26, "n_epochs": 1, **kwargs}
+    model = PPOClip(env=env, compile=True, device="cpu", **kwargs)
+    assert not NumpyPolicy.supports(model.policy)
+    monkeypatch.setattr(NumpyPolicy, "act", None)
+    assert model.learn(52)._uses_compiled
+
+
+def test_parts_replaced_in_a_supported_policy_are_seen():
+    model = numpy_model()
+    assert NumpyPolicy.supports(model.policy)
+    model.policy.mlp_extractor.value_net[1] = th.nn.ReLU()
+    assert not NumpyPolicy.supports(model.policy)
+    model.policy.mlp_extractor.policy_net[1] = th.nn.ReLU()
+    assert NumpyPolicy.supports(model.policy)
+    model.policy.action_net = th.nn.Linear(64, 3, bias=False)
+    assert not NumpyPolicy.supports(model.policy)
+    model = numpy_model()
+    model.policy.value_net.register_forward_hook(lambda *_: None)
+    assert not NumpyPolicy.supports(model.policy)
+
+
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_distribution_of_the_actions(action):
+    n_steps = 4000
+    model = numpy_model(action, 1, n_steps=n_steps, batch_size=n_steps)
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100)
+        if action == "box":
+            model.policy.log_std[:] = th.tensor([-1.0, 0.0, 0.5])
+    observation = np.full((1, 5), 0.5, np.float32)
+    policy = NumpyPolicy(model.policy, model.rollout_buffer)
+    actions = np.concatenate([policy.act(observation).actions for _ in range(n_steps)])
+    distribution = model.policy.get_distribution(th.as_tensor(observation)).distribution
+    # Four standard errors: 1 / sqrt(n) of the mean of standard normal noise, 1 / sqrt(2 n) of its deviation, 1 / sqrt(n) of a
+    # correlation, and at most 0.5 / sqrt(n) of a frequency
+    if action == "box":
+        noise = (actions - distribution.mean.detach().numpy()) / distribution.stddev.detach().numpy()
+        assert np.abs(noise.mean(axis=0)).max() < 4 / np.sqrt(n_steps)
+        assert np.abs(noise.std(axis=0) - 1).max() < 4 / np.sqrt(2 * n_steps)
+        assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 4 / np.sqrt(n_steps)
+        # Of a standard normal, 68.27 % lie within one deviation
+        assert np.abs((np.abs(noise) < 1).mean() - 0.6827) < 4 * 0.4654 / np.sqrt(3 * n_steps)
+    else:
+        probs = distribution.probs.detach().numpy()[0]
+        assert np.ptp(probs) > 0.1
+        frequencies = np.bincount(actions, minlength=3) / n_steps
+        assert np.abs(frequencies - probs).max() < 4 * 0.5 / np.sqrt(n_steps)
+
+
+def test_probability_that_becomes_zero():
+    """Also where NumPy has been told to raise errors."""
+    model = numpy_model("discrete")
+    with th.no_grad():
+        model.policy.action_net.bias[0] = -100
+    with np.errstate(all="raise"):
+        model.learn(52)
+    assert not (model.rollout_buffer.actions == 0).any()
+    assert model.logger.name_to_value["train/n_updates"] == 1
+
+
+def test_changed_parameters_count_in_the_next_rollout():
+    class Anneal(KeepRollout):
+        def _on_step(self):
+            self.model.policy.log_std.data.sub_(0.01)
+            return super()._on_step()
+
+    model = numpy_model(learning_rate=0.0)
+    for _ in range(2):
+        policy, callback = copy.deepcopy(model.policy), Anneal()
+        model.learn(52, callback, reset_num_timesteps=False)
+        obs, actions, _, log_probs = callback.tensors()
+        with th.no_grad():
+            assert th.allclose(log_probs, policy.evaluate_actions(obs, actions)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_policy_that_is_not_finite_does_not_act(action):
+    def spoil(model):
+        if model.num_timesteps == 52:
+            model.policy.action_net.weight.data[0, 0] = np.nan
+
+    model = numpy_model(action)
+    with pytest.raises(NonFinitePolicyError, match=r"policy\.action_net\.weight"):
+        model.learn(104, InEachRollout(spoil))
+    assert model.num_timesteps == 52
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("float32", np.nan), ("float64", np.inf)])
+def test_observations_that_are_not_finite_are_found_at_once(dtype, number):
+    class Broken(SpaceEnv):
+        def step(self, action):
+            obs, *others = super().step(action)
+            if self.steps == 5:
+                obs[:] = number
+            return obs, *others
+
+    env = DummyVecEnv([lambda: Broken(spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES["box"])] * 2)
+    model = PPOClip("MlpPolicy", env, n_steps=64, device="cpu", compile=True)
+    with pytest.raises(NonFiniteEnvironmentError, match=rf"not finite: observation\[0, 0\] = {number}"):
+        model.learn(128)
+    assert model.num_timesteps == 10

@@ -1,0 +1,122 @@
+import pytest
+import torch as th
+
+from sb3_ppo_variants import PPOFixedKL, PPOKLPen, Terms
+from sb3_ppo_variants.objectives import (
+    clipped_surrogate,
+    conservative_policy_iteration,
+    kl_penalized_surrogate,
+    policy_gradient,
+)
+
+
+def terms(ratio, advantages, kl=()):
+    """Those of pi(a|s) / pi_old(a|s) = ratio, in float64, where log pi_old(a|s) = -1."""
+    log_prob = (th.tensor(ratio, dtype=th.float64).log() - 1).requires_grad_()
+    old_log_prob = th.full_like(log_prob, -1)
+    return Terms(log_prob, old_log_prob, th.tensor(advantages, dtype=th.float64), lambda: th.tensor(kl))
+
+
+def test_terms_compute_the_kl_when_first_asked_and_once():
+    calls = []
+    some = Terms(th.zeros(1), th.ones(1), th.ones(1), lambda: calls.append(True) or th.ones(1))
+    assert not calls
+    assert some.kl.item() == some.kl.item() == 1
+    assert len(calls) == 1
+
+
+def test_policy_gradient():
+    log_prob = th.tensor([-0.5, -2.0], requires_grad=True)
+    objective = policy_gradient(Terms(log_prob, th.zeros(2), th.tensor([3.0, -1.0]), th.Tensor), {})
+    # -0.5 * 3, -2 * -1
+    assert objective.tolist() == [-1.5, 2.0]
+    objective.sum().backward()
+    assert log_prob.grad.tolist() == [3.0, -1.0]
+
+
+def test_conservative_policy_iteration():
+    some = terms([0.5, 1.5, 4.0], [2.0, -3.0, 0.0])
+    objective = conservative_policy_iteration(some, {})
+    assert objective.tolist() == pytest.approx([1.0, -4.5, 0.0])
+    objective.sum().backward()
+    # d r / d log pi = r
+    assert some.log_prob.grad.tolist() == pytest.approx([0.5 * 2, 1.5 * -3, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "objective", "gradient"),
+    [
+        # A > 0 and r > 1 + eps: clipped to (1 + 0.25) * 2; pushing r further gains nothing
+        (1.5, 2.0, 2.5, 0.0),
+        # A > 0 and r < 1 - eps: not clipped, 0.5 * 2, so that a bad step is undone; d r / d log pi = r
+        (0.5, 2.0, 1.0, 1.0),
+        # A < 0 and r > 1 + eps: not clipped, 1.5 * -2
+        (1.5, -2.0, -3.0, -3.0),
+        # A < 0 and r < 1 - eps: clipped to (1 - 0.25) * -2
+        (0.5, -2.0, -1.5, 0.0),
+        # Inside the clip range: r A, equation (6)
+        (1.125, 2.0, 2.25, 2.25),
+        (0.875, -2.0, -1.75, -1.75),
+    ],
+)
+def test_clipped_surrogate(ratio, advantage, objective, gradient):
+    some = terms([ratio], [advantage])
+    value = clipped_surrogate(some, {"clip_range": 0.25})
+    assert value.item() == pytest.approx(objective)
+    value.sum().backward()
+    assert some.log_prob.grad.item() == pytest.approx(gradient)
+
+
+def test_clipped_surrogate_is_a_lower_bound_equal_inside_the_range():
+    some = terms(th.linspace(0.5, 1.5, 101).repeat(2).tolist(), th.tensor([1.7, -0.6]).repeat_interleave(101).tolist())
+    clipped, unclipped = clipped_surrogate(some, {"clip_range": 0.2}), conservative_policy_iteration(some, {})
+    inside = (some.ratio > 0.8) & (some.ratio < 1.2)
+    assert 0 < inside.sum() < len(inside)
+    assert th.equal(clipped[inside], unclipped[inside])
+    assert (clipped <= unclipped).all()
+    # Of the 60 steps of 0.01 outside the range on the clipped sides, 30 to the right for A > 0 and 30 to the left for A < 0
+    assert (clipped < unclipped - 1e-6).sum() == 60
+
+
+@pytest.mark.parametrize("number", [float, th.tensor])
+def test_kl_penalized_surrogate(number):
+    some = terms([1.5, 0.5], [2.0, -2.0], kl=[0.125, 0.25])
+    some.kl.requires_grad_()
+    objective = kl_penalized_surrogate(some, {"kl_coef": number(4.0)})
+    # 1.5 * 2 - 4 * 0.125, 0.5 * -2 - 4 * 0.25
+    assert objective.tolist() == pytest.approx([2.5, -2.0])
+    objective.sum().backward()
+    assert some.log_prob.grad.tolist() == pytest.approx([3.0, -1.0])
+    assert some.kl.grad.tolist() == [-4.0, -4.0]
+    # In addition to clipping: min(3, 1.25 * 2) - 0.5, min(-1, 0.75 * -2) - 1
+    objective = kl_penalized_surrogate(some, {"kl_coef": number(4.0), "clip_range": 0.25})
+    assert objective.tolist() == pytest.approx([2.0, -2.5])
+
+
+@pytest.mark.parametrize("number", [float, th.tensor])
+def test_kl_penalty_of_weight_zero_is_no_penalty(number):
+    # Even an infinite KL, as 0 * inf is NaN
+    some = terms([1.5, 0.5], [2.0, -2.0], kl=[0.125, float("inf")])
+    assert th.equal(kl_penalized_surrogate(some, {"kl_coef": number(0.0)}), conservative_policy_iteration(some, {}))
+
+
+def test_kl_is_not_asked_for_at_weight_zero():
+    def kl():
+        raise NotImplementedError
+
+    some = Terms(th.zeros(1), th.zeros(1), th.ones(1), kl)
+    assert kl_penalized_surrogate(some, {"kl_coef": 0.0}).item() == 1
+    with pytest.raises(NotImplementedError):
+        kl_penalized_surrogate(some, {"kl_coef": 1.0})
+
+
+def test_infinite_kl_is_never_nan():
+    some = terms([1.0], [1.0], kl=[float("inf")])
+    for beta in (2.0, th.tensor(2.0)):
+        assert kl_penalized_surrogate(some, {"kl_coef": beta}).item() == -float("inf")
+
+
+@pytest.mark.parametrize("cls", [PPOFixedKL, PPOKLPen])
+def test_objective_of_the_classes_with_a_penalty(cls):
+    # 1.5 * 2 - 4 * 0.125
+    assert cls.objective(terms([1.5], [2.0], kl=[0.125]), {"kl_coef": 4.0}).item() == pytest.approx(2.5)

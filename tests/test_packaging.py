@@ -1,0 +1,208 @@
+"""What is built, and what an installation leaves in site-packages, in environments of their own."""
+
+import email
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = (
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "pyproject.toml",
+    "setup.py",
+    "_sb3_ppo_variants_hook.py",
+    "sb3_ppo_variants.pth",
+)
+PAPER_FILES = sorted((ROOT / "hyperparams" / "paper").glob("*.yml"))
+VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text().strip()
+ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
+# Prints whether the hook has run, and what of the heavy packages Python's start has imported
+STARTED = """
+import sys
+heavy = {"torch", "numpy", "stable_baselines3", "gymnasium", "rl_zoo3", "sb3_ppo_variants"}
+print("_sb3_ppo_variants_hook" in sys.modules, *heavy.intersection(sys.modules))
+"""
+# Prints where the Zoo takes the hyperparameters of ppo_klpen from
+CONFIG = """
+import argparse
+from rl_zoo3 import exp_manager
+print(exp_manager.ExperimentManager(argparse.Namespace(), "ppo_klpen", "CartPole-v1", "logs").config)
+"""
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SB3_", "PIP_"))}
+    result = subprocess.run(list(map(str, arguments)), cwd=cwd, env=environ, text=True, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the package is built from, so that the working tree stays clean."""
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, source)
+    for name in ("hyperparams", "sb3_ppo_variants"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def dist(source: Path) -> Path:
+    """The sdist, and the wheel built from it."""
+    pytest.importorskip("build", reason="building needs the package `build`")
+    run(sys.executable, "-m", "build", "--no-isolation", cwd=source)
+    return source / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    return next(dist.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that is installed where the tests run, without this package and without ``.pth`` files."""
+    directory = tmp_path_factory.mktemp("dependencies")
+    paths = sysconfig.get_paths()
+    for site_packages in {paths["purelib"], paths["platlib"]}:
+        for path in Path(site_packages).iterdir():
+            if path.suffix != ".pth" and "sb3_ppo_variants" not in path.name and not (directory / path.name).exists():
+                (directory / path.name).symlink_to(path)
+    return directory
+
+
+class Environment:
+    """
+    A virtual environment.
+
+    :param path: where to make it
+    :param dependencies: a directory of packages that it sees besides its own
+    """
+
+    def __init__(self, path: Path, dependencies: Path) -> None:
+        venv.create(path, symlinks=True)
+        self.python = path / "bin" / "python"
+        purelib = run(self.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=path).stdout.strip()
+        self.site_packages = Path(purelib)
+        (self.site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
+
+    def run(self, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return run(self.python, *arguments, cwd=cwd)
+
+    def install(self, *what: str | Path, cwd: Path) -> None:
+        options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
+        self.run("-m", "pip", "--disable-pip-version-check", "install", *options, *what, cwd=cwd)
+
+    def uninstall(self, cwd: Path) -> None:
+        self.run("-m", "pip", "--disable-pip-version-check", "uninstall", "--yes", "--quiet", "sb3_ppo_variants", cwd=cwd)
+
+    def installed(self) -> set[str]:
+        """All files in site-packages, and the scripts."""
+        roots = (self.site_packages, self.python.parent)
+        return {str(path) for root in roots for path in root.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.fixture
+def environment(dependencies: Path, tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "environment", dependencies)
+
+
+@pytest.fixture(params=["wheel", "source", "editable"])
+def what(request: pytest.FixtureRequest, source: Path) -> Iterator[list[str | Path]]:
+    """The three ways to install, as arguments of pip."""
+    if request.param == "wheel":
+        yield [request.getfixturevalue("wheel")]
+    else:
+        yield [source] if request.param == "source" else ["-e", source]
+        shutil.rmtree(source / "build", ignore_errors=True)
+
+
+def test_wheel(wheel: Path) -> None:
+    assert len(PAPER_FILES) == 3
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for algo in ALGOS:
+            shipped = archive.read(f"sb3_ppo_variants/hyperparams/{algo}.yml")
+            assert shipped == (ROOT / "hyperparams" / f"{algo}.yml").read_bytes()
+        for path in PAPER_FILES:
+            assert archive.read(f"sb3_ppo_variants/hyperparams/paper/{path.name}") == path.read_bytes()
+        modules = {path.name for path in (ROOT / "sb3_ppo_variants").glob("*.py")}
+        assert {f"sb3_ppo_variants/{name}" for name in modules | {"py.typed", "version.txt"}} <= names
+        assert {f"sb3_ppo_variants-{VERSION}.data/purelib/sb3_ppo_variants.pth", "_sb3_ppo_variants_hook.py"} <= names
+        top_level = {name.split("/")[0] for name in names}
+        metadata = email.message_from_bytes(archive.read(f"sb3_ppo_variants-{VERSION}.dist-info/METADATA"))
+    # No tests, no benchmarks
+    info = {f"sb3_ppo_variants-{VERSION}.{kind}" for kind in ("data", "dist-info")}
+    assert top_level == {"sb3_ppo_variants", "_sb3_ppo_variants_hook.py"} | info
+    assert metadata["Version"] == VERSION
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_sdist(dist: Path) -> None:
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"hyperparams/paper/{path.name}" for path in PAPER_FILES} <= names
+    assert {*(f"hyperparams/{algo}.yml" for algo in ALGOS), "sb3_ppo_variants.pth", "README.md", "LICENSE"} <= names
+
+
+def test_version_has_one_source() -> None:
+    import sb3_ppo_variants
+
+    assert sb3_ppo_variants.__version__ == VERSION
+    assert importlib.metadata.version("sb3_ppo_variants") == VERSION
+
+
+def test_install_train_uninstall(environment: Environment, what: list[str | Path], source: Path, tmp_path: Path) -> None:
+    before = environment.installed()
+    environment.install(*what, cwd=tmp_path)
+    # At start-up the hook alone
+    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["True"]
+    arguments = ["--algo", "ppo_klpen", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--num-threads", "1"]
+    output = environment.run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path).stdout
+    assert (tmp_path / "logs" / "ppo_klpen" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
+    installed_yaml = environment.site_packages / "sb3_ppo_variants" / "hyperparams" / "ppo_klpen.yml"
+    yaml = installed_yaml if installed_yaml.is_file() else source / "hyperparams" / "ppo_klpen.yml"
+    assert f"Loading hyperparameters from: {yaml}\n" in output
+
+    environment.uninstall(cwd=tmp_path)
+    assert environment.installed() == before
+    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]
+
+
+def test_in_the_repository_the_source_tree_comes_first(environment: Environment, wheel: Path, source: Path) -> None:
+    environment.install(wheel, cwd=source)
+    config = environment.run("-c", CONFIG, cwd=source).stdout.splitlines()[-1]
+    assert config == str(source / "hyperparams" / "ppo_klpen.yml")
+
+
+def test_start_up_survives_missing_parts(environment: Environment, wheel: Path, tmp_path: Path) -> None:
+    environment.install(wheel, cwd=tmp_path)
+    shutil.rmtree(environment.site_packages / "sb3_ppo_variants")
+    shutil.copytree(ROOT / "sb3_ppo_variants", tmp_path / "broken" / "sb3_ppo_variants")
+    (tmp_path / "broken" / "sb3_ppo_variants" / "__init__.py").write_text("raise RuntimeError('broken')\n")
+    result = environment.run("-c", "import rl_zoo3; print(sorted(rl_zoo3.ALGOS))", cwd=tmp_path / "broken")
+    assert "RuntimeError: broken" in result.stderr
+    assert "'ppo'" in result.stdout
+
+    hook = environment.site_packages / "_sb3_ppo_variants_hook.py"
+    for damage in (lambda: hook.write_text("not python\n"), hook.unlink):
+        damage()
+        result = environment.run("-c", "print('started')", cwd=tmp_path)
+        assert (result.stdout, result.stderr) == ("started\n", "")

@@ -1,0 +1,498 @@
+"""The reproduction of section 6.1: its protocol, its runner, its results and their tables."""
+
+import csv
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+import yaml
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from benchmarks.paper import experiments, figures, runner, tables, training
+from benchmarks.paper.__main__ import FIGURES, main
+from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
+from benchmarks.paper.results import DEFAULT, Results
+from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants, rows_of
+from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.objectives import Terms
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_plan_is_the_papers():
+    trained = [run for run in STAGES["table1"] if run.setting in SETTINGS]
+    # 231 runs, and the twelfth setting
+    assert len(trained) == 12 * 7 * 3
+    assert list(paper_scores()) == list(SETTINGS)[:-1]
+    runs = [run for stage in STAGES.values() for run in stage]
+    assert len(set(runs)) == len(runs)
+    assert all(len(STAGES[f"seeds_{setting}"]) == 7 * 7 for setting in experiments.MORE_SEEDS_SETTINGS)
+
+
+def test_hyperparameters_are_those_of_table_3():
+    run = Run("paper", "adaptive_kl_0.03", "Hopper-v4", 0)
+    assert experiments.hyperparameters(run) == {
+        "n_steps": 2048,
+        "learning_rate": 3e-4,
+        "n_epochs": 10,
+        "batch_size": 64,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.0,
+        "vf_coef": 1.0,
+        "max_grad_norm": None,
+        "normalize_advantage": "batch",
+        "policy_kwargs": {"log_std_init": 0.0, "optimizer_kwargs": {"eps": 1e-5}},
+        "kl_target": 0.03,
+        "init_kl_coef": 1.0,
+    }
+    sb3 = experiments.hyperparameters(Run("sb3", "none", "Hopper-v4", 0))
+    assert (sb3["max_grad_norm"], sb3["normalize_advantage"], sb3["kl_coef"]) == (0.5, True, 0.0)
+
+
+TABLE_4 = {"n_steps": 512, "n_epochs": 15, "batch_size": 4096, "gamma": 0.99, "gae_lambda": 0.95}
+TABLE_5 = {"n_steps": 128, "learning_rate": "lin_2.5e-4", "n_epochs": 3, "batch_size": 32 * 8, "gamma": 0.99}
+TABLE_5 |= {"gae_lambda": 0.95, "n_envs": 8, "clip_range": "lin_0.1", "vf_coef": 1.0, "ent_coef": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "expected"),
+    [
+        ("table4_roboschool", "RoboschoolHumanoid-v1", TABLE_4 | {"n_envs": 32}),
+        ("table4_roboschool", "RoboschoolHumanoidFlagrun-v1", TABLE_4 | {"n_envs": 128}),
+        ("table4_roboschool", "RoboschoolHumanoidFlagrunHarder-v1", TABLE_4 | {"n_envs": 128}),
+        ("table5_atari", "atari", TABLE_5 | {"n_timesteps": 10_000_000}),
+    ],
+)
+def test_files_for_the_zoo_are_tables_4_and_5(name, env, expected):
+    entry = yaml.safe_load((ROOT / "hyperparams" / "paper" / f"{name}.yml").read_text(encoding="utf-8"))[env]
+    assert {key: entry[key] for key in expected} == expected
+    assert {"n_timesteps", "policy"} <= entry.keys()
+
+
+def test_table_3_trains_in_the_zoo(tmp_path):
+    conf = ROOT / "hyperparams" / "paper" / "table3_mujoco.yml"
+    options = ["--algo", "ppo_klpen", "--env", "Reacher-v4", "-conf", conf, "-params", "kl_target:0.03", "-n", "2048"]
+    command = [sys.executable, "-W", "ignore", "-m", "rl_zoo3.train", *options, "--eval-freq", "-1", "--verbose", "0"]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    model = PPOKLPen.load(tmp_path / "logs" / "ppo_klpen" / "Reacher-v4_1" / "Reacher-v4.zip")
+    assert (model.n_steps, model.batch_size, model.n_epochs, model.kl_target) == (2048, 64, 10, 0.03)
+    assert (model.max_grad_norm, model.normalize_advantage, model.vf_coef) == (None, "batch", 1.0)
+    assert (model.action_space.high > 1e38).all()
+
+
+def test_policy_gradient_is_equation_2():
+    model = experiments.PPOPolicyGradient("MlpPolicy", "Pendulum-v1")
+    terms = Terms(th.tensor([-1.0, -2.0]), th.tensor([0.0, 0.0]), th.tensor([3.0, -0.5]), kl=lambda: th.zeros(2))
+    assert model.objective(terms, {}).tolist() == [-3.0, 1.0]
+
+
+def make_model(variant, setting, env, seed=0):
+    run = Run(variant, setting, env, seed)
+    return training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=seed), compile=False)
+
+
+class Inspect(BaseCallback):
+    """Keeps raw and normalised observations, and what an update is going to learn from."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw = []
+        self.rollouts = []
+
+    def _on_rollout_start(self):
+        self.raw.append(self.training_env.get_original_obs())
+
+    def _on_step(self):
+        self.raw.append(self.training_env.get_original_obs())
+        return True
+
+    def _on_rollout_end(self):
+        buffer = self.locals["rollout_buffer"]
+        with th.no_grad():
+            obs, actions = (th.as_tensor(array[:, 0]).float() for array in (buffer.observations, buffer.actions))
+            _, log_prob, _ = self.model.policy.evaluate_actions(obs, actions)
+        self.rollouts.append((buffer.observations[:, 0].copy(), buffer.log_probs[:, 0].copy(), log_prob.numpy()))
+
+
+def test_observation_filter_is_that_of_ppo1():
+    model, inspect = make_model("paper", "clip_0.2", "Reacher-v4"), Inspect()
+    model.learn(4096, callback=[training.ObservationFilter(model.env), inspect])
+    # Each rollout notes its first observation, which the one before noted as its last
+    raw = np.concatenate(inspect.raw).astype(np.float64)
+    first, second = raw[:2048], raw[2049 : 2049 + 2048]
+    for seen, (normalized, log_probs, recomputed) in zip(([first], [first, second]), inspect.rollouts, strict=True):
+        data = np.concatenate(seen)
+        count = len(data) + 1e-2
+        mean = data.sum(axis=0) / count
+        std = np.sqrt(np.maximum((np.square(data).sum(axis=0) + 1e-2) / count - mean**2, 1e-2))
+        np.testing.assert_allclose(normalized, np.clip((seen[-1] - mean) / std, -5, 5), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(log_probs, recomputed, rtol=1e-6)
+    # Reacher has an observation that is always 0, whose deviation is held at 0.1
+    assert model.env.obs_rms.var.min() == 1e-2
+
+
+def test_kl_is_that_of_the_filtered_observations():
+    """A policy that does not change has none, whatever becomes of its observations between rollout and update."""
+    model = make_model("paper", "adaptive_kl_0.01", "Reacher-v4")
+    model.lr_schedule = lambda progress: 0.0
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100)
+    model.learn(2048, callback=[training.ObservationFilter(model.env)])
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-9)
+
+
+def test_normalized_rewards():
+    model = make_model("normalized_rewards", "none", "Reacher-v4")
+    model.learn(2048, callback=[training.ObservationFilter(model.env)])
+    # Of returns, as in baselines: the first rewards of about -1 are more than a deviation of few returns, and are clipped
+    assert model.rollout_buffer.rewards.min() == -10
+    assert np.abs(model.rollout_buffer.rewards[1000:]).max() < 1
+    # The score is of the returns as they are
+    assert np.mean([episode["r"] for episode in model.ep_info_buffer]) < -50
+
+
+def test_variants_change_one_thing():
+    paper, raw, annealed, epsilon, advantages = (
+        make_model(variant, "none", "HalfCheetah-v4")
+        for variant in ("paper", "raw_observations", "annealed", "small_epsilon", "raw_advantages")
+    )
+    assert isinstance(raw.env, DummyVecEnv)
+    assert [model.lr_schedule(0.5) for model in (paper, annealed)] == [3e-4, 1.5e-4]
+    assert [model.policy.optimizer.param_groups[0]["eps"] for model in (paper, epsilon)] == [1e-5, 1e-8]
+    assert (paper.normalize_advantage, advantages.normalize_advantage) == ("batch", False)
+    for other in (raw, annealed, epsilon, advantages):
+        assert all(map(th.equal, paper.policy.parameters(), other.policy.parameters()))
+
+
+def test_initial_policy_is_that_of_ppo1():
+    model = make_model("paper", "none", "Hopper-v4", seed=3)
+    for name, parameter in model.policy.named_parameters():
+        if name == "log_std" or name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            norm = 0.01 if name.startswith("action_net") else 1.0
+            np.testing.assert_allclose(parameter.detach().norm(dim=1), norm, rtol=1e-5)
+    assert model.policy.mlp_extractor.policy_net[0].weight.shape == (64, 11)
+
+
+def test_a_run_that_diverges_is_a_result(monkeypatch):
+    def learn(self, timesteps, callback):
+        self.num_timesteps = 300
+        callback[1].returns, callback[1].lengths = [1.0, 3.0], [100, 150]
+        raise NonFiniteUpdateError("policy")
+
+    monkeypatch.setattr(PPOFixedKL, "learn", learn)
+    result = training.train(Run("paper", "none", "Reacher-v4", 0), 2048, "")
+    assert (result.row["diverged"], result.row["steps"], result.row["score"]) == (True, 300, 2.0)
+
+
+def call(*arguments, **kwargs):
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.paper", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+N_RUNS = 8
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """The results of tiny runs, killed once and taken up again."""
+    directory = tmp_path_factory.mktemp("paper")
+    selection = [
+        "--settings",
+        "clip_0.2",
+        "adaptive_kl_0.01",
+        "uniform",
+        "untrained",
+        "--envs",
+        "Reacher-v4",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    arguments = ("run", *selection, "--stages", "table1", "--results", directory, "--timesteps", "4096", "--jobs", "2")
+    killed = call(*arguments, start_new_session=True)
+    while len(list(directory.glob("curves/*.npz"))) < 3:
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in directory.glob("curves/*.npz")}
+    assert 3 <= len(finished) < N_RUNS
+    resumed = call(*arguments)
+    output, _ = resumed.communicate()
+    assert resumed.returncode == 0, output
+    # None of the finished ones was made again
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    return directory
+
+
+def test_each_run_has_one_row(directory):
+    with (directory / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({(row["setting"], row["env"], row["seed"]) for row in rows}) == N_RUNS
+    for row in rows:
+        result = Results(directory).load(Run(row["variant"], row["setting"], row["env"], int(row["seed"])))
+        assert {name: str(value) for name, value in result.row.items()} == row
+        assert len(result.curves["returns"]) == int(row["episodes"])
+        assert float(row["score"]) == pytest.approx(result.curves["returns"][-100:].mean(), abs=1e-3)
+        if row["setting"] in SETTINGS:
+            assert int(row["steps"]) == 4096
+            assert len(result.curves["kl"]) == len(result.curves["kl_coef"]) == 2
+    assert Results(directory).load(Run("paper", "adaptive_kl_0.01", "Reacher-v4", 0)).curves["kl_coef"][0] == 1
+
+
+def test_commands_make_runs_again(directory, tmp_path, capsys, monkeypatch):
+    selection = ["--settings", "clip_0.2", "--envs", "Reacher-v4", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["paper", "commands", "--results", str(directory), *selection])
+    assert main() == 0
+    # Without what checks out the commit
+    printed = capsys.readouterr().out.strip().split(" && ")[-1]
+    assert printed.startswith("python -m benchmarks.paper run ")
+    again = call(*shlex.split(printed, comments=True)[3:-1], tmp_path)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    run = Run("paper", "clip_0.2", "Reacher-v4", 1)
+    expected, actual = Results(directory).load(run), Results(tmp_path).load(run)
+    np.testing.assert_array_equal(actual.curves["returns"], expected.curves["returns"])
+
+
+def test_compiled_runs_are_reproducible(monkeypatch):
+    original = training.make_model
+    monkeypatch.setattr(training, "make_model", lambda run, env: original(run, env, compile=True))
+    first, second = (training.train(Run("paper", "adaptive_kl_0.01", "Reacher-v4", 0), 4096, "") for _ in range(2))
+    for name, curve in first.curves.items():
+        np.testing.assert_array_equal(second.curves[name], curve)
+
+
+def test_constants_are_frozen_once(directory, tmp_path):
+    results, path = Results(directory), tmp_path / "constants.csv"
+    runs = list(results.rows())
+    freeze(results, path, runs)
+    with pytest.raises(FileExistsError):
+        freeze(results, path, runs)
+    scores = {(run.setting, run.seed): row["score"] for run, row in results.rows().items()}
+    of_env = read_constants(path)["Reacher-v4"]
+    best = max((key for key in scores if key[0] in SETTINGS), key=scores.get)
+    assert (of_env["best_run_of"], of_env["best_run"]) == (best[0], pytest.approx(scores[best], abs=1e-4))
+    assert of_env["untrained"] == pytest.approx((scores["untrained", 0] + scores["untrained", 1]) / 2, abs=1e-4)
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from benchmarks.paper import runner
+from benchmarks.paper.experiments import Run
+from benchmarks.paper.results import Results
+
+class Attempts(Results):
+    def save(self, run, result):
+        with open(self.directory / f"{run.name}.attempts", "a") as file:
+            file.write("x")
+        if run.seed == 2:
+            os._exit(1)
+        if run.seed == 3 or run.seed == 1 and os.path.getsize(file.name) == 1:
+            raise ArithmeticError("it broke")
+        super().save(run, result)
+
+runner.INTERVAL = 0.01
+runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(5)]
+print(runner.run_all(runs, 1, Attempts(Path(sys.argv[1])), int(sys.argv[2]), "loky"))
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_failed_and_killed_runs_are_tried_again_and_named(tmp_path, jobs):
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, tmp_path, jobs]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    names = ["paper-uniform-InvertedPendulum-v4-2", "paper-uniform-InvertedPendulum-v4-3"]
+    assert result.stdout.strip() == str(names), result.stderr
+    assert "ArithmeticError: it broke" in result.stderr
+    assert {run.seed for run in Results(tmp_path).rows()} == {0, 1, 4}
+    assert all(len((tmp_path / f"{name}.attempts").read_text()) >= 2 for name in names)
+
+
+def test_ray(tmp_path):
+    pytest.importorskip("ray")
+    selection = ["--stages", "table1", "--settings", "uniform", "clip_0.2", "--envs", "Reacher-v4", "--seeds", "0"]
+    process = call("run", *selection, "--results", tmp_path, "--timesteps", "2048", "--backend", "ray", "--jobs", "2")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert {run.name for run in Results(tmp_path).rows()} == {"paper-uniform-Reacher-v4-0", "paper-clip_0.2-Reacher-v4-0"}
+    # By Ray's workers, not here
+    assert "PoolActor" in output
+
+
+def test_runs_of_another_length_and_other_programs_are_refused(directory, tmp_path, capsys, monkeypatch):
+    arguments = ["run", "--results", str(directory), "--timesteps", "2048", "--settings", "clip_0.2"]
+    monkeypatch.setattr(sys, "argv", ["paper", *arguments])
+    assert main() == 2
+    assert "timesteps is 2048, but" in capsys.readouterr().err
+    # Of a run that was killed
+    unfinished = tmp_path / "curves" / "paper-clip_0.2-Reacher-v4-0abc.unfinished"
+    unfinished.parent.mkdir()
+    unfinished.touch()
+    with Results(tmp_path).lock(), pytest.raises(ValueError, match=f"Another program is making runs in {tmp_path}"):
+        runner.run_all([Run("paper", "uniform", "Reacher-v4", 0)], 1, Results(tmp_path), 1, "sequential")
+    assert not unfinished.exists()
+
+
+def test_committed_results_are_complete():
+    """Each file has its row, and each seed of a task the same first rollout with all settings, to the last bit."""
+    results = Results(DEFAULT)
+    with results.table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{name: str(value) for name, value in row.items()} for _, row in sorted(results.rows().items())]
+    assert {row["timesteps"] for row in rows} == {"1000000"}
+    for env, seed in ((env, seed) for env in TASKS for seed in SEEDS):
+        curves = [results.load(Run("paper", setting, env, seed)).curves for setting in SETTINGS]
+        first = {tuple(curve["returns"][curve["lengths"].cumsum() <= 2048].tolist()) for curve in curves}
+        assert len(first) == 1, (env, seed)
+        assert len(first.pop()) >= 2
+
+
+def test_tables_in_the_documents_are_those_of_the_committed_results(tmp_path):
+    freeze(Results(DEFAULT), tmp_path / "constants.csv", STAGES["table1"])
+    assert (tmp_path / "constants.csv").read_text() == CONSTANTS.read_text()
+    study = tables.Study(Results(DEFAULT), CONSTANTS)
+    for path in tables.DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        assert tables.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"
+    names = re.findall(r"<!-- table: (\w+) -->\n\n\|", tables.DOCUMENTS[0].read_text(encoding="utf-8"))
+    assert sorted(names) == sorted(tables.TABLES)
+    drawn_from = figures.of_runs(study.table_1)
+    for name in ("figure1", "figure2", "learning_curves", "performance_profile", "kl"):
+        assert drawn_from in (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def copy_of_results(directory, without):
+    (directory / "curves").mkdir()
+    for path in (DEFAULT / "curves").glob("*.npz"):
+        if path.stem != without:
+            (directory / "curves" / path.name).symlink_to(path)
+    return Results(directory)
+
+
+def test_missing_runs_are_named(tmp_path, capsys, monkeypatch):
+    results = copy_of_results(tmp_path, without="paper-clip_0.2-Reacher-v4-2")
+    with pytest.raises(MissingRunsError, match=r"1 of 294 runs are missing: paper-clip_0\.2-Reacher-v4-2"):
+        rows_of(results, STAGES["table1"])
+    selection = ["--results", str(tmp_path), "--settings", "clip_0.2", "--stages", "table1"]
+    monkeypatch.setattr(sys, "argv", ["paper", "status", *selection])
+    assert main() == 1
+    assert "missing: Reacher-v4 seed 2\n" in capsys.readouterr().out
+    for arguments, error in (
+        (["table_1"], "1 of 294 runs are missing: paper-clip_0.2-Reacher-v4-2"),
+        (["parts", "table1"], "There is no table table1, but only table_1, "),
+        (["--constants", str(tmp_path / "none.csv")], "none.csv does not exist: once all runs of Table 1 are there"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["paper", "tables", "--results", str(tmp_path), *arguments])
+        assert main() == 2
+        assert error in capsys.readouterr().err
+
+
+def test_damaged_and_renamed_files_are_named(tmp_path):
+    path = DEFAULT / "curves" / "paper-clip_0.2-Reacher-v4-2.npz"
+    (tmp_path / "curves").mkdir()
+    copy = tmp_path / "curves" / path.name
+    copy.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"paper-clip_0\.2-Reacher-v4-2\.npz cannot be read"):
+        Results(tmp_path).rows()
+    copy.unlink()
+    copy.with_stem("paper-clip_0.2-Reacher-v4-3").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"v4-3.npz has the run paper-clip_0.2-Reacher-v4-2: its name"):
+        Results(tmp_path).rows()
+
+
+def test_cells_of_table_1():
+    # In each task 79, 80 and 81 of 100; with the policy before training as 0, HalfCheetah has 279, 280 and 281 of 300
+    scores = made_up_scores({"clip_0.2": [79, 80, 81]})
+    # Deviation 0.01: to either side, the interval is 2.145 (t, 14 degrees of freedom) sqrt(7 / 3) 0.01 / 7 = 0.005, and that
+    # of the difference from the paper sqrt(2) times as much
+    cells = "0.82 | 0.80 (0.80 to 0.80) | -0.02 (-0.03 to -0.01) | 0.82 (0.81 to 0.82) | 21"
+    assert tables._table_1(scores).splitlines()[-1] == f"| Clipping, epsilon = 0.2 | {cells} |"
+    # 80 of 90
+    assert "| 0.82 | 0.80 (0.80 to 0.80) | 0.89 (" in tables._readings(scores)
+
+
+def test_cells_of_no_clipping():
+    # With the policy before training as 0, HalfCheetah has (-300 + 200) / 300; on average (-3 + 6 * 0.1) / 7 and
+    # (-1 / 3 + 6 * 0.1) / 7
+    text = tables._no_clipping(made_up_scores({"none": [10, 10, 10]}, {"none": [-301, -300, -299]}))
+    assert "| HalfCheetah | -301, -300, -299 | -3.00 | -0.33 | 3 |" in text
+    assert "| Hopper | 10.0, 10.0, 10.0 | 0.10 | 0.10 | 0 |" in text
+    assert re.search(r"\| all \|  \| -0\.34 \(.*\| 0\.04 \(.*\| 3 of 21 \|", text)
+    assert "| all but HalfCheetah |  | 0.10 (0.10 to 0.10) | 0.10 (0.10 to 0.10) |  |" in text
+
+
+def made_up_scores(returns, on_cheetah=None):
+    """Scores of which 0 is 0, and -200 on HalfCheetah before training; the best run has 100, and the best setting 90."""
+    rows = {
+        Run("paper", setting, env, seed): {"score": score, "timesteps": 1, "diverged": False}
+        for setting in returns
+        for env in TASKS
+        for seed, score in enumerate((on_cheetah if on_cheetah and env == TASKS[0] else returns)[setting])
+    }
+    constants = {
+        env: {"uniform": 0, "untrained": -200 if env == TASKS[0] else 0, "best_run": 100, "best_setting": 90} for env in TASKS
+    }
+    return Scores(rows, constants)
+
+
+def test_numbers_in_cells():
+    scores = [tables.format_score(score) for score in (-0.001, 0.125, -99.994, -1234.5)]
+    assert scores == ["0.00", "0.12", "-99.99", "-1.2e+03"]
+    assert [tables.format_p(p) for p in (0.0004, 0.0456, 0.456)] == ["< 0.001", "0.046", "0.46"]
+    returns = [tables.format_return(number) for number in (-3.25, 99.96, 1443.4, -14018407.3)]
+    assert returns == ["-3.2", "100.0", "1443", "-1.4e+07"]
+
+
+def test_running_score():
+    curves = {"lengths": np.array([10, 10, 20]), "returns": np.array([1.0, 3.0, 8.0])}
+    scores = figures.running_score(curves, np.array([5, 10, 25, 40, 100]))
+    np.testing.assert_allclose(scores, [np.nan, 1, 2, 4, 4])
+
+
+def test_running_geometric_mean():
+    curves = [np.array([1.0, 4.0, 2.0]), np.array([4.0])]
+    # 2, 4, 2 over the curves
+    np.testing.assert_allclose(figures.running_geometric_mean(curves, 2), [8**0.5, 8**0.5])
+    np.testing.assert_allclose(figures.running_geometric_mean(curves, 20), [16 ** (1 / 3)])
+
+
+def test_figure_2_is_that_of_the_paper():
+    # theta_old, halfway, theta
+    positions, values = figures.interpolate(points=9)
+    assert positions[[1, 3, 5]].tolist() == [0, 0.5, 1]
+    kl, cpi, _, clip = values.values()
+    np.testing.assert_allclose([kl[1], cpi[1], clip[1]], 0, atol=1e-6)
+    # Equation (7) is a lower bound of equation (6), and turns down beyond theta
+    assert (clip <= cpi + 1e-6).all()
+    assert 0 < clip[3] < clip[5]
+    assert clip[-1] < clip[5] < cpi[5] < cpi[-1]
+    assert 0.001 < kl[5] < 0.1
+
+
+def test_figures_are_drawn(directory, tmp_path):
+    results, runs = Results(directory), list(Results(directory).rows())
+    # Runs so short are not better than a random policy
+    (tmp_path / "constants.csv").write_text(
+        "env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of\nReacher-v4,-200,-190,-4,clip_0.2,-5,clip_0.2\n"
+    )
+    constants = read_constants(tmp_path / "constants.csv")
+    figures.draw(results, tmp_path / "figures", tmp_path / "constants.csv", runs)
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * 5
+    drawn_from = figures.of_runs(Scores(rows_of(results, runs), constants))
+    assert drawn_from in (tmp_path / "figures" / "kl.svg").read_text(encoding="utf-8")
+    assert figures.of_runs(Scores(rows_of(results, runs[1:]), constants)) != drawn_from

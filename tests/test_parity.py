@@ -1,0 +1,506 @@
+"""PPOClip(compile=False) is SB3's PPO bit for bit, with fast lanes and without, and the variants are each other in places."""
+
+import functools
+import inspect
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from support import (
+    ACTION_SPACES,
+    OBSERVATION_SPACES,
+    POLICIES,
+    ClonesInForward,
+    DropoutExtractor,
+    FlatValues,
+    FunctionExtractor,
+    HalvedAdvantages,
+    InEachRollout,
+    InEachStep,
+    InPlaceExtractor,
+    NoisyExtractor,
+    OwnNetworks,
+    OwnPolicy,
+    RunningMeanExtractor,
+    SpaceEnv,
+    assert_same_training,
+    buffer_arrays,
+    equal,
+    space_env,
+    train,
+)
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, policies, ppo, rollout
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """Trains SB3's PPO, and PPOClip without and with fast lanes, which must be the same; returns the first and the last."""
+
+    def trained(policy, make_env, **kwargs):
+        expected = train(PPO, policy, make_env, **kwargs)
+        for switch in ("0", "1"):
+            monkeypatch.setenv(lanes.SWITCH, switch)
+            actual = train(PPOClip, policy, make_env, compile=False, **kwargs)
+            assert_same_training(expected, actual)
+        return expected, actual
+
+    return trained
+
+
+@pytest.mark.parametrize("action", ACTION_SPACES)
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+def test_policies_and_spaces(observation, action, both):
+    expected, _ = both(POLICIES[observation], space_env(observation, action), n_updates=2, n_epochs=2)
+    # The training did something
+    assert expected[1][-1]["train/approx_kl"] > 0
+
+
+class OwnOrder(RolloutBuffer):
+    """A custom rollout buffer with a random generator of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rng = np.random.default_rng(0)
+
+    def get(self, batch_size=None):
+        *_, everything = super().get()
+        for index in np.split(self.rng.permutation(self.buffer_size * self.n_envs), 4):
+            yield type(everything)(*(tensor[index] for tensor in everything))
+
+
+class OtherSamples(NamedTuple):
+    """Samples in an order of their own, with a field more."""
+
+    weights: th.Tensor
+    observations: th.Tensor
+    returns: th.Tensor
+    actions: th.Tensor
+    advantages: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+
+
+class WithOtherSamples(RolloutBuffer):
+    """A custom rollout buffer whose samples are no tuple of SB3's."""
+
+    def get(self, batch_size=None):
+        for samples in super().get(batch_size):
+            yield OtherSamples(weights=th.ones(len(samples.returns)), **samples._asdict())
+
+
+class LinearExtractor(DropoutExtractor):
+    def forward(self, observations):
+        return self.layers[0](observations)
+
+
+def extractor(cls):
+    return {"policy_kwargs": {"features_extractor_class": cls}}
+
+
+SETTINGS = {
+    "truncated minibatches": {"batch_size": 17},
+    "truncated to one sample": {"batch_size": 25},
+    "larger than the rollout": {"batch_size": 100},
+    "entropy": {"ent_coef": 0.02, "vf_coef": 0.8},
+    "no advantage normalization": {"normalize_advantage": False, "batch_size": 1, "n_epochs": 1, "n_steps": 13},
+    "value clipping": {"clip_range_vf": 0.1},
+    "early stop": {"target_kl": 1e-3, "learning_rate": 3e-3},
+    "schedules": {name: LinearSchedule(0.3, 0.0, 1.0) for name in ("learning_rate", "clip_range", "clip_range_vf")},
+    "gradient norm": {"max_grad_norm": 0.01},
+    "sde": {"use_sde": True, "sde_sample_freq": 4},
+    "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
+    "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "net_arch": [16]}},
+    "optimizer": {
+        "policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"momentum": 0.5}, "ortho_init": False}
+    },
+    "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
+    "dropout and batch norm": extractor(DropoutExtractor),
+    "noise in evaluation": extractor(NoisyExtractor),
+    "running mean": extractor(RunningMeanExtractor),
+    "function that refers to its module": extractor(FunctionExtractor),
+    "overwritten input": extractor(InPlaceExtractor),
+    "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
+    "custom buffer, extractor with parameters": {"rollout_buffer_class": HalvedAdvantages, **extractor(LinearExtractor)},
+    "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
+    "custom buffer with other samples": {"rollout_buffer_class": WithOtherSamples},
+    "numbers of NumPy": {"gamma": np.float64(0.97), "gae_lambda": np.float64(0.9), "batch_size": np.int64(13)},
+    "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
+    "other activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "net_arch": {"pi": [8], "vf": [16, 8]}}},
+    "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
+    "gamma and lambda": {"gamma": 0.9, "gae_lambda": 0.7},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_settings(setting, both):
+    kwargs = SETTINGS[setting]
+    # 52 samples a rollout, or 26
+    make_env = space_env("box", "box", n_envs=1 if setting == "truncated to one sample" else 2)
+    expected, _ = both("MlpPolicy", make_env, n_updates=2, resume=True, **kwargs)
+    if setting == "early stop":
+        # 2 * 2 updates of 3 epochs, had none ended early
+        assert 4 < expected[0]._n_updates < 12
+
+
+@pytest.mark.parametrize("off", ["adam", "advantages", "buffer", "env", "mlp"])
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_each_lane_by_itself_changes_nothing(off, action, monkeypatch):
+    def make_env():
+        return VecNormalize(space_env("box", action)())
+
+    expected = train(PPOClip, "MlpPolicy", make_env, compile=False)
+    asked, served = set(), set()
+
+    def lane(name, *objects):
+        asked.add(name)
+        made = None if name == off else lanes.lane(name, *objects)
+        served.update([name] if made is not None else [])
+        return made
+
+    for module in (policies, ppo, rollout):
+        monkeypatch.setattr(module, "lane", lane)
+    assert_same_training(expected, train(PPOClip, "MlpPolicy", make_env, compile=False))
+    assert asked == {"adam", "advantages", "buffer", "env", "mlp"}
+    assert served == asked - {off}
+
+
+def test_switch_of_the_lanes(monkeypatch):
+    policy = PPOClip("MlpPolicy", "Pendulum-v1").policy
+    assert lanes.lane("mlp", policy) is not None
+    monkeypatch.setenv("SB3_PPO_VARIANTS_FAST", "0")
+    assert lanes.lane("mlp", policy) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3)])
+def test_actions_of_several_dimensions(shape, both):
+    make = functools.partial(SpaceEnv, OBSERVATION_SPACES["box"], spaces.Box(-0.5, 0.5, shape, np.float32))
+    both("MlpPolicy", functools.partial(make_vec_env, make, n_envs=2, seed=0))
+
+
+class OverwritesActions(OwnPolicy):
+    def evaluate_actions(self, obs, actions):
+        return super().evaluate_actions(obs, actions.mul_(0.5))
+
+
+class MovingAverage(OwnPolicy):
+    """Each evaluation changes a parameter."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.average = th.nn.Parameter(th.zeros_like(self.value_net.weight), requires_grad=False)
+
+    def evaluate_actions(self, obs, actions):
+        with th.no_grad():
+            self.average.lerp_(self.value_net.weight, 0.1)
+        return super().evaluate_actions(obs, actions)
+
+
+class InFloat64(OwnPolicy):
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return values, log_prob.double(), entropy
+
+
+class GradientPenalty(OwnPolicy):
+    """Needs gradients in its evaluation."""
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        (gradient,) = th.autograd.grad(log_prob.sum(), self.action_net.bias, create_graph=True)
+        return values + 1e-3 * gradient.norm(), log_prob, entropy
+
+
+@pytest.mark.parametrize("buffer", [None, HalvedAdvantages])
+@pytest.mark.parametrize(
+    "policy", [OwnPolicy, FlatValues, ClonesInForward, OverwritesActions, MovingAverage, InFloat64, GradientPenalty]
+)
+def test_custom_policies(policy, buffer, both):
+    _, actual = both(policy, space_env("box", "box"), n_updates=2, rollout_buffer_class=buffer)
+    assert actual[1][-1]["train/kl"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout")
+def test_policy_that_does_not_act_by_the_distribution_that_it_returns(both):
+    both(OwnNetworks, space_env("box", "box"))
+
+
+def test_policy_that_overwrites_its_input_only_in_the_update(both):
+    both(ClonesInForward, space_env("box", "box"), **extractor(InPlaceExtractor))
+
+
+class TwoLikeliest(ActorCriticPolicy):
+    """Never takes any but the two likeliest actions, so that an update may rule out what was taken."""
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        logits = self.action_net(latent_pi)
+        ruled_out = logits < logits.topk(2).values[..., -1:]
+        return self.action_dist.proba_distribution(logits.masked_fill(ruled_out, -th.inf))
+
+
+def test_kl_that_is_infinite_is_but_logged(both):
+    kwargs = {"learning_rate": 0.01}
+    make_env = space_env("box", "discrete")
+    expected, actual = both(TwoLikeliest, make_env, **kwargs)
+    assert actual[1][-1]["train/kl"] == actual[1][-1]["train/approx_kl"] == np.inf
+    assert_same_training(expected, train(PPOFixedKL, TwoLikeliest, make_env, clip_range=0.2, kl_coef=0, **kwargs))
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        train(PPOFixedKL, TwoLikeliest, make_env, **kwargs)
+
+
+def beside(model):
+    """Modules that the loss does not depend on."""
+    model.policy.beside = th.nn.Linear(3, 3)
+    model.policy.mlp_extractor.beside = th.nn.Linear(3, 3)
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-4)
+
+
+def freeze(model):
+    model.policy.log_std.requires_grad_(False)
+    model.policy.mlp_extractor.policy_net[0].weight.requires_grad_(False)
+
+
+def as_a_buffer(model):
+    log_std = model.policy.log_std.detach().clone() - 1
+    del model.policy.log_std
+    model.policy.register_buffer("log_std", log_std)
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-4)
+
+
+class Double(th.nn.Flatten):
+    def forward(self, observations):
+        return 2 * super().forward(observations)
+
+
+def replace_a_module(model):
+    model.policy.features_extractor.flatten = Double()
+
+
+@pytest.mark.parametrize("change", [beside, freeze, as_a_buffer, replace_a_module])
+def test_policies_that_are_changed_before_training(change, both):
+    make_env = space_env("box", "box")
+    expected, _ = both("MlpPolicy", make_env, change=change)
+    assert not equal(expected[0].policy.state_dict(), train(PPO, "MlpPolicy", make_env)[0].policy.state_dict())
+
+
+def test_parameters_with_different_numbers_of_steps():
+    """Adam counts those of each parameter."""
+
+    def trained(cls, **kwargs):
+        model, _ = train(cls, "MlpPolicy", space_env("box", "box"), policy_kwargs={"net_arch": [8]}, **kwargs)
+        del model.policy.optimizer.state[model.policy.log_std]
+        model.learn(52, reset_num_timesteps=False)
+        return model.policy.state_dict(), model.policy.optimizer.state_dict()
+
+    assert equal(trained(PPO), trained(PPOClip, compile=False))
+
+
+def assign(model):
+    weight = model.policy.action_net.weight
+    weight.data = 1.01 * weight.data
+
+
+CHANGES_IN_A_ROLLOUT = {
+    "data of log_std": lambda model: model.policy.log_std.data.sub_(0.01),
+    "vector of parameters": lambda model: model.policy.load_from_vector(0.99 * model.policy.parameters_to_vector()),
+    "data of a weight": assign,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_IN_A_ROLLOUT)
+def test_parameters_may_change_in_a_rollout(change, both):
+    callback = InEachStep(CHANGES_IN_A_ROLLOUT[change])
+    both("MlpPolicy", space_env("box", "box"), callback=callback)
+
+
+def test_callbacks_see_gradients_and_steps(fast):
+    seen = []
+
+    def count(model):
+        model.policy.optimizer.register_step_post_hook(lambda *_: seen.append("step"))
+
+    def keep(model):
+        seen.append([parameter.grad for parameter in model.policy.parameters()])
+
+    runs = []
+    for change in (None, count):
+        for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+            seen.clear()
+            train(cls, "MlpPolicy", space_env("box", "box"), change=change, callback=InEachRollout(keep), **kwargs)
+            runs.append(list(seen))
+    assert equal(*runs[:2])
+    assert equal(*runs[2:])
+    # 3 updates of 3 epochs of 4 minibatches; the gradients of the last one before each rollout
+    assert runs[2].count("step") == 36
+    assert [gradients[0] is not None for gradients in runs[0]] == [False, True, True]
+
+
+def test_update_that_ends_before_its_first_step(both):
+    callback = InEachStep(lambda model: model.policy.log_std.data.sub_(0.05))
+    _, actual = both("MlpPolicy", space_env("box", "box"), target_kl=1e-9, callback=callback)
+    assert actual[0].policy.optimizer.state_dict()["state"] == {}
+    assert "train/grad_norm" not in actual[1][-1]
+
+
+def test_hooks_for_all_modules_and_optimizers_are_called():
+    calls = []
+    handles = [
+        register_optimizer_step_post_hook(lambda *_: calls.append("step")),
+        th.nn.modules.module.register_module_forward_hook(lambda *_: calls.append("forward")),
+    ]
+    try:
+        counts = []
+        for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+            calls.clear()
+            train(cls, "MlpPolicy", space_env("box", "box"), n_updates=1, **kwargs)
+            counts.append((calls.count("step"), calls.count("forward")))
+    finally:
+        for handle in handles:
+            handle.remove()
+    # 3 epochs of 4 minibatches; the KL takes passes of its own
+    assert counts[0][0] == counts[1][0] == 12
+    assert counts[1][1] >= counts[0][1] > 26
+
+
+def patch(owner, name, change):
+    method = getattr(owner, name)
+    setattr(owner, name, lambda *args, **kwargs: change(method(*args, **kwargs)))
+
+
+CHANGED_METHODS = {
+    "forward_actor": lambda model: patch(model.policy.mlp_extractor, "forward_actor", lambda latent: 2 * latent),
+    "log_prob": lambda model: patch(model.policy.action_dist, "log_prob", lambda log_prob: 1.1 * log_prob),
+    "evaluate": lambda model: patch(model.policy, "evaluate_actions", lambda result: (1.5 * result[0], *result[1:])),
+    "step_wait": lambda model: patch(model.env, "step_wait", lambda step: (step[0], 0.5 * step[1], *step[2:])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_METHODS)
+def test_without_lanes_changed_methods_are_called(change, monkeypatch):
+    """Lanes do not see methods that are set on objects of SB3's own classes."""
+    monkeypatch.setenv(lanes.SWITCH, "0")
+    kwargs = {"policy": "MlpPolicy", "make_env": space_env("box", "box"), "n_updates": 2}
+    unchanged, _ = train(PPO, **kwargs)
+    expected, _ = train(PPO, change=CHANGED_METHODS[change], **kwargs)
+    actual, _ = train(PPOClip, change=CHANGED_METHODS[change], compile=False, **kwargs)
+    assert equal(expected.policy.state_dict(), actual.policy.state_dict())
+    assert not equal(expected.policy.state_dict(), unchanged.policy.state_dict())
+
+
+class MissingEnv(SpaceEnv):
+    def step(self, action):
+        observation, *rest = super().step(action)
+        observation[self.steps % 5] = np.nan if self.steps % 2 else np.inf
+        return observation, *rest
+
+
+class Cleans(DropoutExtractor):
+    """Knows what to do with observations that are missing or infinite."""
+
+    def forward(self, observations):
+        return self.layers[0](th.nan_to_num(observations, nan=0.0, posinf=1.0, neginf=-1.0))
+
+
+def test_policy_that_cleans_its_observations(both):
+    both("MlpPolicy", space_env("box", "box", env_class=MissingEnv), **extractor(Cleans))
+
+
+@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
+def test_arguments_of_sb3(cls):
+    theirs, ours = (list(inspect.signature(c).parameters.values()) for c in (PPO, cls))
+    assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
+    for a, b in zip(theirs, ours, strict=False):
+        # What makes a KL variant: no clipping
+        assert (a.default == b.default) == (a.name != "clip_range" or cls is PPOClip), a.name
+        assert a.kind == b.kind
+    assert all(p.kind == inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+def test_vec_normalize_and_a_real_environment(both):
+    def make_env():
+        return VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=5))
+
+    expected, actual = both("MlpPolicy", make_env, n_updates=2, n_steps=250, batch_size=100, n_epochs=2)
+    assert equal(*(vars(model.get_vec_normalize_env().obs_rms) for model, _ in (expected, actual)))
+
+
+def test_environments_in_other_processes():
+    def make_env():
+        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
+        return VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=5, **kwargs))
+
+    kwargs = {"policy": "MlpPolicy", "make_env": make_env, "n_updates": 2, "n_epochs": 1}
+    assert_same_training(train(PPO, **kwargs), train(PPOClip, compile=False, **kwargs))
+
+
+class FirstTheCritic(PPOClip):
+    """Its objective does not depend on the policy."""
+
+    objective = staticmethod(lambda terms, coef: th.zeros_like(terms.advantages))
+
+
+def sb3s_critic(model):
+    """SB3's PPO with the same loss: 0 times the policy's part of it."""
+    evaluate_actions = model.policy.evaluate_actions
+
+    def without_gradients(obs, actions):
+        values, log_prob, entropy = evaluate_actions(obs, actions)
+        return values, log_prob.detach(), entropy
+
+    model.policy.evaluate_actions = without_gradients
+
+
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_objective_that_does_not_depend_on_the_policy(action, fast):
+    make_env = space_env("box", action)
+    # With an entropy of weight 0, which has gradients of 0
+    expected, _ = train(PPO, "MlpPolicy", make_env, change=sb3s_critic)
+    actual, rows = train(FirstTheCritic, "MlpPolicy", make_env, compile=False)
+    assert equal(expected.policy.state_dict(), actual.policy.state_dict())
+    assert equal(expected.policy.optimizer.state_dict(), actual.policy.optimizer.state_dict())
+    assert rows[-1]["train/policy_gradient_loss"] == rows[-1]["train/approx_kl"] == 0
+    assert rows[-1]["train/grad_norm"] > 0
+
+
+def test_fixed_kl_without_penalty_is_clip():
+    make_env = space_env("box", "box")
+    clip = train(PPOClip, "MlpPolicy", make_env, clip_range=0.15)
+    no_penalty = train(PPOFixedKL, "MlpPolicy", make_env, clip_range=0.15, kl_coef=0)
+    assert_same_training(clip, no_penalty)
+    penalty = train(PPOFixedKL, "MlpPolicy", make_env, clip_range=0.15, kl_coef=1.0)
+    assert not equal(clip[0].policy.state_dict(), penalty[0].policy.state_dict())
+
+
+@pytest.mark.parametrize("clip_range", [None, 0.2])
+def test_adaptive_kl_inside_the_band_is_fixed_kl(clip_range):
+    make_env = space_env("box", "box")
+    kwargs = {"learning_rate": 1e-3, "n_epochs": 5, "clip_range": clip_range}
+    fixed = train(PPOFixedKL, "MlpPolicy", make_env, kl_coef=2.0, **kwargs)
+    kls = [row["train/kl"] for row in fixed[1] if "train/kl" in row]
+    kl_target = (min(kls) * max(kls)) ** 0.5
+    assert max(kls) < 1.5 * kl_target, "the band is too narrow for this test"
+    adaptive = train(PPOKLPen, "MlpPolicy", make_env, init_kl_coef=2.0, kl_target=kl_target, **kwargs)
+    assert_same_training(fixed, adaptive)
+    assert adaptive[0].kl_coef == 2.0
+    # And outside the band it is not
+    other = train(PPOKLPen, "MlpPolicy", make_env, init_kl_coef=2.0, kl_target=100 * kl_target, **kwargs)
+    assert not equal(fixed[0].policy.state_dict(), other[0].policy.state_dict())
+
+
+@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
+def test_same_seed_same_training(cls):
+    make_env = space_env("box", "box")
+    first = train(cls, "MlpPolicy", make_env)
+    assert_same_training(first, train(cls, "MlpPolicy", make_env))
+    other = train(cls, "MlpPolicy", make_env, seed=4)
+    assert not equal(buffer_arrays(first[0]), buffer_arrays(other[0]))

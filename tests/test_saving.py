@@ -1,0 +1,287 @@
+import functools
+import random
+import zipfile
+from typing import ClassVar
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.dqn.policies import DQNPolicy
+from support import equal, space_env
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+
+ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
+KWARGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize(("cls", "use_sde"), [(PPOClip, True), (PPOFixedKL, False), (PPOKLPen, False)])
+def test_save_and_load(cls, use_sde, tmp_path):
+    model = cls("MlpPolicy", "Pendulum-v1", use_sde=use_sde, **KWARGS).learn(128)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model")
+    assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+    assert equal(loaded.policy.optimizer.state_dict(), model.policy.optimizer.state_dict())
+    observation = model.observation_space.sample()
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+    assert loaded.num_timesteps == 128
+    # And on from there
+    loaded.set_env(make_vec_env("Pendulum-v1"))
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 192
+
+
+def random_state():
+    return random.getstate(), np.random.get_state(), th.get_rng_state()
+
+
+def set_random_state(state):
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    th.set_rng_state(state[2])
+
+
+@pytest.mark.parametrize(("cls", "use_sde"), [(PPOClip, True), (PPOFixedKL, False), (PPOKLPen, False)])
+def test_resumed_training_is_the_uninterrupted_one(cls, use_sde, tmp_path):
+    """
+    SB3's ``load`` seeds the generators anew and resets the environment. Where a user keeps both (``force_reset=False``,
+    and the generators' states put back), 2k + 2k steps are bit for bit 4k steps; otherwise they are not, as for SB3's PPO.
+    Schedules see a different progress, which is SB3's too, so they are constant here.
+    """
+    kwargs = {**KWARGS, "n_steps": 250, "batch_size": 125, "use_sde": use_sde, "learning_rate": 1e-3}
+    at_once = cls("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), **kwargs).learn(2000)
+
+    env = make_vec_env("Pendulum-v1", seed=0)
+    first = cls("MlpPolicy", env, **kwargs).learn(1000)
+    first.save(tmp_path / "model")
+    state = random_state()
+    second = cls.load(tmp_path / "model", env=env, force_reset=False, device="cpu")
+    set_random_state(state)
+    second.learn(1000, reset_num_timesteps=False)
+    assert second.num_timesteps == at_once.num_timesteps == 2000
+    assert equal(second.policy.state_dict(), at_once.policy.state_dict())
+    assert equal(second.policy.optimizer.state_dict(), at_once.policy.optimizer.state_dict())
+    assert getattr(second, "kl_coef", None) == getattr(at_once, "kl_coef", None)
+
+    third = cls.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", seed=0), device="cpu")
+    third.learn(1000, reset_num_timesteps=False)
+    assert not equal(third.policy.state_dict(), at_once.policy.state_dict())
+
+
+def test_beta_survives(tmp_path):
+    # Far above every KL: beta is halved in each update
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", kl_target=1e3, **KWARGS).learn(192)
+    assert model.kl_coef == 1 / 8
+    model.save(tmp_path / "model")
+    # RL Zoo's -i passes the hyperparameters of the YAML to load
+    loaded = PPOKLPen.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"), init_kl_coef=1.0, kl_target=1e3)
+    assert loaded.kl_coef == 1 / 8
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.kl_coef == 1 / 16
+    model.learn(64, reset_num_timesteps=False)
+    assert model.kl_coef == 1 / 16
+    assert PPOKLPen.load(tmp_path / "model", kl_coef=3.0).kl_coef == 3.0
+
+
+def test_schedules_and_arguments_of_load(tmp_path):
+    model = PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=lambda progress: 4.0 * progress, ent_coef=lambda _: 0.1, **KWARGS)
+    assert model.kl_coef == 4.0
+    model.learn(128)
+    assert model.kl_coef == 0.0
+    model.save(tmp_path / "model")
+    loaded = PPOFixedKL.load(tmp_path / "model")
+    assert loaded.coefficients() == model.coefficients() == {"ent_coef": 0.1, "vf_coef": 0.5, "kl_coef": 0.0}
+    changed = PPOFixedKL.load(tmp_path / "model", kl_coef=2.5, clip_range=0.1, learning_rate=1e-4, n_epochs=7)
+    assert changed.kl_coef == 2.5
+    assert changed.clip_range(1.0) == 0.1
+    assert changed.lr_schedule(1.0) == 1e-4
+    assert changed.n_epochs == 7
+
+
+def test_model_of_sb3_ppo(tmp_path):
+    """A model that SB3's PPO trained can be trained on with PPOClip, and gives what SB3's PPO gives."""
+    make_env = space_env("box", "box")
+    kwargs = {**KWARGS, "n_steps": 26, "batch_size": 13}
+    PPO("MlpPolicy", make_env(), **kwargs).learn(104).save(tmp_path / "ppo")
+    models = [cls.load(tmp_path / "ppo", env=make_env(), device="cpu").learn(104) for cls in (PPO, PPOClip)]
+    assert equal(models[0].policy.state_dict(), models[1].policy.state_dict())
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_unknown_argument_of_load(cls, tmp_path):
+    cls("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    with pytest.raises(TypeError, match="unexpected keyword argument: clip_rnage"):
+        cls.load(tmp_path / "model", clip_rnage=0.3)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument: policy$"):
+        cls.load(tmp_path / "model", policy="CnnPolicy")
+    with pytest.raises(ValueError, match="n_epochs must be at least 1, but is 0"):
+        cls.load(tmp_path / "model", n_epochs=0)
+    with pytest.raises(ValueError, match="stats_window_size must be at least 1, but is 0"):
+        cls.load(tmp_path / "model", stats_window_size=0)
+    model = cls.load(tmp_path / "model", env=gym.make("Pendulum-v1"), stats_window_size=7).learn(64)
+    assert model.ep_info_buffer.maxlen == 7
+
+
+def arguments(model):
+    """Those whose meaning differs between the classes."""
+    clip_range = model.clip_range and model.clip_range(1.0)
+    return {"clip_range": clip_range, "target_kl": model.target_kl, "kl_coef": getattr(model, "kl_coef", None)}
+
+
+# The saving class, its arguments, the loading class, and what becomes of them there
+@pytest.mark.parametrize(
+    ("saved", "kwargs", "loading", "expected"),
+    [
+        # A clipping in addition to the penalty is not the paper's epsilon; target_kl ends an update everywhere
+        (PPO, {"clip_range": 0.3, "target_kl": 0.5}, PPOClip, (0.3, 0.5, None)),
+        (PPO, {"clip_range": 0.3, "target_kl": 0.5}, PPOFixedKL, (None, 0.5, 3.0)),
+        (PPOClip, {"clip_range": 0.3, "target_kl": 0.5}, PPOKLPen, (None, 0.5, 1.0)),
+        (PPOFixedKL, {"kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOKLPen, (0.3, 0.5, 2.0)),
+        (PPOFixedKL, {"kl_coef": lambda _: 2.0, "target_kl": 0.5}, PPOKLPen, (None, 0.5, 1.0)),
+        (PPOFixedKL, {"kl_coef": 2.0, "target_kl": 0.5}, PPOClip, (0.2, 0.5, None)),
+        (PPOKLPen, {"init_kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOFixedKL, (0.3, 0.5, 2.0)),
+        (PPOKLPen, {"init_kl_coef": 2.0, "clip_range": 0.3, "target_kl": 0.5}, PPOClip, (0.2, 0.5, None)),
+    ],
+)
+def test_arguments_that_mean_something_else_in_another_class(saved, kwargs, loading, expected, tmp_path):
+    saved("MlpPolicy", "Pendulum-v1", **KWARGS, **kwargs).save(tmp_path / "model")
+    model = loading.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"))
+    assert tuple(arguments(model).values()) == expected
+    # From then on a model of the class that has loaded it
+    model.learn(64).save(tmp_path / "again")
+    assert arguments(loading.load(tmp_path / "again")) == arguments(model)
+    given = {"clip_range": 0.4, "target_kl": 0.6}
+    loaded = arguments(loading.load(tmp_path / "model"))
+    assert arguments(loading.load(tmp_path / "model", **given)) == {**loaded, **given}
+    # As with SB3's load, so may custom_objects
+    assert arguments(loading.load(tmp_path / "model", custom_objects=given)) == {**loaded, **given}
+
+
+def test_beta_of_a_loaded_model(tmp_path):
+    PPOKLPen("MlpPolicy", "Pendulum-v1", init_kl_coef=16.0, **KWARGS).save(tmp_path / "model")
+    assert PPOKLPen.load(tmp_path / "model").kl_coef == 16.0
+    # Within the new bounds
+    assert PPOKLPen.load(tmp_path / "model", kl_coef_bounds=(0.1, 2.0), init_kl_coef=1.0).kl_coef == 2.0
+    for beta in (-1.0, 1e7):
+        with pytest.raises(ValueError, match=rf"kl_coef must be .*, but is {beta}"):
+            PPOKLPen.load(tmp_path / "model", kl_coef=beta)
+    PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=np.float32(0.5), **KWARGS).save(tmp_path / "model")
+    assert PPOKLPen.load(tmp_path / "model").kl_coef == 0.5
+    PPOFixedKL("MlpPolicy", "Pendulum-v1", kl_coef=lambda _: 2.0, **KWARGS).save(tmp_path / "model")
+    assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0).kl_coef == 8.0
+    PPO("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0, kl_coef_bounds=(4, 16)).kl_coef == 8.0
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_what_the_load_of_sb3_takes(cls, tmp_path):
+    """Files without some attributes, subclasses that pass their arguments on, and spaces."""
+
+    class Own(cls):
+        policy_aliases: ClassVar = {"Mine": ActorCriticPolicy}
+
+        def __init__(self, *args, weight=2, **kwargs):
+            self.weight = weight
+            super().__init__(*args, **kwargs)
+
+    model = Own("Mine", "Pendulum-v1", weight=3, **KWARGS)
+    model.save(tmp_path / "model", exclude=["clip_range"])
+    space = gym.spaces.Box(-3, 3, (1,), np.float32)
+    loaded = Own.load(tmp_path / "model", stats_window_size=3, action_space=space)
+    assert (loaded.weight, loaded._stats_window_size, loaded.action_space) == (3, 3, space)
+    assert arguments(loaded)["clip_range"] == (0.2 if cls is PPOClip else None)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument: clip_rnage$"):
+        Own.load(tmp_path / "model", clip_rnage=1)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_constructors_of_other_shapes(cls, tmp_path):
+    class EnvFirst(cls):
+        def __init__(self, env, policy="MlpPolicy", **kwargs):
+            super().__init__(policy, env, **kwargs)
+
+    class ByKeyword(cls):
+        def __init__(self, *, policy="MlpPolicy", env=None, weight=2, **kwargs):
+            super().__init__(policy, env, **kwargs)
+
+    class Partial(cls):
+        __init__ = functools.partialmethod(cls.__init__, n_steps=64)
+
+    for own in (EnvFirst, ByKeyword, Partial):
+        own(policy="MlpPolicy", env="Pendulum-v1", batch_size=32, device="cpu").save(tmp_path / "model")
+        assert own.load(tmp_path / "model", n_epochs=7).n_epochs == 7
+        for name in ("clip_rnage", "self", "kwargs"):
+            with pytest.raises(TypeError, match=f"unexpected keyword argument: {name}$"):
+                own.load(tmp_path / "model", **{name: 1})
+
+
+def test_a_trained_policy_can_be_looked_at_in_one_environment(tmp_path, recwarn):
+    """Sizes of the rollout that do not fit it are no matter of ``load``."""
+    kwargs = {"n_steps": 1, "batch_size": 8, "device": "cpu"}
+    PPOClip("MlpPolicy", make_vec_env("Pendulum-v1", n_envs=8), **kwargs).save(tmp_path / "model")
+    loaded = PPOClip.load(tmp_path / "model", env=make_vec_env("Pendulum-v1"))
+    assert len(recwarn) == 0
+    with pytest.raises(ValueError, match=r"n_steps \* n_envs = 1 \* 1 = 1, but advantages"):
+        loaded.learn(8)
+
+
+def test_foreign_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        PPOClip.load(tmp_path / "missing")
+    (tmp_path / "text.zip").write_text("no zip-file")
+    with pytest.raises(ValueError, match="text is damaged, or wasn't a zip-file"):
+        PPOClip.load(tmp_path / "text")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "no model")
+    with pytest.raises(ValueError, match="other is damaged, or is not a saved PPOClip model"):
+        PPOClip.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_models_of_other_algorithms(cls, tmp_path):
+    for other, kwargs in ((DQN, {"buffer_size": 10}), (A2C, {}), (TRPO, {})):
+        other("MlpPolicy", "CartPole-v1", **kwargs).save(tmp_path / "model")
+        with pytest.raises(
+            ValueError, match=r"model is a model of another algorithm than PPO: it has no clip_range and no n_ep"
+        ):
+            cls.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, but is .*DQNPolicy"):
+        cls(DQNPolicy, "CartPole-v1")
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_file_objects_and_pickles(cls, tmp_path):
+    model = cls("MlpPolicy", "Pendulum-v1", **KWARGS).learn(64)
+    with (tmp_path / "model.zip").open("wb") as file:
+        model.save(file)
+    with (tmp_path / "model.zip").open("rb") as file:
+        loaded = cls.load(file)
+    assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+    model.env = None
+    model._logger = None
+    pickled = cloudpickle.loads(cloudpickle.dumps(model))
+    assert equal(pickled.policy.state_dict(), model.policy.state_dict())
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_damaged_file(cls, tmp_path):
+    cls("MlpPolicy", "Pendulum-v1", **KWARGS).save(tmp_path / "model")
+    content = (tmp_path / "model.zip").read_bytes()
+    (tmp_path / "short.zip").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"short"):
+        cls.load(tmp_path / "short")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        offset = archive.getinfo("policy.pth").header_offset
+    flipped = bytearray(content)
+    flipped[offset + 2000] ^= 0xFF
+    (tmp_path / "flipped.zip").write_bytes(bytes(flipped))
+    with pytest.raises(ValueError, match=r"flipped"):
+        cls.load(tmp_path / "flipped")

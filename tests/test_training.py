@@ -1,0 +1,448 @@
+"""The variants in training: the KL, the log, the limits, custom objectives and distributions, threads, memory."""
+
+import copy
+import gc
+import resource
+import threading
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import DiagGaussianDistribution, MultiCategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from support import OBSERVATION_SPACES, POLICIES, InEachRollout, SpaceEnv, equal, space_env, train, updates
+
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
+from sb3_ppo_variants.kl import kl_normal, kl_old_new
+from sb3_ppo_variants.objectives import clipped_surrogate
+
+ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
+MAKE_ENV = space_env("box", "box")
+
+
+@pytest.mark.parametrize(
+    ("cls", "observation", "action"),
+    [
+        (PPOFixedKL, "box", "discrete"),
+        (PPOFixedKL, "dict", "box"),
+        (PPOFixedKL, "box", "multibinary"),
+        (PPOKLPen, "box", "box"),
+        (PPOKLPen, "image", "discrete"),
+        (PPOKLPen, "discrete", "multidiscrete"),
+    ],
+)
+def test_kl_penalty_trains_on_every_space(cls, observation, action, fast):
+    kwargs = {"n_updates": 2, "learning_rate": 1e-3, "compile": False}
+    _, rows = train(cls, POLICIES[observation], space_env(observation, action), **kwargs)
+    assert 0 < updates(rows)[-1]["train/kl"] < 1
+
+
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_kl_penalty_with_gsde(squash_output):
+    kwargs = {"use_sde": True, "policy_kwargs": {"squash_output": squash_output}}
+    _, rows = train(PPOKLPen, "MlpPolicy", MAKE_ENV, learning_rate=1e-3, **kwargs)
+    assert updates(rows)[-1]["train/kl"] > 0
+
+
+def test_logged_kl_is_exact():
+    old_state = {}
+    callback = InEachRollout(lambda model: old_state.update(copy.deepcopy(model.policy.state_dict())), at_end=True)
+    env = SpaceEnv(OBSERVATION_SPACES["box"], spaces.Box(-2, 2, (3,)))
+    model = PPOClip("MlpPolicy", env, learning_rate=0.02, n_steps=64, n_epochs=4, seed=0)
+    model.learn(64, callback)
+    observations = th.as_tensor(model.rollout_buffer.observations.reshape(-1, 5))
+    new = model.policy.get_distribution(observations).distribution
+    mean, std = new.mean.detach(), new.stddev.detach()
+    model.policy.load_state_dict(old_state)
+    old = model.policy.get_distribution(observations).distribution
+    # Gaussian KL with variances written out, in float64
+    s0, s1, m0, m1 = (x.double() for x in (old.stddev, std, old.mean, mean))
+    expected = (th.log(s1 / s0) + (s0**2 + (m0 - m1) ** 2) / (2 * s1**2) - 0.5).sum(dim=1).mean().item()
+    assert expected > 1e-4
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(expected, rel=1e-4)
+    # And not the other direction
+    other = kl_normal(mean, std, old.mean, old.stddev).mean().item()
+    assert other != pytest.approx(expected, rel=1e-3)
+
+
+def test_schedules_of_coefficients():
+    # The third of three updates sees the progress 1/3 (after the second rollout), 0 at the end
+    kwargs = {
+        "ent_coef": LinearSchedule(0.3, 0.0, 1.0),
+        "vf_coef": LinearSchedule(0.6, 0.0, 1.0),
+        "kl_coef": LinearSchedule(9.0, 0.0, 1.0),
+        "clip_range": LinearSchedule(0.3, 0.0, 1.0),
+    }
+    model, rows = train(PPOFixedKL, "MlpPolicy", MAKE_ENV, **kwargs)
+    assert [row["train/kl_coef"] for row in updates(rows)] == pytest.approx([6, 3, 0])
+    assert [row["train/ent_coef"] for row in updates(rows)] == pytest.approx([0.2, 0.1, 0])
+    assert [row["train/vf_coef"] for row in updates(rows)] == pytest.approx([0.4, 0.2, 0])
+    assert [row["train/clip_range"] for row in updates(rows)] == pytest.approx([0.2, 0.1, 0])
+    assert model.kl_coef == 0
+
+
+def test_scheduled_coefficient_is_what_a_constant_is():
+    constant, _ = train(PPOFixedKL, "MlpPolicy", MAKE_ENV, kl_coef=2.0, ent_coef=0.01)
+    scheduled, _ = train(PPOFixedKL, "MlpPolicy", MAKE_ENV, kl_coef=lambda _: 2.0, ent_coef=lambda _: 0.01)
+    assert equal(constant.policy.state_dict(), scheduled.policy.state_dict())
+
+
+def test_advantages_normalized_once_a_batch():
+    class SeenAdvantages(PPOClip):
+        @staticmethod
+        def objective(terms, coef):
+            seen.append(terms.advantages)
+            return clipped_surrogate(terms, coef)
+
+    seen = []
+    kwargs = {"n_epochs": 1, "n_updates": 1, "compile": False}
+    train(SeenAdvantages, "MlpPolicy", MAKE_ENV, normalize_advantage="batch", **kwargs)
+    batch = th.cat(seen)
+    assert batch.mean().item() == pytest.approx(0, abs=1e-6)
+    assert batch.std(unbiased=False).item() == pytest.approx(1, abs=1e-6)
+    assert max(abs(minibatch.mean().item()) for minibatch in seen) > 0.05
+    seen.clear()
+    train(SeenAdvantages, "MlpPolicy", MAKE_ENV, normalize_advantage=True, **kwargs)
+    assert [minibatch.mean().item() for minibatch in seen] == pytest.approx([0] * len(seen), abs=1e-6)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1e-3])
+def test_logged_norm_is_that_of_the_gradient_before_clipping(max_grad_norm, fast):
+    """One minibatch: SB3's loss written out, and torch's norm of its gradient."""
+    kwargs = {"n_updates": 1, "n_epochs": 1, "batch_size": 52, "normalize_advantage": False, "ent_coef": 0.1}
+    model, rows = train(PPOClip, "MlpPolicy", MAKE_ENV, max_grad_norm=max_grad_norm, compile=False, **kwargs)
+    before, _ = train(PPOClip, "MlpPolicy", MAKE_ENV, **{**kwargs, "learning_rate": 0.0}, compile=False)
+    assert not equal(before.policy.state_dict(), model.policy.state_dict())
+    (samples,) = before.rollout_buffer.get()
+    values, log_prob, entropy = before.policy.evaluate_actions(samples.observations, samples.actions)
+    # At a ratio of 1
+    surrogate = (log_prob - samples.old_log_prob).exp() * samples.advantages
+    loss = -surrogate.mean() - 0.1 * entropy.mean() + 0.5 * (values.flatten() - samples.returns).square().mean()
+    before.policy.optimizer.zero_grad()
+    loss.backward()
+    norm = th.cat([parameter.grad.flatten() for parameter in before.policy.parameters()]).norm().item()
+    assert norm > 1e-2
+    assert updates(rows)[0]["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_gradient_norm_is_not_clipped_with_none():
+    models = {limit: train(PPOClip, "MlpPolicy", MAKE_ENV, max_grad_norm=limit)[0].policy for limit in (None, 1e9, 1e-3)}
+    assert equal(models[None].state_dict(), models[1e9].state_dict())
+    assert not equal(models[None].state_dict(), models[1e-3].state_dict())
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_target_kl_ends_updates_early(cls, fast, capsys):
+    kwargs = {"learning_rate": 3e-3, "verbose": 1, "compile": False}
+    model, rows = train(cls, "MlpPolicy", MAKE_ENV, target_kl=1e-3, **kwargs)
+    # Of three epochs in each of three updates
+    assert 3 <= model._n_updates < 9
+    assert rows[-1]["train/n_updates"] == model._n_updates
+    assert "Update ended in epoch " in capsys.readouterr().out
+    free, _ = train(cls, "MlpPolicy", MAKE_ENV, target_kl=1e3, **kwargs)
+    assert free._n_updates == 9
+
+
+class OwnFeatures(ActorCriticPolicy):
+    def extract_features(self, obs, features_extractor=None):
+        return super().extract_features(8 * obs, features_extractor)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", OwnFeatures])
+def test_kl_of_a_policy_that_does_not_change_is_zero(policy):
+    model = PPOKLPen(policy, MAKE_ENV(), n_steps=26, batch_size=13, learning_rate=0.0, seed=0)
+    model.policy.action_net.weight.data.mul_(100)
+    model.learn(52)
+    assert model.logger.name_to_value["train/kl"] == 0
+    assert model.kl_coef == 0.5
+
+
+class Discretized(ActorCriticPolicy):
+    """Five values of each action: the distribution is of another family than ``action_dist``."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.action_net = th.nn.Linear(64, 15)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=3e-4, **self.optimizer_kwargs)
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        return MultiCategoricalDistribution([5, 5, 5]).proba_distribution(self.action_net(latent_pi))
+
+    def forward(self, obs, deterministic=False):
+        actions, *others = super().forward(obs, deterministic)
+        return actions.float(), *others
+
+    def distributions(self, observations):
+        logits = self.get_distribution(observations).distribution
+        return [th.distributions.Categorical(logits=one.logits) for one in logits]
+
+
+def test_kl_is_that_of_the_distribution_that_acts():
+    def keep(model):
+        kept["observations"] = th.as_tensor(model.rollout_buffer.observations.reshape(-1, 5))
+        with th.no_grad():
+            kept["old"] = model.policy.distributions(kept["observations"])
+
+    kept = {}
+    callback = InEachRollout(keep, at_end=True)
+    model, rows = train(PPOKLPen, Discretized, MAKE_ENV, learning_rate=3e-3, compile=False, callback=callback)
+    with th.no_grad():
+        pairs = zip(kept["old"], model.policy.distributions(kept["observations"]), strict=True)
+        kl = sum(th.distributions.kl_divergence(*pair) for pair in pairs).mean().item()
+    assert kl > 0.01
+    assert rows[-1]["train/kl"] == pytest.approx(kl, rel=1e-4)
+
+
+class WithDistribution(ActorCriticPolicy):
+    """A policy with a distribution of the user's class in place of SB3's."""
+
+    own: type
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.action_dist = self.own(3)
+
+
+class IgnoresLogStd(DiagGaussianDistribution):
+    def proba_distribution(self, mean_actions, log_std):
+        return super().proba_distribution(mean_actions, th.zeros_like(log_std))
+
+
+class Laplace(DiagGaussianDistribution):
+    """Of another family than its base class."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        self.distribution = th.distributions.Laplace(mean_actions, log_std.exp().expand_as(mean_actions))
+        return self
+
+
+class WithoutTorch(DiagGaussianDistribution):
+    """Holds no distribution of torch's under the usual name."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        self.gaussian = th.distributions.Normal(mean_actions, log_std.exp().expand_as(mean_actions))
+        return self
+
+    def log_prob(self, actions):
+        return self.gaussian.log_prob(actions).sum(dim=1)
+
+    def entropy(self):
+        return self.gaussian.entropy().sum(dim=1)
+
+    def sample(self):
+        return self.gaussian.rsample()
+
+
+class AsOne(DiagGaussianDistribution):
+    """The same Gaussian, as one event."""
+
+    def proba_distribution(self, mean_actions, log_std):
+        gaussian = th.distributions.Normal(mean_actions, log_std.exp().expand_as(mean_actions))
+        self.distribution = th.distributions.Independent(gaussian, 1)
+        return self
+
+    def log_prob(self, actions):
+        return self.distribution.log_prob(actions)
+
+    def entropy(self):
+        return self.distribution.entropy()
+
+
+class Estimated(Laplace):
+    """Without a closed form of its entropy, too."""
+
+    def entropy(self):
+        return None
+
+
+def policy_with(distribution):
+    return type("Policy", (WithDistribution,), {"own": distribution})
+
+
+@pytest.mark.parametrize("distribution", [Laplace, WithoutTorch, Estimated])
+def test_distributions_without_closed_form(distribution):
+    """Such a policy trains with PPOClip, without the KL in the log, and says what is missing with a KL penalty."""
+    policy = policy_with(distribution)
+    model, rows = train(PPOClip, policy, MAKE_ENV, compile=False, ent_coef=0.01)
+    expected, _ = train(PPO, policy, MAKE_ENV, ent_coef=0.01)
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    assert "train/kl" not in updates(rows)[-1]
+    with pytest.raises(NotImplementedError, match=r"No closed form of KL|KL.* is not known"):
+        train(PPOKLPen, policy, MAKE_ENV)
+    # Without a weight nobody asks for it
+    unclipped, _ = train(PPOFixedKL, policy, MAKE_ENV, kl_coef=0, clip_range=0.2, compile=False, ent_coef=0.01)
+    assert equal(unclipped.policy.state_dict(), expected.policy.state_dict())
+
+
+def test_distribution_of_torch_in_another_form():
+    kl = [updates(train(PPOKLPen, policy, MAKE_ENV)[1])[-1]["train/kl"] for policy in (policy_with(AsOne), "MlpPolicy")]
+    assert kl[0] == pytest.approx(kl[1], rel=1e-3)
+
+
+class Joint(MultiCategoricalDistribution):
+    """One distribution over all combinations."""
+
+    def proba_distribution_net(self, latent_dim):
+        return th.nn.Linear(latent_dim, 24)
+
+    def proba_distribution(self, action_logits):
+        self.distribution = th.distributions.Categorical(logits=action_logits)
+        return self
+
+    def log_prob(self, actions):
+        first, second, third = actions.long().unbind(dim=1)
+        return self.distribution.log_prob(first * 12 + second * 4 + third)
+
+    def entropy(self):
+        return self.distribution.entropy()
+
+    def sample(self):
+        index = self.distribution.sample()
+        return th.stack([index // 12, index // 4 % 3, index % 4], dim=1)
+
+
+def test_joint_distribution_of_several_actions():
+    class Policy(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            self.action_dist = Joint([2, 3, 4])
+            super()._build(lr_schedule)
+
+    make_env = space_env("box", "multidiscrete")
+    model, rows = train(PPOClip, Policy, make_env, compile=False)
+    expected, _ = train(PPO, Policy, make_env)
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    assert updates(rows)[-1]["train/kl"] > 0
+    old, new = (Joint([2, 3, 4]).proba_distribution(logits) for logits in th.randn(2, 7, 24))
+    kl = th.distributions.kl_divergence(old.distribution, new.distribution)
+    th.testing.assert_close(kl_old_new(old, new), kl)
+
+
+class HeadWithASpare(th.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.spare = th.nn.Linear(64, 1), th.nn.Linear(64, 1)
+
+    def forward(self, latent):
+        return self.head(latent)
+
+
+@pytest.mark.parametrize("part", ["action_dist", "value_net"])
+def test_parameters_without_gradients_stay(part):
+    model = PPOClip("MlpPolicy", MAKE_ENV(), n_steps=26, batch_size=13, learning_rate=0.01, compile=False)
+    policy = model.policy
+    setattr(policy, part, IgnoresLogStd(3) if part == "action_dist" else HeadWithASpare())
+    policy.optimizer = th.optim.Adam(policy.parameters(), lr=0.01)
+    before = copy.deepcopy(policy.state_dict())
+    model.learn(52)
+    same = {name for name, value in policy.state_dict().items() if th.equal(value, before[name])}
+    assert same == ({"log_std"} if part == "action_dist" else {"value_net.spare.weight", "value_net.spare.bias"})
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_hooks_on_gradients_are_called(policy):
+    make_env = space_env("box" if policy == "MlpPolicy" else "image", "box")
+    model = PPOClip(policy, make_env(), n_steps=26, batch_size=13, n_epochs=2, compile=False)
+    calls = []
+    model.policy.log_std.register_post_accumulate_grad_hook(calls.append)
+    model.learn(52)
+    assert len(calls) == 2 * 4
+
+
+class Locked(FlattenExtractor):
+    """Cannot be copied."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.lock = threading.Lock()
+
+
+def test_nobodys_objects_are_copied():
+    class OwnBuffer(RolloutBuffer):
+        pass
+
+    kwargs = {"policy_kwargs": {"features_extractor_class": Locked}, "compile": False, "n_updates": 2}
+    for buffer in (None, OwnBuffer):
+        _, rows = train(PPOKLPen, "MlpPolicy", MAKE_ENV, rollout_buffer_class=buffer, **kwargs)
+        assert updates(rows)[-1]["train/kl"] > 0
+
+
+@pytest.fixture
+def validated(monkeypatch):
+    """Torch's validation of distributions is on, which torch.compile turns off for good."""
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_kl_penalty_trains_a_policy_that_torch_compile_wraps(validated):
+    def learn(wrap):
+        model = PPOFixedKL("MlpPolicy", MAKE_ENV(), n_steps=26, batch_size=13, learning_rate=1e-3, seed=0)
+        model.policy = wrap(model.policy)
+        model.learn(104)
+        return model.logger.name_to_value["train/kl"], model.policy.action_net.weight
+
+    kl, weight = learn(lambda policy: th.compile(policy, backend="eager"))
+    expected_kl, expected_weight = learn(lambda policy: policy)
+    assert kl == pytest.approx(expected_kl, rel=1e-4)
+    assert kl > 0
+    assert th.allclose(weight, expected_weight, atol=1e-6)
+
+
+def test_float_total_timesteps_progress_bar_and_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64, tensorboard_log=str(tmp_path))
+    model.learn(1e2, progress_bar=True)
+    assert model.num_timesteps == 128
+    assert [path.name for path in tmp_path.iterdir()] == ["PPOKLPen_1"]
+
+
+@pytest.mark.parametrize("compile_", [False, "auto"])
+def test_trainings_that_overlap_leave_nothing_behind(compile_, validated):
+    """Nor does one that ends with an error: torch's validation of distributions stays on throughout."""
+    seen = []
+    barrier = threading.Barrier(2, timeout=60)
+
+    def meet(model):
+        # The second training begins within the first one, and ends after it
+        if model.num_timesteps in meetings[type(model)]:
+            seen.append(th.distributions.Distribution._validate_args)
+            barrier.wait()
+
+    meetings = {PPOClip: (16, 32), PPOKLPen: (0, 16)}
+
+    def learn(cls):
+        model = cls("MlpPolicy", MAKE_ENV(), n_steps=8, batch_size=8, n_epochs=2, compile=compile_)
+        model.learn(64, InEachRollout(meet))
+
+    threads = [threading.Thread(target=learn, args=(cls,)) for cls in meetings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert seen == [True] * 4
+    with pytest.raises(FloatingPointError):
+        PPOClip("MlpPolicy", "Pendulum-v1", learning_rate=1e30, n_steps=64, compile=compile_).learn(64)
+    assert th.distributions.Distribution._validate_args
+    with pytest.raises(ValueError, match="to satisfy the constraint"):
+        th.distributions.Normal(0.0, -1.0)
+
+
+def test_memory_of_many_updates():
+    kwargs = {"n_steps": 4, "batch_size": 4, "n_epochs": 1, "policy_kwargs": {"net_arch": [4]}, "seed": 0}
+    model = PPOKLPen("MlpPolicy", space_env("box", "box", n_envs=1)(), compile=False, stats_window_size=1, **kwargs)
+    model.learn(4 * 50, log_interval=None)
+    objects, peak = objects_and_peak()
+    model.learn(4 * 1000, log_interval=None)
+    assert model._n_updates == 1050
+    # Less than an object in five updates; the peak is hundreds of megabytes
+    more_objects, higher_peak = objects_and_peak()
+    assert more_objects - objects < 200
+    assert higher_peak < 1.02 * peak
+
+
+def objects_and_peak():
+    gc.collect()
+    return len(gc.get_objects()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
