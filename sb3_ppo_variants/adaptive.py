@@ -55,7 +55,12 @@ class AdaptiveLearningRate:
             raise ValueError(f"AdaptiveLearningRate: {what}")
 
     def __call__(self, progress_remaining: float) -> float:
-        """The first step size: to SB3, this is a schedule."""
+        """
+        The first step size: to SB3, this is a schedule.
+
+        :param progress_remaining: not used
+        :return: ``initial``
+        """
         return self.initial
 
     def adapt(self, learning_rate: float, kl: float) -> float:

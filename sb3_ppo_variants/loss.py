@@ -28,7 +28,12 @@ class Batch(NamedTuple):
     old_parameters: tuple[th.Tensor, ...]
 
     def select(self, index: th.Tensor) -> "Batch":
-        """Some of the samples, in new tensors."""
+        """
+        Some of the samples, in new tensors.
+
+        :param index: which ones
+        :return: those
+        """
         return Batch(*(_select(field, index) for field in self))
 
 

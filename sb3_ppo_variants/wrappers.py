@@ -27,7 +27,12 @@ class UnboundedActions(gym.ActionWrapper[Any, Any, Any]):
         self.action_space = spaces.Box(-largest, largest, space.shape, space.dtype.type)
 
     def action(self, action: Any) -> Any:
-        """The action, as it is."""
+        """
+        The action, as it is.
+
+        :param action: the action
+        :return: the action
+        """
         return action
 
 
@@ -40,6 +45,11 @@ class TimeLimitIsTerminal(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """A step of the environment, never truncated."""
+        """
+        A step.
+
+        :param action: the action
+        :return: as that of the environment, never truncated
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated or truncated, False, info
