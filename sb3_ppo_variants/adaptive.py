@@ -51,9 +51,8 @@ class AdaptiveLearningRate:
             if not smallest < value < float("inf"):
                 raise ValueError(f"AdaptiveLearningRate: {name} must be finite and greater than {smallest}, but is {value}")
         if not 0 < self.bounds[0] <= self.initial <= self.bounds[1]:
-            raise ValueError(
-                f"AdaptiveLearningRate: initial must be within bounds {self.bounds} above 0, but is {self.initial}"
-            )
+            what = f"initial must be within bounds {self.bounds} above 0, but is {self.initial}"
+            raise ValueError(f"AdaptiveLearningRate: {what}")
 
     def __call__(self, progress_remaining: float) -> float:
         """

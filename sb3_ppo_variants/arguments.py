@@ -28,29 +28,26 @@ def as_errors(what: str) -> Iterator[None]:
 
 
 def check_arguments(algorithm: Any) -> None:
-    """
-    Check the arguments of an algorithm, those of the constructor and those given to ``load``. Numbers of NumPy's become
-    Python's, as torch and SB3 take no others in some places.
-
-    :param algorithm: the algorithm
-    :raises ValueError: if one is out of range
-    :raises TypeError: if one is of the wrong type
-    """
-    a = algorithm
-    _check_policy(a.policy_class, type(a).__name__)
+    """Check the arguments of the constructor or ``load``. NumPy's numbers become Python's: torch takes no others somewhere."""
+    a, cls = algorithm, algorithm.policy_class
+    if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy)):
+        why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"
+        raise ValueError(f"policy must be an ActorCriticPolicy, but is {cls}: {why}")
+    if issubclass(cls, RecurrentActorCriticPolicy):
+        raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
     for name in ("n_steps", "batch_size", "n_epochs"):
         setattr(a, name, checks.check_integer(name, getattr(a, name), minimum=1))
     checks.check_number("learning_rate", a.learning_rate, minimum=0, scheduled=True)
     if not callable(a.learning_rate):
         a.learning_rate = float(a.learning_rate)
-    checks.check_number("gamma", a.gamma, minimum=0, maximum=1)
-    checks.check_number("gae_lambda", a.gae_lambda, minimum=0, maximum=1)
-    checks.check_number("clip_range", a.clip_range, above=0, optional=True, infinite=True, scheduled=True)
-    checks.check_number("clip_range_vf", a.clip_range_vf, above=0, optional=True, infinite=True, scheduled=True)
+    for name in ("gamma", "gae_lambda"):
+        checks.check_number(name, getattr(a, name), minimum=0, maximum=1)
+    for name in ("clip_range", "clip_range_vf"):
+        checks.check_number(name, getattr(a, name), above=0, optional=True, infinite=True, scheduled=True)
     checks.check_number("ent_coef", a.ent_coef, scheduled=True)
     checks.check_number("vf_coef", a.vf_coef, minimum=0, scheduled=True)
-    checks.check_number("max_grad_norm", a.max_grad_norm, above=0, optional=True, infinite=True)
-    checks.check_number("target_kl", a.target_kl, above=0, optional=True, infinite=True)
+    for name in ("max_grad_norm", "target_kl"):
+        checks.check_number(name, getattr(a, name), above=0, optional=True, infinite=True)
     checks.check_type("use_sde", a.use_sde, bool, np.bool_)
     a.use_sde = bool(a.use_sde)
     a.sde_sample_freq = checks.check_integer("sde_sample_freq", a.sde_sample_freq, minimum=-1)
@@ -66,17 +63,9 @@ def check_arguments(algorithm: Any) -> None:
         raise checks.ArgumentError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
     if not hasattr(a, "action_space"):
         raise ValueError("env must be an environment or the id of one, but is None")
-    needs_dict = a.policy_class is MultiInputActorCriticPolicy and "features_extractor_class" not in a.policy_kwargs
+    needs_dict = cls is MultiInputActorCriticPolicy and "features_extractor_class" not in a.policy_kwargs
     if needs_dict and not isinstance(a.observation_space, spaces.Dict):
         raise ValueError(f"policy is for dictionaries of observations, but those of env are {a.observation_space}")
-
-
-def _check_policy(cls: Any, algorithm: str) -> None:
-    if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy)):
-        why = f"{algorithm} cannot use the policies (and the saved models) of other algorithms"
-        raise ValueError(f"policy must be an ActorCriticPolicy, but is {cls}: {why}")
-    if issubclass(cls, RecurrentActorCriticPolicy):
-        raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
 
 
 def check_rollout_size(algorithm: Any) -> None:
@@ -89,10 +78,7 @@ def check_rollout_size(algorithm: Any) -> None:
 
 
 def warn_of_truncated_minibatches(algorithm: Any, outermost: type) -> None:
-    """
-    Warn if the last minibatch of each epoch is smaller than the others, where a class derived from ``outermost`` is called.
-    The text begins as that of SB3, which users filter by.
-    """
+    """Warn, in SB3's words, of a smaller minibatch at the end of epochs, where a subclass of ``outermost`` is called."""
     a = algorithm
     size = a.n_steps * a.n_envs
     if size % a.batch_size > 0:

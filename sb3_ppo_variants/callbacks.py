@@ -12,6 +12,7 @@ class AnnealLogStd(BaseCallback):
     :param initial: its value in the first rollout
     :param final: its value when the training ends
     :param verbose: as in every callback
+    :raises ValueError: when the training starts, if the policy has no ``log_std``
     """
 
     def __init__(self, initial: float = -0.7, final: float = -1.6, verbose: int = 0) -> None:
@@ -20,11 +21,6 @@ class AnnealLogStd(BaseCallback):
         self.final = final
 
     def _init_callback(self) -> None:
-        """
-        Check the policy.
-
-        :raises ValueError: if it has no ``log_std``
-        """
         log_std = getattr(self.model.policy, "log_std", None)
         if not isinstance(log_std, th.nn.Parameter):
             raise ValueError("AnnealLogStd needs a policy with Gaussian actions, that is with a log_std")

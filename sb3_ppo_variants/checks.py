@@ -31,10 +31,7 @@ class NonFinitePolicyError(FloatingPointError, ValueError):
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
-    """
-    A policy update made a parameter or a loss NaN or infinite. The model is as it was before that update. Also a
-    ``ValueError``, which is what torch's distributions raise in the same place and what RL Zoo's search prunes.
-    """
+    """An update made a parameter or a loss NaN or infinite, and is undone. As ``ValueError``, RL Zoo's search prunes it."""
 
     @classmethod
     def of(cls, names: Sequence[str], num_timesteps: int) -> "NonFiniteUpdateError":
@@ -60,20 +57,7 @@ def check_number(
     infinite: bool = False,
     scheduled: bool = False,
 ) -> None:
-    """
-    Check that an argument is a real number in a range.
-
-    :param name: name of the argument
-    :param value: its value
-    :param minimum: smallest value allowed
-    :param maximum: largest value allowed
-    :param above: the value must be greater than this
-    :param optional: whether ``None`` is allowed
-    :param infinite: whether infinity is allowed
-    :param scheduled: whether a schedule is allowed: what it returns is checked when it is called
-    :raises TypeError: if it is no number
-    :raises ArgumentError: if it is out of range
-    """
+    """Check that an argument is a real number in a range; a schedule's are checked when it is called."""
     if (optional and value is None) or (scheduled and callable(value)):
         return
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):

@@ -11,13 +11,7 @@ FOLDER = f"{__package__}.fast"
 
 
 def lane(name: str, *objects: Any) -> Any:
-    """
-    A function that does what SB3's method does, sooner.
-
-    :param name: the lane: a module of ``fast`` whose function ``lane`` makes it
-    :param objects: what it is to serve
-    :return: the lane, or ``None`` if there is none for these objects
-    """
+    """What the module of this name in ``fast`` makes: SB3's method sooner, or ``None`` if it cannot serve these objects."""
     if os.environ.get(SWITCH) == "0" or importlib.util.find_spec(FOLDER) is None:
         return None
     return importlib.import_module(f"{FOLDER}.{name}").lane(*objects)

@@ -16,9 +16,8 @@ APPROX_KL = METRICS.index("approx_kl")
 
 
 class Batch(NamedTuple):
-    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of SB3, and pi_old."""
+    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of SB3 (observations may be a dict), and pi_old."""
 
-    # A tensor, or a dict of tensors
     observations: Any
     actions: th.Tensor
     old_values: th.Tensor
@@ -50,9 +49,7 @@ class Settings(NamedTuple):
     """How the minibatch steps of an update are made."""
 
     objective: Objective
-    # Coefficients of the loss by name
     coef: Mapping[str, float]
-    # Whether the advantages are standardised in each minibatch
     standardizes: bool
     n_epochs: int
     batch_size: int
@@ -78,9 +75,7 @@ def standardize(advantages: th.Tensor) -> th.Tensor:
     :param advantages: shape ``(batch,)``
     :return: shape ``(batch,)``; a single sample, which has no deviation, as it was
     """
-    if len(advantages) == 1:
-        return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return advantages if len(advantages) == 1 else (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
 def ppo_loss(

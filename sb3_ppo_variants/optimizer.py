@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -12,14 +13,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 ALIGNMENT = 16
 
 
-class Step:
+class Step(AbstractContextManager["Step"]):
     """The minibatch steps of an update, as SB3 makes them."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
-
-    def __enter__(self) -> "Step":
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Put into the optimizer what the steps have made of its state; here they have done so."""
@@ -66,10 +64,7 @@ def trainable(policy: ActorCriticPolicy) -> list[th.Tensor]:
 
 
 def by_place(module: nn.Module) -> dict[str, th.Tensor]:
-    """
-    Parameters and buffers by the names of all places that hold one, for ``functional_call`` without its tying of weights: a
-    policy may hold a module under several names, which count once, and modules may share a parameter.
-    """
+    """Parameters and buffers by all places that hold one, for ``functional_call`` without its tying: some may be shared."""
     return {
         ".".join(filter(None, (prefix, name))): tensor
         for prefix, part in module.named_modules()
@@ -78,17 +73,12 @@ def by_place(module: nn.Module) -> dict[str, th.Tensor]:
 
 
 def is_quicker_transposed(n_rows: int, n_columns: int) -> bool:
-    """
-    Whether a matrix product of this shape is better computed transposed. BLAS takes several times as long where the rows of
-    the product do not fill whole vectors, as those of a layer with few inputs or outputs.
-    """
+    """Whether a matrix product is better computed transposed: BLAS is slow where its rows do not fill whole vectors."""
     return n_columns % ALIGNMENT != 0 and n_rows % ALIGNMENT == 0
 
 
 class FlatParameters:
-    """
-    The parameters of a policy, but for frozen ones, as slices of one flat tensor, so that one operation acts on all of them.
-    """
+    """The parameters of a policy, but for frozen ones, as slices of one flat tensor: one operation acts on all of them."""
 
     def __init__(self, policy: ActorCriticPolicy, transpose: bool = False) -> None:
         self.parameters = trainable(policy)

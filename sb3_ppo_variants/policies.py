@@ -1,10 +1,7 @@
-"""
-What PPO asks of a policy: to act, to value, to evaluate. Kinds of policies differ in what they are given besides the
-observation, and in nothing else.
-"""
+"""What PPO asks of a policy: to act, to value, to evaluate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +25,7 @@ from sb3_ppo_variants.loss import Batch, Evaluation
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
 
+LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
 CHUNK_SIZE = 1024
@@ -37,14 +35,11 @@ N_CHECKED = 64
 
 
 class Action(NamedTuple):
-    """What a policy does in a step of a rollout, and the names that SB3 gives to it."""
+    """What a policy does in a step of a rollout: of shape ``(n_envs, ...)``, the values ``(n_envs, 1)``."""
 
-    # Of shape (n_envs, ...), or a dict of such
     obs_tensor: PyTorchObs
     actions: np.ndarray
-    # (n_envs, 1)
     values: th.Tensor
-    # (n_envs,)
     log_probs: th.Tensor
 
 
@@ -60,14 +55,7 @@ class FeedForward:
 
     @th.no_grad()
     def act(self, observations: Observations) -> Action:
-        """
-        The next step of a rollout.
-
-        :param observations: shape ``(n_envs, ...)``, or a dict of such
-        :return: what ``policy.forward`` makes of them
-        :raises NonFiniteEnvironmentError: if they are not finite, unless a custom policy makes finite numbers of them
-        :raises NonFinitePolicyError: if they are, and the policy makes something else of them
-        """
+        """The next step of a rollout: what ``policy.forward`` makes of observations of shape ``(n_envs, ...)``."""
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with self._blamed(observations):
             actions, values, log_probs = self.policy(obs_tensor)
@@ -79,8 +67,7 @@ class FeedForward:
     @th.no_grad()
     def value(self, observations: Observations, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
         """The values of observations after which there is no step."""
-        if obs_tensor is None:
-            obs_tensor = obs_as_tensor(observations, self.policy.device)
+        obs_tensor = obs_as_tensor(observations, self.policy.device) if obs_tensor is None else obs_tensor
         with self._blamed(observations):
             values = self.policy.predict_values(obs_tensor)
             if not math.isfinite(values.sum()):
@@ -89,7 +76,7 @@ class FeedForward:
 
     @contextmanager
     def _blamed(self, observations: Observations) -> Iterator[None]:
-        """Say whose fault it is if something is not finite: that of the environment, or of the policy."""
+        """Say whose fault it is if something is not finite. What a custom policy makes finite numbers of, is nobody's."""
         if not self.is_custom:
             checks.check_observation(observations)
         try:
@@ -131,10 +118,7 @@ class FeedForward:
             return [closed_form(self.policy.get_distribution(pytree.tree_map(th.clone, chunk))) for chunk in chunks]
 
     def acts_otherwise(self, batch: Batch) -> bool:
-        """
-        Whether a custom policy has acted by other distributions in a rollout of its than those that its ``get_distribution``
-        returns, which ``predict`` and the KL go by. Looks at some of the samples.
-        """
+        """Whether a custom policy has acted by another distribution than its ``get_distribution``, in some of the samples."""
         if is_own(self.policy, "forward", "evaluate_actions", "get_distribution", "_get_action_dist_from_latent"):
             return False
         batch = batch.select(th.arange(min(N_CHECKED, len(batch.actions)), device=batch.actions.device))
@@ -142,6 +126,15 @@ class FeedForward:
             observations = pytree.tree_map(th.clone, batch.observations)
             log_prob = self.policy.get_distribution(observations).log_prob(batch.actions)
         return not th.allclose(log_prob.to(batch.old_log_prob.dtype), batch.old_log_prob, rtol=1e-2, atol=1e-2)
+
+
+class PolicyFunction(nn.Module):
+    """A function that calls a policy as the forward of a module, which is what ``functional_call`` calls."""
+
+    def __init__(self, policy: ActorCriticPolicy, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.policy = policy
+        self.forward = function
 
 
 def kind_of(policy: ActorCriticPolicy) -> FeedForward:
@@ -152,10 +145,7 @@ def kind_of(policy: ActorCriticPolicy) -> FeedForward:
 
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    For a pass that SB3 does not make: the policy in evaluation mode, without gradients. Its mode, its buffers and torch's
-    generators are as before afterwards.
-    """
+    """For a pass that SB3 does not make: without gradients, and afterwards mode, buffers and generators are as before."""
     training = policy.training
     with th.no_grad(), kept_buffers(policy), kept_generators(policy.device):
         policy.set_training_mode(False)
@@ -203,10 +193,9 @@ def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
 def has_hooks(policy: ActorCriticPolicy) -> bool:
     """Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as by SB3."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    parameter_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     return (
         any(getattr(module, name) for module in policy.modules() for name in names)
-        or any(getattr(parameter, name, None) for parameter in policy.parameters() for name in parameter_names)
+        or any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in policy.parameters())
         # For all modules there are
         or any(getattr(nn.modules.module, f"_global{name}") for name in names)
     )

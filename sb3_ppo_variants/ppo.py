@@ -163,14 +163,12 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
                 setattr(self, name, FloatSchedule(value if callable(value) else float(value)))
 
     def _check_arguments(self) -> None:
-        """Check the arguments, those of the constructor and those given to ``load``, as ``arguments.check_arguments``."""
         arguments.check_arguments(self)
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         if isinstance(self.learning_rate, AdaptiveLearningRate):
-            if self.adapted_learning_rate is None:
-                self.adapted_learning_rate = self.learning_rate.initial
+            self.adapted_learning_rate = self.adapted_learning_rate or self.learning_rate.initial
             self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
 
     def _excluded_save_params(self) -> list[str]:
@@ -181,12 +179,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         return {**self.__dict__, "_backend": None}
 
     def coefficients(self) -> dict[str, float]:
-        """
-        The coefficients of the loss in the coming update. Those that are ``None`` (no such clipping) are left out.
-
-        :return: their values by name
-        :raises ValueError: if a schedule returns a number that is not finite
-        """
+        """The coefficients of the loss in the coming update by name, but for those that are ``None``: no such clipping."""
         coef = {"ent_coef": self._coefficient("ent_coef"), "vf_coef": self._coefficient("vf_coef", minimum=0)}
         for name in ("clip_range", "clip_range_vf"):
             if getattr(self, name) is not None:
@@ -237,7 +230,6 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             coef = self.coefficients()
             # theta_old <- theta
             old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", self._needs_kl(coef))
-            # Switch to train mode (this affects batch norm and dropout)
             self.policy.set_training_mode(True)
             epochs = self._optimize(old, coef)
             kl = old.mean_kl()
@@ -265,10 +257,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
     def _optimize(self, old: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
         """
-        K epochs of minibatch steps on the rollout, or fewer, if the approximate KL of a minibatch exceeds the limit.
-
-        :return: the values of ``METRICS``, and the norm of the gradient, at each step of each epoch, of shape ``(n_steps,
-            n_metrics + 1)``. Where the update ends early, there is no step, and the last norm is NaN
+        K epochs of minibatch steps on the rollout, or fewer, if the approximate KL of a minibatch exceeds the limit: each the
+        values of ``METRICS`` and the norm of the gradient by step. Where the update ends early, the last norm is NaN.
         """
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
         batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
@@ -323,11 +313,9 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in ("clip_range", "clip_range_vf", "kl_coef", "kl_target"):
+        scheduled = [name for name in ("ent_coef", "vf_coef") if callable(getattr(self, name))]
+        for name in ("clip_range", "clip_range_vf", "kl_coef", "kl_target", *scheduled):
             if name in coef:
-                self.logger.record(f"train/{name}", coef[name])
-        for name in ("ent_coef", "vf_coef"):
-            if callable(getattr(self, name)):
                 self.logger.record(f"train/{name}", coef[name])
 
     def _print(self, message: str) -> None:
@@ -365,16 +353,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         # Not in load, which is also for those who only want to look at a trained policy, in one environment
         arguments.check_rollout_size(self)
         # Until a callback ends it, if it is infinite
-        n_timesteps = total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps)
+        n_timesteps: Any = total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps)
         with self._chosen_path(n_timesteps):
-            return super().learn(
-                total_timesteps=n_timesteps,  # type: ignore[arg-type]
-                callback=callback,
-                log_interval=log_interval,
-                tb_log_name=type(self).__name__ if tb_log_name is None else tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            name = type(self).__name__ if tb_log_name is None else tb_log_name
+            return super().learn(n_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _chosen_path(self, n_timesteps: float) -> AbstractContextManager[None]:
         """Decide whether the coming ``learn`` compiles its updates; the context that it is to run in."""
@@ -384,8 +366,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             raise RuntimeError("compile=True is not possible: sb3_ppo_variants.compiled is not installed")
         if self.compile is False or not is_there:
             return nullcontext()
-        if self._backend is None:
-            self._backend = importlib.import_module(f"{__package__}.compiled.backend").Backend()
+        self._backend = self._backend or importlib.import_module(f"{__package__}.compiled.backend").Backend()
         self._uses_compiled = self._backend.begin(self, n_timesteps)
         context: AbstractContextManager[None] = self._backend.threads(self.policy)
         return context

@@ -11,7 +11,6 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
@@ -20,7 +19,7 @@ from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.optimizer import by_place
-from sb3_ppo_variants.policies import FeedForward, kind_of
+from sb3_ppo_variants.policies import PolicyFunction, kind_of
 
 # The KL that is only logged is that of every 8th state where evaluating pi_old on all would take some percent of the time
 KL_STRIDE = 8
@@ -30,18 +29,12 @@ def collect_rollouts(
     self: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
 ) -> bool:
     """
-    Run pi_old in the environments for T steps, and estimate the advantages: the method of this name of the algorithm.
+    Run pi_old in the environments for T steps, and estimate the advantages: the algorithm's method, of SB3's parameters.
 
-    :param self: the algorithm
-    :param env: the training environment
-    :param callback: called at each step, and at the beginning and end of the rollout; sees these local variables
-    :param rollout_buffer: buffer to fill
-    :param n_rollout_steps: T, the number of steps per environment
-    :return: False if the callback ended the rollout early
+    :return: False if the callback, which sees these local variables, ended the rollout early
     :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
     :raises NonFinitePolicyError: (a ``ValueError`` and ``FloatingPointError``) if the policy made them
     """
-    # Switch to eval mode (this affects batch norm and dropout)
     self.policy.set_training_mode(False)
     n_steps = 0
     rollout_buffer.reset()
@@ -104,7 +97,6 @@ class Rollout:
     :param policy: the policy, which is pi_old now
     :param standardizes: whether the advantages are shifted and scaled to mean 0 and deviation 1 over the rollout
     :param needs_kl: whether the update needs the KL of all samples
-    :raises ArgumentError: if the buffer is not full
     """
 
     def __init__(self, buffer: RolloutBuffer, policy: Any, standardizes: bool = False, needs_kl: bool = True) -> None:
@@ -118,7 +110,7 @@ class Rollout:
         #: The whole rollout; ``None`` for a custom buffer, which may give other samples in each epoch
         self.data: Batch | None = None
         if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
-            self.module = _Distributions(self.kind)
+            self.module = PolicyFunction(policy, self.kind.distributions)
             self.theta_old = {name: tensor.detach().clone() for name, tensor in by_place(self.module).items()}
             return
         data = self._batch(whole_rollout(buffer))
@@ -160,10 +152,7 @@ class Rollout:
         return th.as_tensor(permutation, device=self.buffer.device)
 
     def mean_kl(self) -> float | None:
-        """
-        E[KL[pi_old(.|s), pi(.|s)]] in nats of the policies in evaluation mode: the d of section 4. With a custom buffer, over
-        the samples of the last whole epoch.
-        """
+        """E[KL[pi_old, pi]], the d of section 4, in nats in evaluation mode; of a custom buffer, over the last whole epoch."""
         forms = [(old, self.kind.distributions(observations)) for observations, old in self.measured if old]
         kl = [kl_from_parameters(old, form) for old, form in forms if form is not None]
         # On the CPU, as not every device has float64
@@ -175,18 +164,8 @@ class Rollout:
         if self.is_discrete:
             actions = actions.long().flatten()
         if self.moments is not None:
-            mean, deviation = self.moments
-            advantages = (advantages - mean) / (deviation + 1e-8)
+            advantages = (advantages - self.moments[0]) / (self.moments[1] + 1e-8)
         return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, advantages, samples.returns, ())
-
-
-class _Distributions(nn.Module):
-    """The distributions of a policy as the forward of a module, which is what ``functional_call`` calls."""
-
-    def __init__(self, kind: FeedForward) -> None:
-        super().__init__()
-        self.policy = kind.policy
-        self.forward = kind.distributions
 
 
 def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
@@ -194,13 +173,8 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
     if not buffer.full:
         raise checks.ArgumentError(f"The rollout buffer must be full, but holds {buffer.pos} of {buffer.buffer_size} steps")
     if not buffer.generator_ready:
-        for name in ("actions", "values", "log_probs", "advantages", "returns"):
-            setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
-        if isinstance(buffer, DictRolloutBuffer):
-            for key, array in buffer.observations.items():
-                buffer.observations[key] = buffer.swap_and_flatten(array)
-        else:
-            buffer.observations = buffer.swap_and_flatten(buffer.observations)
+        for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
+            setattr(buffer, name, pytree.tree_map(buffer.swap_and_flatten, getattr(buffer, name)))
         buffer.generator_ready = True
     samples: RolloutBufferSamples = buffer._get_samples(slice(None))  # type: ignore[arg-type]
     return samples

@@ -7,7 +7,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -16,12 +16,6 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
-
-PPO_HYPERPARAMETERS = {"clip_range", "n_epochs"}
-# What SB3's load takes besides the arguments
-OF_ENVIRONMENT = {"observation_space", "action_space", "n_envs", "lr_schedule"}
-# What only variants with a KL penalty have
-KL_ATTRIBUTES = {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"}
 
 
 def load(
@@ -50,9 +44,9 @@ def load(
     :raises TypeError: if ``kwargs`` has a name that the class does not know
     :raises ValueError: if the file is damaged, or not a model of PPO
     """
-    constructor: Any = cls
-    default = vars(constructor(policy=ActorCriticPolicy, env=None, _init_setup_model=False))
-    known = {*default, *OF_ENVIRONMENT, *parameters_of(cls)}
+    default = vars(cls(policy=ActorCriticPolicy, env=None, _init_setup_model=False))  # type: ignore[call-arg]
+    # SB3's load takes some of the environment besides the arguments
+    known = {*default, "observation_space", "action_space", "n_envs", "lr_schedule", *parameters_of(cls)}
     # The saved policy stays
     unknown = sorted(kwargs.keys() - (known - {"policy"}))
     if unknown:
@@ -63,9 +57,8 @@ def load(
     try:
         saved = _saved_attributes(path)
         # Another algorithm's hyperparameters would be taken for those of PPO
-        if not saved.keys() & PPO_HYPERPARAMETERS:
-            missing = " and no ".join(sorted(PPO_HYPERPARAMETERS))
-            raise ValueError(f"{path} is a model of another algorithm than PPO: it has no {missing}")
+        if not saved.keys() & {"clip_range", "n_epochs"}:
+            raise ValueError(f"{path} is a model of another algorithm than PPO: it has no clip_range and no n_epochs")
         given = {**(custom_objects or {}), **kwargs}
         replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
         if "kl_coef" in replaced and "init_kl_coef" in kwargs:
@@ -78,7 +71,7 @@ def load(
         # As SB3 says it
         kind = "wasn't a zip-file" if isinstance(error, zipfile.BadZipFile) else f"is not a saved {cls.__name__} model"
         raise ValueError(f"{path} is damaged, or {kind}: {error}") from error
-    for name in KL_ATTRIBUTES - known:
+    for name in {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"} - known:
         # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
         vars(model).pop(name, None)
     if "kl_coef" in kwargs:
@@ -87,16 +80,13 @@ def load(
     if model.compile is True and "compile" not in kwargs:
         # There may be no compiler where it is loaded
         model.compile = "auto"
-    loaded: Algorithm = model
-    return loaded
+    return cast(Algorithm, model)
 
 
 def parameters_of(cls: type) -> set[str]:
     """The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``."""
     names: set[str] = set()
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
         # Of an object, as that of a class may be a descriptor
         parameters = inspect.signature(vars(base)["__init__"].__get__(object(), base)).parameters.values()
         names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -108,11 +98,9 @@ def parameters_of(cls: type) -> set[str]:
 def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """The arguments in a file that mean something else in the class that loads it."""
     # Of the surrogate, or of one in addition to the penalty
-    names = ["clip_range"] if ("kl_coef" in saved) != ("kl_coef" in own) else []
+    names = ["clip_range"] * (("kl_coef" in saved) != ("kl_coef" in own))
     # Where beta is to be adapted, a number goes on, but no schedule
-    if "kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float):
-        names.append("kl_coef")
-    return names
+    return names + ["kl_coef"] * ("kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float))
 
 
 def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:

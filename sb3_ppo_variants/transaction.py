@@ -61,11 +61,8 @@ class Snapshot:
         # Quicker than to look at each number
         if all(map(math.isfinite, th._foreach_norm([p.detach() for p in algorithm.policy.parameters()]))) and not self.buffers:
             return []
-        return [
-            f"policy.{name}"
-            for name, before in self.policy.items()
-            if isinstance(before, th.Tensor) and th.isfinite(before).all() and not th.isfinite(after.get(name, before)).all()
-        ]
+        were_finite = [name for name, old in self.policy.items() if isinstance(old, th.Tensor) and th.isfinite(old).all()]
+        return [f"policy.{name}" for name in were_finite if name in after and not th.isfinite(after[name]).all()]
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
         """Check what the update has made of it."""

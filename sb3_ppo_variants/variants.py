@@ -32,10 +32,7 @@ class PPOClip(ProximalPolicyOptimization):
 
 
 class KLPenaltyPPO(ProximalPolicyOptimization):
-    """
-    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and, with a ``clip_range``,
-    the clipped surrogate in it: section 4 of the paper. A subclass says where beta comes from.
-    """
+    """PPO with L^KLPEN, equation (8), and, with a ``clip_range``, L^CLIP in it. A subclass says where beta comes from."""
 
     objective = staticmethod(kl_penalized_surrogate)
 
@@ -114,10 +111,8 @@ class PPOFixedKL(KLPenaltyPPO):
 class PPOKLPen(KLPenaltyPPO):
     """
     PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and the beta that section 4
-    adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1.
-
-    beta belongs to the state of the training: it survives ``save`` and ``load`` and goes on in the next ``learn``, unless
-    ``load`` is given a ``kl_coef``.
+    adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1. beta survives
+    ``save`` and ``load`` and goes on in the next ``learn``, unless ``load`` is given a ``kl_coef``.
 
     The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 

@@ -38,14 +38,7 @@ class Backend:
         self._say: Callable[[str], None] = print
 
     def begin(self, algorithm: Any, n_timesteps: float) -> bool:
-        """
-        Decide whether the coming training compiles its updates.
-
-        :param algorithm: the algorithm
-        :param n_timesteps: length of the training
-        :return: whether it does
-        :raises RuntimeError: if the updates must be compiled and cannot; says why
-        """
+        """Whether the coming training compiles its updates; a ``RuntimeError`` if it must and cannot."""
         a = algorithm
         self._must, self._say = a.compile is True, a._print
         rollout_size = a.n_steps * a.n_envs
@@ -66,18 +59,10 @@ class Backend:
 
     def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
         """The policy of a rollout."""
-        is_own = type(buffer) is RolloutBuffer
-        return NumpyPolicy(policy, buffer) if is_own and NumpyPolicy.supports(policy) else None
+        return NumpyPolicy(policy, buffer) if type(buffer) is RolloutBuffer and NumpyPolicy.supports(policy) else None
 
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
-        """
-        K epochs of compiled minibatch steps on a rollout.
-
-        :param old: the rollout
-        :param settings: how the steps are made
-        :return: as ``CompiledStep.run``; ``None`` if they have to be made otherwise
-        :raises CompilationError: if they cannot be compiled, and must be
-        """
+        """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
         policy = old.kind.policy
         if th.is_anomaly_enabled():
             # Autograd is being watched, and compiled code has none

@@ -1,7 +1,4 @@
-"""
-Functions of tensors, traced by ``make_fx`` to graphs that Inductor compiles to C++: the one place that uses the private
-interfaces of torch's compiler. Whatever these raise, may be raised here.
-"""
+"""Tracing and compiling: the one place that uses private interfaces of torch's compiler, and may raise what these do."""
 
 import platform
 import sys
@@ -75,13 +72,11 @@ class _WithoutChecks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is th._is_all_true:
             return True
-        if func is nn.functional.one_hot:
+        return (_one_hot if func is nn.functional.one_hot else func)(*args, **(kwargs or {}))
 
-            def one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
-                return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
 
-            func = one_hot
-        return func(*args, **(kwargs or {}))
+def _one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
+    return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
 
 
 def compile_graph(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[list[Any]], Sequence[th.Tensor]]:

@@ -1,6 +1,5 @@
 """Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of SB3, with other random draws."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,17 +10,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.policies import Action, FeedForward, Observations, is_standard_mlp, networks
-
-LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+from sb3_ppo_variants.policies import LOG_SQRT_2PI, Action, FeedForward, Observations, is_standard_mlp, networks
 
 
 class NumpyPolicy(FeedForward):
     """
-    A policy for one rollout, with its parameters at the start of it: a callback that changes them meanwhile takes effect in
-    the next one. So the two networks are stacked into one with block-diagonal weights, and the noise of all steps is drawn at
-    once, from torch's generator. Values and log probabilities are written to the buffer, and the tensors returned are views of
-    it, as to make tensors takes time.
+    A policy for one rollout, with its parameters at the start of it. So the two networks are stacked into one with
+    block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator. Values and log probabilities
+    are written to the buffer, and the tensors returned are views of it, as to make tensors takes time.
     """
 
     fills_buffer = True
@@ -31,10 +27,8 @@ class NumpyPolicy(FeedForward):
         """Whether the layers of a policy can be stacked."""
         if not is_standard_mlp(policy):
             return False
-        pi, vf = networks(policy)
-        return [type(layer) for layer in pi] == [type(layer) for layer in vf] and all(
-            type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in pi
-        )
+        pi, vf = ([type(layer) for layer in network] for network in networks(policy))
+        return pi == vf and {*pi} <= {nn.Linear, nn.Tanh, nn.ReLU}
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
@@ -42,13 +36,11 @@ class NumpyPolicy(FeedForward):
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
         self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
-        first = True
         for layer_pi, layer_vf in zip(pi, vf, strict=True):
             if isinstance(layer_pi, nn.Linear):
-                weights = [layer.weight.detach() for layer in (layer_pi, layer_vf)]
-                # Both networks see the observation
-                weight = th.cat(weights) if first else th.block_diag(*weights)
-                first = False
+                weights = [layer_pi.weight.detach(), layer_vf.weight.detach()]
+                # The first layers of both networks see the observation
+                weight = th.block_diag(*weights) if self.layers else th.cat(weights)
                 bias = th.cat([layer_pi.bias, layer_vf.bias]).detach()
                 # A row for each environment: sums of equal shapes are faster
                 self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
@@ -61,8 +53,7 @@ class NumpyPolicy(FeedForward):
         self.log_prob_tensors = th.from_numpy(self.log_probs).unbind()
         self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
         if self.is_gaussian:
-            log_std = policy.log_std.detach()
-            noise = th.randn(n_steps, n_envs, self.n_outputs)
+            log_std, noise = policy.log_std.detach(), th.randn(n_steps, n_envs, self.n_outputs)
             self.noise = (noise * log_std.exp()).numpy()
             if not checks.all_finite(self.noise):
                 raise checks.NonFinitePolicyError.of(policy)
@@ -76,8 +67,7 @@ class NumpyPolicy(FeedForward):
     def act(self, observations: Observations) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
-        if not checks.all_finite(observations):
-            checks.check_observation(observations)
+        checks.check_observation(observations)
         latent = observations.astype(np.float32, copy=False)
         for layer in self.layers:
             if isinstance(layer, tuple):

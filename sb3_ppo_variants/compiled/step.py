@@ -1,7 +1,6 @@
 """
-The compiled minibatch step. ``make_fx`` traces the step of any policy to a graph of tensor operations, Inductor makes C++ of
-it. The function works on flat copies of the parameters and of Adam's moments: they are taken from the policy and its optimizer
-before an update and put back after it, so that those two always hold the truth.
+The compiled minibatch step: ``make_fx`` traces that of any policy to a graph, Inductor makes C++ of it. The function works on
+flat copies of the parameters and of Adam's moments, taken from policy and optimizer before an update and put back after it.
 """
 
 import contextvars
@@ -15,15 +14,14 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import nn
 from torch.func import functional_call, grad_and_value
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
-from sb3_ppo_variants.loss import APPROX_KL, Batch, Evaluation, Settings, ppo_loss
+from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
-from sb3_ppo_variants.policies import FeedForward, is_of_libraries, kept_generators, kind_of
+from sb3_ppo_variants.policies import PolicyFunction, is_of_libraries, kept_generators, kind_of
 from sb3_ppo_variants.rollout import Rollout
 
 # Compilations in a training: what changes more often is quicker without
@@ -44,7 +42,8 @@ class CompiledStep:
         self.policy = policy
         self.compiled_in = _compiled_in(policy, settings)
         self.objective, self.coef_names, self.standardizes = settings.objective, tuple(settings.coef), settings.standardizes
-        self.module = _Loss(kind_of(policy))
+        self.kind = kind_of(policy)
+        self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
         self.layout = FlatParameters(policy, transpose=True)
@@ -67,19 +66,10 @@ class CompiledStep:
         return self.compiled_in == _compiled_in(policy, settings)
 
     def _step(
-        self,
-        parameters: th.Tensor,
-        exp_avg: th.Tensor,
-        exp_avg_sq: th.Tensor,
-        constants: dict[str, th.Tensor],
-        data: Batch,
-        coef_vector: th.Tensor,
-        index: th.Tensor,
+        self, flats: list[th.Tensor], constants: dict[str, th.Tensor], data: Batch, coef_vector: th.Tensor, index: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
-        """
-        The minibatch step: updates parameters, moments and buffers in place and returns the values of ``METRICS``, the norm of
-        the gradient, and by how much the gradient is clipped.
-        """
+        """Update parameters, moments and buffers in place; the values of ``METRICS``, the gradient's norm, and its scale."""
+        parameters, exp_avg, exp_avg_sq = flats
         step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *adam = coef_vector[:N_OTHERS].unbind()
         one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay = adam
         coef = dict(zip(self.coef_names, coef_vector[N_OTHERS:].unbind(), strict=True))
@@ -105,8 +95,8 @@ class CompiledStep:
 
         # SB3 ends the update before the step that exceeds the limit; NaN does not
         goes_on = ~(metrics[APPROX_KL] > max_approx_kl)
-        updates = [(parameters, new_parameters), (exp_avg, new_exp_avg), (exp_avg_sq, new_exp_avg_sq)]
-        updates = [(old, th.where(goes_on, new, old)) for old, new in updates]
+        news = (new_parameters, new_exp_avg, new_exp_avg_sq)
+        updates = [(old, th.where(goes_on, new, old)) for old, new in zip(flats, news, strict=True)]
         # Batch normalisation has seen that minibatch
         updates += [(constant, new_constants[name]) for name, constant in constants.items()]
         for old, new in updates:
@@ -121,23 +111,17 @@ class CompiledStep:
         # Batch normalisation writes to its buffers
         constants = {name: constant.clone() for name, constant in constants.items()}
         trained = {f"policy.{name}": tensor for name, tensor in self.layout.by_place(parameters).items()}
-
-        def loss_of(evaluation: Evaluation) -> tuple[th.Tensor, th.Tensor]:
-            return ppo_loss(self.objective, batch, evaluation, coef, self.standardizes)
-
-        loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, loss_of), tie_weights=False)
+        loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, coef), tie_weights=False)
         return loss, (metrics, constants)
+
+    def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
+        # In one function, as the KL of a custom policy may take a second pass through it
+        return ppo_loss(self.objective, batch, self.kind.evaluate(batch), coef, self.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
         """
-        Make the steps of an update, on copies of the parameters: ``store`` puts the result into the policy.
-
-        :param old: the rollout, of one of SB3's own buffers
-        :param settings: how the steps are made
-        :return: the values of ``METRICS`` and the norm of the gradient at each step of each epoch, of shape ``(n_steps,
-            n_metrics + 1)``; the norm of a step that has been left out is NaN
-        :raises CompilationError: if the step cannot be compiled, or computes something else than the policy; nothing has
-            changed then
+        Make the steps of an update, on copies that ``store`` puts into the policy: ``METRICS`` and the norm of the gradient at
+        each step of each epoch, NaN for a step left out. After a ``CompilationError``, nothing has changed.
         """
         assert old.data is not None
         self._load()
@@ -170,7 +154,7 @@ class CompiledStep:
 
     def _leaves(self, data: Batch) -> list[Any]:
         """The arguments of a function but for the vector of coefficients and the index, which come last."""
-        return pytree.tree_leaves([*self.flats, self.constants, data])
+        return pytree.tree_leaves([self.flats, self.constants, data])
 
     def _load(self) -> None:
         """Take parameters, buffers and Adam's state from the policy and its optimizer."""
@@ -206,10 +190,7 @@ class CompiledStep:
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
     def _coef_vectors(self, n_steps: int, settings: Settings) -> Sequence[th.Tensor]:
-        """
-        The vectors of all numbers that change between the coming steps, in the order in which a step takes them. What depends
-        on Adam's step count is computed here in float64, as torch.optim.Adam does.
-        """
+        """The numbers of each of the coming steps, those that depend on Adam's count in float64 as torch.optim.Adam's."""
         group = self.policy.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
@@ -223,10 +204,7 @@ class CompiledStep:
     def _first_step(
         self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
     ) -> tuple[Function, th.Tensor]:
-        """
-        Make the first step of an update, and compare it with the same one by SB3's methods; if it is another, compile anew.
-        The compiled function, and what it has returned.
-        """
+        """Make the first step of an update, and compare it with that by SB3's methods; if it is another, compile anew."""
         kind, data = old.kind, old.data
         assert data is not None
         batch = data.select(index)
@@ -258,8 +236,9 @@ class CompiledStep:
         """What is compiled into a function besides the policy and its loss."""
         shapes = [(leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data)]
         # A policy that draws random numbers cannot be compared: there the numbers that its modules hold, as dropout's p, count
-        numbers = _plain_numbers(self.policy) if self.draws else []
-        return (len(index), *shapes, *numbers)
+        modules = self.policy.named_modules() if self.draws else []
+        attributes = [(prefix, *attribute) for prefix, module in modules for attribute in vars(module).items()]
+        return (len(index), *shapes, *(a for a in attributes if isinstance(a[-1], bool | int | float | str)))
 
     def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool = True) -> Function:
         """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
@@ -278,7 +257,7 @@ class CompiledStep:
 
     def _made(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
         arguments = [*self._leaves(data), coef_vector, index]
-        structure = pytree.tree_structure([*self.flats, self.constants, data])
+        structure = pytree.tree_structure([self.flats, self.constants, data])
 
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
@@ -297,32 +276,10 @@ class CompiledStep:
             raise CompilationError(f"{type(error).__name__}: {lines[-1][-300:] if lines else ''}") from error
 
 
-class _Loss(nn.Module):
-    """The loss of a policy as the forward of a module, which is what ``functional_call`` calls."""
-
-    def __init__(self, kind: FeedForward) -> None:
-        super().__init__()
-        self.policy = kind.policy
-        self.kind = kind
-
-    def forward(self, batch: Batch, loss_of: Callable[[Evaluation], Any]) -> Any:
-        # Within the forward, as the KL of a custom policy may take a second pass through it
-        return loss_of(self.kind.evaluate(batch))
-
-
 def _compiled_in(policy: ActorCriticPolicy, settings: Settings) -> tuple[Any, ...]:
     """What is compiled into the step: the other settings are numbers that it is given."""
     parameters = [(name, id(p), p.requires_grad) for name, p in policy.named_parameters(remove_duplicate=False)]
     return (id(policy), settings.objective, tuple(settings.coef), settings.standardizes, parameters)
-
-
-def _plain_numbers(policy: ActorCriticPolicy) -> list[tuple[str, str, Any]]:
-    return [
-        (prefix, name, value)
-        for prefix, module in policy.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str)
-    ]
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:

@@ -41,16 +41,12 @@ def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
     """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
     if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
         return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
-    reason = not_plain_adam(policy)
-    if reason is not None:
-        return reason
-    if has_hooks(policy):
-        return "modules of the policy have hooks, which compiled code would not call"
-    if not trainable(policy):
-        return "all parameters of the policy are frozen"
-    if len({parameter.dtype for parameter in policy.parameters()}) != 1:
-        return "the policy's parameters have several data types"
-    return None
+    reasons = {
+        "modules of the policy have hooks, which compiled code would not call": has_hooks(policy),
+        "all parameters of the policy are frozen": not trainable(policy),
+        "the policy's parameters have several data types": len({parameter.dtype for parameter in policy.parameters()}) > 1,
+    }
+    return not_plain_adam(policy) or next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def image_work(policy: ActorCriticPolicy) -> float:

@@ -1,7 +1,4 @@
-"""
-Verify by numbers: the first compiled step of an update is compared with the same step made by SB3's own methods,
-whatever may have changed what the policy computes.
-"""
+"""Verify by numbers: the first compiled step of an update is compared with the same step made by SB3's own methods."""
 
 import pickle
 import random
@@ -30,21 +27,16 @@ COMPARED = [i for i, name in enumerate(METRICS) if name != "clip_fraction"]
 class ExpectedStep(NamedTuple):
     """A step as far as its gradient."""
 
-    # The values of METRICS
     metrics: th.Tensor
-    # Those of the parameters that are not frozen; 0 where the loss does not depend on one
+    # 0 where the loss does not depend on a parameter: these are `unused`
     gradients: list[th.Tensor]
-    # The positions of these
     unused: set[int]
     # Whether the policy has drawn random numbers from torch, so that another step cannot be compared with this one
     draws: bool
 
 
 def check_purity(step: "CompiledStep", batch: Batch, coef: Mapping[str, float]) -> None:
-    """
-    Check what compiled code takes for granted of a custom policy: that its numbers depend on nothing but its input, its
-    tensors and torch's random generator.
-    """
+    """Check that a policy's numbers depend on nothing but input, tensors and torch's generator, as compiled code takes it."""
     others = _random_states()
     results = []
     for _ in range(2):

@@ -13,16 +13,11 @@ def lane(policy: ActorCriticPolicy) -> "ForeachAdam | None":
         return None
     # One that the loss has not depended on yet has no state, unlike the others
     kinds = {(parameter.dtype, parameter in policy.optimizer.state) for parameter in trainable(policy)}
-    if len(kinds) > 1:
-        return None
-    return ForeachAdam(policy)
+    return None if len(kinds) > 1 else ForeachAdam(policy)
 
 
 class ForeachAdam(Step):
-    """
-    The steps of an update: the same operations on each parameter in the same order as torch's, but each for all parameters at
-    once, and without looking up the optimizer's state again in each step. The exit puts the state back.
-    """
+    """Torch's operations in torch's order, but each for all parameters at once, on the optimizer's state looked up once."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__(policy)
@@ -77,10 +72,10 @@ class ForeachAdam(Step):
         """Put into the optimizer what the steps have made of its state, if there were any."""
         if self.n_steps == 0 or self.is_torchs:
             return
-        self.optimizer.state.update(zip(self.parameters, self.states, strict=True))
-        th._foreach_copy_([state["exp_avg_sq"] for state in self.states], self.exp_avg_sq_views)
-        for state in self.states:
+        for parameter, state, exp_avg_sq in zip(self.parameters, self.states, self.exp_avg_sq_views, strict=True):
+            state["exp_avg_sq"].copy_(exp_avg_sq)
             state["step"].fill_(self.n_steps)
+            self.optimizer.state[parameter] = state
 
 
 def _initial_state(parameter: th.Tensor) -> dict[str, th.Tensor]:

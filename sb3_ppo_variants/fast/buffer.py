@@ -16,18 +16,13 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
     obs_shape, action_shape = observations.shape[1:], actions.shape[1:]
 
     def add(
-        obs: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        episode_start: np.ndarray,
-        value: th.Tensor,
-        log_prob: th.Tensor,
+        obs: np.ndarray, action: np.ndarray, reward: np.ndarray, start: np.ndarray, value: th.Tensor, log_prob: th.Tensor
     ) -> None:
         pos = buffer.pos
         observations[pos] = obs.reshape(obs_shape)
         actions[pos] = action.reshape(action_shape)
         rewards[pos] = reward
-        episode_starts[pos] = episode_start
+        episode_starts[pos] = start
         if not has_values:
             values[pos] = value.numpy().ravel()
             log_probs[pos] = log_prob.numpy()

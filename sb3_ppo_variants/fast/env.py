@@ -1,7 +1,4 @@
-"""
-Steps of ``DummyVecEnv`` and ``VecNormalize`` with less overhead: the same observations, rewards and infos, and the same
-attributes afterwards. Much of the time of the originals goes into deep copies and temporary arrays.
-"""
+"""Steps of ``DummyVecEnv`` and ``VecNormalize`` with fewer deep copies and temporary arrays, to the same attributes."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -63,9 +60,7 @@ def _copy(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value if type(value) in IMMUTABLE else deepcopy(value) for key, value in info.items()}
 
 
-def _step_normalize(
-    env: VecNormalize, step: Callable[[np.ndarray], VecEnvStepReturn], actions: np.ndarray
-) -> VecEnvStepReturn:
+def _step_normalize(env: VecNormalize, step: Step, actions: np.ndarray) -> VecEnvStepReturn:
     obs, rewards, dones, infos = step(actions)
     assert isinstance(obs, np.ndarray)
     env.old_obs = obs
@@ -74,7 +69,12 @@ def _step_normalize(
         assert isinstance(env.obs_rms, RunningMeanStd)
         if env.training:
             _update(env.obs_rms, obs)
-        normalized = _normalize(obs, env.obs_rms, env.epsilon, env.clip_obs)
+        scale = env.obs_rms.var + env.epsilon
+        np.sqrt(scale, out=scale)
+        normalized = obs - env.obs_rms.mean
+        normalized /= scale
+        np.minimum(np.maximum(normalized, -env.clip_obs, out=normalized), env.clip_obs, out=normalized)
+        normalized = normalized.astype(np.float32)
     else:
         normalized = obs.copy()
     if env.training:
@@ -83,21 +83,11 @@ def _step_normalize(
     if env.norm_reward:
         rewards = rewards / np.sqrt(env.ret_rms.var + env.epsilon)
         np.minimum(np.maximum(rewards, -env.clip_reward, out=rewards), env.clip_reward, out=rewards)
-    if dones.any():
-        for i in np.flatnonzero(dones):
-            if "terminal_observation" in infos[i]:
-                infos[i]["terminal_observation"] = env.normalize_obs(infos[i]["terminal_observation"])
-        env.returns[dones] = 0
+    for i in np.flatnonzero(dones):
+        if "terminal_observation" in infos[i]:
+            infos[i]["terminal_observation"] = env.normalize_obs(infos[i]["terminal_observation"])
+    env.returns[dones] = 0
     return normalized, rewards.astype(np.float32), dones, infos
-
-
-def _normalize(obs: np.ndarray, statistics: RunningMeanStd, epsilon: float, clip: float) -> np.ndarray:
-    scale = statistics.var + epsilon
-    np.sqrt(scale, out=scale)
-    normalized = obs - statistics.mean
-    normalized /= scale
-    np.minimum(np.maximum(normalized, -clip, out=normalized), clip, out=normalized)
-    return normalized.astype(np.float32)
 
 
 def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:

@@ -13,9 +13,7 @@ from torch.nn import functional as F
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import ClosedForm, kl_categoricals, kl_normal
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.policies import Action, FeedForward, Observations, is_standard_mlp, networks
-
-LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+from sb3_ppo_variants.policies import LOG_SQRT_2PI, Action, FeedForward, Observations, is_standard_mlp, networks
 
 
 def lane(policy: ActorCriticPolicy) -> "StraightMlp | None":
@@ -24,10 +22,7 @@ def lane(policy: ActorCriticPolicy) -> "StraightMlp | None":
 
 
 class StraightMlp(FeedForward):
-    """
-    The operations of ``ActorCriticPolicy`` in a straight line: the same numbers, gradients and random draws. Parameters are
-    read at each call, as a callback may change them.
-    """
+    """The operations of ``ActorCriticPolicy`` in a straight line, on the parameters that there are at each call."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__(policy)
@@ -47,8 +42,7 @@ class StraightMlp(FeedForward):
     def act(self, observations: Observations) -> Action:
         """The next step of a rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
-        if not checks.all_finite(observations):
-            checks.check_observation(observations)
+        checks.check_observation(observations)
         obs_tensor = th.from_numpy(observations)
         outputs, values = self._forward(obs_tensor)
         if not (checks.all_finite(outputs.numpy()) and checks.all_finite(values.numpy())):
