@@ -42,7 +42,6 @@ class CompiledStep:
         self.policy = policy
         self.compiled_in = _compiled_in(policy, settings)
         self.objective, self.coef_names, self.standardizes = settings.objective, tuple(settings.coef), settings.standardizes
-        self.kind = kind_of(policy)
         self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
@@ -116,7 +115,7 @@ class CompiledStep:
 
     def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
-        return ppo_loss(self.objective, batch, self.kind.evaluate(batch), coef, self.standardizes)
+        return ppo_loss(self.objective, batch, kind_of(self.policy).evaluate(batch), coef, self.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
         """
