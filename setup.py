@@ -77,7 +77,6 @@ setup(
             "psutil",
             "pytest>=8",
             "pytest-xdist",
-            "ray>=2.9",
             "ruff",
             "setuptools>=77",
             "tensorboard",
@@ -88,8 +87,6 @@ setup(
         "benchmarks": [*MUJOCO, "filelock", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
         # The environments of hyperparams/paper/table4_roboschool.yml
         "bullet": ["pybullet_envs_gymnasium"],
-        # To spread the runs of benchmarks/paper over a cluster
-        "ray": ["ray>=2.9"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -53,16 +53,6 @@ def test_tables_are_those_of_the_results(capsys):
         assert line in document
 
 
-def test_numbers_on_table_1_are_in_the_report():
-    """The README repeats in prose what the report, which is generated, says."""
-    prose = README.read_text(encoding="utf-8").split("None of the ten settings")[1].split("\n\n")[0]
-    numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?\b", prose)
-    report = (README.parent / "docs" / "paper.md").read_text(encoding="utf-8")
-    of_report = set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?\b", report))
-    assert len(numbers) >= 10
-    assert [number for number in numbers if number not in of_report] == []
-
-
 def test_own_objective_trains():
     """The README's own objective is in use, and learns."""
     (block,) = [block for block in BLOCKS if "class SPO" in block]

@@ -49,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
         if name == "run":
             command.add_argument("--timesteps", type=int, default=experiments.TIMESTEPS, help="length of a run")
             command.add_argument("--jobs", type=int, default=-1, help="processes; -1: one for each core, -2: one less")
-            command.add_argument("--backend", choices=("loky", "ray"), default="loky", help="ray: on a cluster")
         if name == "tables":
             command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
         if name == "figures":
@@ -119,7 +118,7 @@ def run(args: argparse.Namespace, results: Results) -> int:
     runs = selected(args)
     if not runs:
         raise ValueError("The study has no such run")
-    failed = run_all(runs, args.timesteps, results, args.jobs, args.backend)
+    failed = run_all(runs, args.timesteps, results, args.jobs)
     for name in failed:
         print(f"FAILED twice: {name}", file=sys.stderr)
     return 1 if failed else 0

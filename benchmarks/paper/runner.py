@@ -1,6 +1,5 @@
 """Makes the runs that are missing, side by side."""
 
-import os
 import sys
 import threading
 import traceback
@@ -8,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
 
 from benchmarks.paper.experiments import Run
@@ -40,16 +39,15 @@ def attempt(run: Run, timesteps: int, commit: str, results: Results) -> str | No
     return None
 
 
-def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, backend: str) -> list[str]:
+def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int) -> list[str]:
     """
     Make the runs that are not among the results. One that fails is tried once again, or more often where a process has been
     killed meanwhile.
 
     :param runs: the runs, in the order in which they are to be made
     :param timesteps: the length of each
-    :param results: where finished runs go; on a cluster, a directory that all machines share
+    :param results: where finished runs go
     :param jobs: number of processes; -1 for all that there are
-    :param backend: joblib's: "loky" for local processes, "ray" for a cluster
     :return: names of the runs that have failed twice
     :raises ValueError: if the results have runs of another length or damaged ones, or if another program adds to them
     """
@@ -57,8 +55,6 @@ def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, ba
         results.check_timesteps(timesteps)
         # Rows of runs that were finished when the program was killed
         results.write_table()
-        if backend == "ray":
-            start_ray(jobs)
         commit = current_commit()
         attempts: Counter[str] = Counter()
         suspects: list[Run] = []
@@ -70,7 +66,7 @@ def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int, ba
                 name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in runs) if name
             )
 
-        with parallel_config(backend=backend), progress_of(runs, results):
+        with progress_of(runs, results):
             while True:
                 missing = [run for run in missing_runs(runs, results) if attempts[run.name] < ATTEMPTS]
                 if not missing:
@@ -140,21 +136,3 @@ def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def start_ray(jobs: int) -> None:
-    """
-    Make joblib's Ray backend known, on the cluster that ``RAY_ADDRESS`` names, or else on this machine.
-
-    :param jobs: number of processes; -1 for all that there are
-    """
-    import ray
-    from ray.util.joblib import register_ray
-
-    register_ray()
-    if not ray.is_initialized():
-        if jobs > 0 and "RAY_ADDRESS" not in os.environ:
-            # At least two, as for loky in `run_all`
-            ray.init(address="local", num_cpus=max(jobs, 2))
-        else:
-            ray.init()
