@@ -44,17 +44,22 @@ def collect_rollouts(
     policy = self._acting(rollout_buffer)
     step = lane("env", env) or env.step
     add = lane("buffer", rollout_buffer, policy.fills_buffer) or rollout_buffer.add
-    is_box, is_discrete = (isinstance(self.action_space, space) for space in (spaces.Box, spaces.Discrete))
+    space = self.action_space
+    is_box, is_discrete, is_squashed = (
+        isinstance(space, spaces.Box),
+        isinstance(space, spaces.Discrete),
+        self.policy.squash_output,
+    )
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             self.policy.reset_noise(env.num_envs)
         obs_tensor, actions, values, log_probs = policy.act(self._last_obs)
         clipped_actions = actions
-        if is_box and self.policy.squash_output:
+        if is_box and is_squashed:
             clipped_actions = self.policy.unscale_action(actions)
         elif is_box:
             # Quicker than np.clip
-            clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+            clipped_actions = np.minimum(np.maximum(actions, space.low), space.high)
 
         new_obs, rewards, dones, infos = step(clipped_actions)
         self.num_timesteps += env.num_envs

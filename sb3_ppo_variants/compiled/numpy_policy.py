@@ -1,5 +1,6 @@
 """Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of SB3, with other random draws."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -67,7 +68,9 @@ class NumpyPolicy(FeedForward):
     def act(self, observations: Observations) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
-        checks.check_observation(observations)
+        # The sum of the squares is quick to compute, and not finite if one of them is not
+        if not math.isfinite(np.vdot(observations, observations)):
+            checks.check_observation(observations)
         latent = observations.astype(np.float32, copy=False)
         for layer in self.layers:
             if isinstance(layer, tuple):
@@ -75,7 +78,7 @@ class NumpyPolicy(FeedForward):
                 latent += layer[1]
             else:
                 layer(latent, out=latent)
-        if not checks.all_finite(latent):
+        if not math.isfinite(np.vdot(latent, latent)) and not checks.all_finite(latent):
             raise checks.NonFinitePolicyError.of(self.policy)
         step, self.step = self.step, self.step + 1
         outputs = latent[:, : self.n_outputs]

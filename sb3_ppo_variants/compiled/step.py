@@ -216,6 +216,9 @@ class CompiledStep:
         # After a trace, so that what a policy keeps of its last pass is real again
         expected = verification.expected_step(kind, batch, settings)
         difference = verification.difference(self, before, expected, row, settings)
+        if difference is not None:
+            nearby = verification.nearby_step(self, batch, settings)
+            difference = verification.difference(self, before, expected, row, settings, nearby)
         self.draws, self.unused = expected.draws, expected.unused
         if difference is None:
             self.n_changes = self.n_changes if is_new else 0

@@ -2,7 +2,7 @@
 
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 # Differences that are small beside the whole are rounding errors of what cancels out
 FLOOR = 1e-5
+# Relative error of the parameters of a nearby step, and how much farther than that step another may be
+ERROR = 1e-6
+SLACK = 10
 # A ratio next to the clip range counts or does not: rounding decides
 COMPARED = [i for i, name in enumerate(METRICS) if name != "clip_fraction"]
 
@@ -69,21 +72,45 @@ def expected_step(kind: FeedForward, batch: Batch, settings: Settings) -> Expect
     if draws:
         th.set_rng_state(before)
     unused = {i for i, gradient in enumerate(found) if gradient is None}
-    gradients = [th.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-    return ExpectedStep(metrics, gradients, unused, draws)
+    return ExpectedStep(metrics, _without_none(found, parameters), unused, draws)
+
+
+def nearby_step(step: "CompiledStep", batch: Batch, settings: Settings) -> ExpectedStep:
+    """The same step from parameters with an error of some roundings: how far these reach where much cancels out."""
+    generator = th.Generator().manual_seed(0)
+    errors = [1 + ERROR * (2 * th.rand(p.shape, generator=generator) - 1) for p in step.layout.parameters]
+    parameters = [(p.detach() * error).requires_grad_() for p, error in zip(step.layout.parameters, errors, strict=True)]
+    with kept_generators(step.policy.device), th.enable_grad():
+        loss, (metrics, _) = step.loss(batch, dict(settings.coef), parameters, step.constants)
+        found = th.autograd.grad(loss, parameters, allow_unused=True)
+    return ExpectedStep(metrics, _without_none(found, parameters), set(), False)
+
+
+def _without_none(gradients: Sequence[th.Tensor | None], parameters: Sequence[th.Tensor]) -> list[th.Tensor]:
+    return [th.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
 
 
 def difference(
-    step: "CompiledStep", before: list[th.Tensor], expected: ExpectedStep, row: th.Tensor, settings: Settings
+    step: "CompiledStep",
+    before: list[th.Tensor],
+    expected: ExpectedStep,
+    row: th.Tensor,
+    settings: Settings,
+    nearby: ExpectedStep | None = None,
 ) -> str | None:
-    """What a compiled step has computed otherwise, if anything; ``before`` are parameters and moments before it."""
+    """
+    What a compiled step has computed otherwise, if anything; ``before`` are parameters and moments before it. What is not much
+    farther from the expected step than a nearby one, is an error of rounding.
+    """
     if expected.draws:
         return None
-    norm = th.linalg.vector_norm(th.stack(th._foreach_norm(expected.gradients)))
-    found, right = th.cat([row[COMPARED], row[-1:]]), th.cat([expected.metrics[COMPARED], norm[None]])
+    nearby = nearby or expected
+    right, near = (th.cat([one.metrics[COMPARED], _norm(one.gradients)[None]]) for one in (expected, nearby))
+    found, norm = th.cat([row[COMPARED], row[-1:]]), right[-1]
     scale = right.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1)
     is_same = (found == right) | (found.isnan() & right.isnan())
-    i = _exceeding((found - right).abs().masked_fill(is_same, 0), (TOLERANCE * right.abs() + FLOOR * scale).nan_to_num())
+    limits = (TOLERANCE * right.abs() + FLOOR * scale + SLACK * (near - right).abs()).nan_to_num()
+    i = _exceeding((found - right).abs().masked_fill(is_same, 0), limits)
     if i is not None:
         return f"{[*METRICS, 'grad_norm'][[*COMPARED, -1][i]]} is {found[i]:.6g} instead of {right[i]:.6g}"
     if row[APPROX_KL] > settings.max_approx_kl or not norm.isfinite():
@@ -91,7 +118,13 @@ def difference(
         return None
     limit = settings.max_grad_norm
     clipped_to = 1.0 if limit is None else th.clamp(limit / (norm + 1e-6), max=1.0)
-    return _difference_of_moments(step, before, expected, clipped_to) or _difference_of_parameters(step, before[0])
+    gradients = [clipped_to * step.layout.concatenate(one.gradients) for one in (expected, nearby)]
+    moments = _difference_of_moments(step, before, expected.unused, *gradients)
+    return moments or _difference_of_parameters(step, before[0])
+
+
+def _norm(tensors: list[th.Tensor]) -> th.Tensor:
+    return th.linalg.vector_norm(th.stack(th._foreach_norm(tensors)))
 
 
 def _exceeding(differences: th.Tensor, limits: th.Tensor) -> int | None:
@@ -101,25 +134,28 @@ def _exceeding(differences: th.Tensor, limits: th.Tensor) -> int | None:
 
 
 def _difference_of_moments(
-    step: "CompiledStep", before: list[th.Tensor], expected: ExpectedStep, clipped_to: th.Tensor | float
+    step: "CompiledStep", before: list[th.Tensor], unused: set[int], gradient: th.Tensor, nearby: th.Tensor
 ) -> str | None:
     """Adam's moments must be those of the expected gradient."""
     layout, state = step.layout, step.policy.optimizer.state
     (group,) = step.policy.optimizer.param_groups
     names = [f"policy.{name}" for name, parameter in step.policy.named_parameters() if parameter.requires_grad]
     for i, parameter in enumerate(layout.parameters):
-        if step.n_steps > 0 and parameter not in state and i not in expected.unused:
+        if step.n_steps > 0 and parameter not in state and i not in unused:
             return f"the loss depends on {names[i]} for the first time, whose steps Adam counts anew"
-    gradient = clipped_to * layout.concatenate(expected.gradients) + group["weight_decay"] * before[0]
-    moments = (("exp_avg", step.exp_avg, before[1], gradient), ("exp_avg_sq", step.exp_avg_sq, before[2], gradient * gradient))
-    for (name, found, old, new), beta in zip(moments, group["betas"], strict=True):
+    first, near = (g + group["weight_decay"] * before[0] for g in (gradient, nearby))
+    moments = (
+        ("exp_avg", step.exp_avg, before[1], first, near),
+        ("exp_avg_sq", step.exp_avg_sq, before[2], first * first, near * near),
+    )
+    for (name, found, old, new, near), beta in zip(moments, group["betas"], strict=True):
         change = (1 - beta) * (new - old)
-        for i in expected.unused:
+        for i in unused:
             layout.views(change)[i].zero_()
-        differences, sizes, olds = map(layout.norms, (found - old - change, new, old))
-        limits = (1 - beta) * (2 * TOLERANCE * sizes + FLOOR * th.linalg.vector_norm(sizes)) + 1e-6 * olds
-        worst = _exceeding(differences, limits)
-        if worst in expected.unused:
+        differences, sizes, roundings, olds = map(layout.norms, (found - old - change, new, near - new, old))
+        limits = 2 * TOLERANCE * sizes + FLOOR * th.linalg.vector_norm(sizes) + SLACK * roundings
+        worst = _exceeding(differences, (1 - beta) * limits + 1e-6 * olds)
+        if worst in unused:
             return f"the loss does not depend on {names[worst]}, which Adam must leave as it is"
         if worst is not None:
             return f"{name} of {names[worst]} is off by {differences[worst] / (1 - beta):.3g} of {sizes[worst]:.3g}"
