@@ -277,7 +277,16 @@ def test_null_turns_a_coefficient_off(make_manager: Any, algo: str, name: str) -
         ("ppo_clip", {"kl_coef": 3.0}, "ppo_clip has no hyperparameter 'kl_coef'"),
         ("ppo_klpen", {"beta": 3.0, "eps": 0.2}, "ppo_klpen has no hyperparameter 'beta', 'eps'"),
         ("ppo_klpen", {"kl_target": "1e-2"}, "kl_target must be .* such as lin_0.2, but is the text '1e-2' .in YAML, 1e-3 is"),
-        ("ppo_klpen", {"target_kl": "lin_0.02"}, "target_kl must be a number or None, but is 'lin_0.02'"),
+        (
+            "ppo_klpen",
+            {"kl_target": "lin 0.02"},
+            "kl_target must be a number or a schedule such as lin_0.2, but is the text 'lin 0.02'",
+        ),
+        (
+            "ppo_clip",
+            {"learning_rate": "adaptive_0"},
+            "learning_rate is 'adaptive_0', but AdaptiveLearningRate: kl_target must be",
+        ),
         ("ppo_fixedkl", {"kl_coef": "exp_3.0"}, "kl_coef must be .* such as lin_0.2, but is the text 'exp_3.0'$"),
         ("ppo_fixedkl", {"ent_coef": "lin_much"}, "ent_coef must be .* but is the text 'lin_much'$"),
         ("ppo_klpen", {"learning_rate": "1e-3"}, "learning_rate must be .* such as lin_0.2 or adaptive_0.01, but .* .in YAML"),

@@ -61,6 +61,8 @@ def test_hyperparameters_are_those_of_table_3():
 
 
 TABLE_4 = {"n_steps": 512, "n_epochs": 15, "batch_size": 4096, "gamma": 0.99, "gae_lambda": 0.95}
+TABLE_4 |= {"learning_rate": "adaptive_0.01"}
+TABLE_4 |= {"callback": [{"sb3_ppo_variants.callbacks.AnnealLogStd": {"initial": -0.7, "final": -1.6}}]}
 TABLE_5 = {"n_steps": 128, "learning_rate": "lin_2.5e-4", "n_epochs": 3, "batch_size": 32 * 8, "gamma": 0.99}
 TABLE_5 |= {"gae_lambda": 0.95, "n_envs": 8, "clip_range": "lin_0.1", "vf_coef": 1.0, "ent_coef": 0.01}
 
@@ -68,9 +70,9 @@ TABLE_5 |= {"gae_lambda": 0.95, "n_envs": 8, "clip_range": "lin_0.1", "vf_coef":
 @pytest.mark.parametrize(
     ("name", "env", "expected"),
     [
-        ("table4_roboschool", "RoboschoolHumanoid-v1", TABLE_4 | {"n_envs": 32}),
-        ("table4_roboschool", "RoboschoolHumanoidFlagrun-v1", TABLE_4 | {"n_envs": 128}),
-        ("table4_roboschool", "RoboschoolHumanoidFlagrunHarder-v1", TABLE_4 | {"n_envs": 128}),
+        ("table4_roboschool", "HumanoidBulletEnv-v0", TABLE_4 | {"n_envs": 32}),
+        ("table4_roboschool", "HumanoidFlagrunBulletEnv-v0", TABLE_4 | {"n_envs": 128}),
+        ("table4_roboschool", "HumanoidFlagrunHarderBulletEnv-v0", TABLE_4 | {"n_envs": 128}),
         ("table5_atari", "atari", TABLE_5 | {"n_timesteps": 10_000_000}),
     ],
 )

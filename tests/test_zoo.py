@@ -128,7 +128,7 @@ def test_params_take_schedules_and_none(tmp_path: Path) -> None:
 
 def test_continued_training_goes_on_with_beta(tmp_path: Path) -> None:
     # A target that every update exceeds: beta doubles each time
-    train = ["--algo", "ppo_klpen", *SHORT, "-params", "target_kl:1e-7", "learning_rate:0.001", "n_epochs:2"]
+    train = ["--algo", "ppo_klpen", *SHORT, "-params", "kl_target:1e-7", "learning_rate:0.001", "n_epochs:2"]
     model = saved_model(tmp_path, "ppo_klpen")
     run_modules([("rl_zoo3.train", train), ("rl_zoo3.train", [*train, "-i", str(model)])], tmp_path)
     data, _, _ = load_from_zip_file(model)
@@ -138,6 +138,17 @@ def test_continued_training_goes_on_with_beta(tmp_path: Path) -> None:
     # Two updates each
     assert data["kl_coef"] == 4.0
     assert continued["kl_coef"] == 16.0
+
+
+def test_continued_training_goes_on_with_the_step_size(tmp_path: Path) -> None:
+    # A target that every update exceeds: the step size is divided by 1.5 each time
+    train = ["--algo", "ppo_clip", *SHORT, "-params", "learning_rate:'adaptive_1e-12'", "n_epochs:2"]
+    model = saved_model(tmp_path, "ppo_clip")
+    run_modules([("rl_zoo3.train", train), ("rl_zoo3.train", [*train, "-i", str(model)])], tmp_path)
+    first, again = (PPOClip.load(path).adapted_learning_rate for path in (model, saved_model(tmp_path, "ppo_clip", run_id=2)))
+    # From 3e-4, two updates each
+    assert first == pytest.approx(3e-4 / 1.5**2)
+    assert again == pytest.approx(3e-4 / 1.5**4)
 
 
 def test_enjoy(trained: Path) -> None:
