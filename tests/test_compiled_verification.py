@@ -22,8 +22,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from support import InEachRollout, equal, space_env, train
 
 from sb3_ppo_variants import PPOClip
-from sb3_ppo_variants.compiled import backend, inductor
-from sb3_ppo_variants.compiled.step import MAX_COMPILATIONS
+from sb3_ppo_variants.compiled import backend, inductor, verification
+from sb3_ppo_variants.compiled.step import MAX_COMPILATIONS, N_OTHERS
 from sb3_ppo_variants.compiled.support import CompilationError
 from sb3_ppo_variants.objectives import clipped_surrogate
 
@@ -419,3 +419,35 @@ class Noisy(ScaledExtractor):
 
     def forward(self, observations):
         return self.dropout(super().forward(observations))
+
+
+def with_errors(step, of_returns=0.0, of_vf_coef=0.0):
+    def erroneous(*arguments):
+        # A rollout's returns come before pi_old's two parameters; vf_coef is the second of the coefficients of the loss
+        *others, returns, mean, std, coef_vector, index = arguments
+        signs = 1 - 2 * (th.arange(len(returns)) % 3 == 0).to(returns.dtype)
+        factors = th.where(th.arange(len(coef_vector)) == N_OTHERS + 1, 1 + of_vf_coef, 1.0)
+        return step(*others, returns * (1 + of_returns * signs), mean, std, coef_vector * factors, index)
+
+    return erroneous
+
+
+@pytest.mark.parametrize(("errors", "is_wrong"), [({"of_returns": 1e-7}, False), ({"of_vf_coef": 0.1}, True)])
+def test_what_rounding_leaves_of_large_numbers_is_no_difference(monkeypatch, errors, is_wrong):
+    """A critic that fits: values of a thousand, errors of a hundredth, of whose gradient rounding leaves two digits."""
+    asked = []
+    nearby_step, trace = verification.nearby_step, inductor.trace
+    monkeypatch.setattr(verification, "nearby_step", lambda *args: asked.append(args) or nearby_step(*args))
+    monkeypatch.setattr(inductor, "trace", lambda step, *args, **kwargs: trace(with_errors(step, **errors), *args, **kwargs))
+    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), vf_coef=1e2)
+    buffer = model.rollout_buffer
+    with th.no_grad():
+        model.policy.value_net.bias += 1000
+        values = model.policy.predict_values(th.as_tensor(buffer.observations)).flatten()
+    buffer.returns = (values + 1e-2 * th.randn(values.shape, generator=th.Generator().manual_seed(0))).numpy()[:, None]
+    if is_wrong:
+        with pytest.raises(CompilationError, match="computes something else than the policy"):
+            Update(model, True)
+    else:
+        assert Update(model, True).is_compiled
+    assert asked

@@ -1,5 +1,6 @@
 """Verify by numbers: the first compiled step of an update is compared with the same step made by SB3's own methods."""
 
+import math
 import pickle
 import random
 from collections.abc import Mapping, Sequence
@@ -116,9 +117,9 @@ def difference(
     if row[APPROX_KL] > settings.max_approx_kl or not norm.isfinite():
         # No step has been made, or one that ends the training
         return None
-    limit = settings.max_grad_norm
-    clipped_to = 1.0 if limit is None else th.clamp(limit / (norm + 1e-6), max=1.0)
-    gradients = [clipped_to * step.layout.concatenate(one.gradients) for one in (expected, nearby)]
+    limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    scales = [th.clamp(limit / (numbers[-1] + 1e-6), max=1.0) for numbers in (right, near)]
+    gradients = [scale * step.layout.concatenate(one.gradients) for scale, one in zip(scales, (expected, nearby), strict=True)]
     moments = _difference_of_moments(step, before, expected.unused, *gradients)
     return moments or _difference_of_parameters(step, before[0])
 
