@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
-    # Those of pi_old(.|s), as in `kl.ClosedForm`; none where nobody asks for them, or none are known
+    # Of pi_old(.|s), as in `kl.ClosedForm`; none where nobody asks for them, or none are known
     old_parameters: tuple[th.Tensor, ...]
 
     def select(self, index: th.Tensor) -> "Batch":

@@ -182,7 +182,7 @@ class PPOKLPen(KLPenaltyPPO):
     def kl_coef(self) -> float:
         """The current beta; a number within ``kl_coef_bounds`` may be assigned."""
         low, high = self.kl_coef_bounds
-        # That of a loaded model may be outside new bounds
+        # beta of a loaded model may be outside new bounds
         return min(max(float(self.__dict__["kl_coef"]), low), high)
 
     @kl_coef.setter

@@ -106,7 +106,7 @@ class Backend:
     def threads(self, policy: ActorCriticPolicy) -> Iterator[None]:
         """One torch thread where more only get in each other's way, with small networks. What the user has set stays."""
         n_threads = th.get_num_threads()
-        # Those that this process may use
+        # The cores that this process may use
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Torch's own choice is the number of cores, which may count twice as many as there are
         is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)

@@ -16,11 +16,11 @@ from sb3_ppo_variants.optimizer import is_quicker_transposed
 INDUCTOR_OPTIONS = {
     # The indices are permutations
     "assert_indirect_indexing": False,
-    # It would put together again what `_addmm` has taken apart
+    # The pattern matcher would put together again what `_addmm` has taken apart
     "pattern_matcher": False,
     # Dropout draws from torch's generator, as without compilation
     "fallback_random": True,
-    # They take more time and memory than the one compilation that they are for, and 150 MB of disk
+    # Precompiled headers take more time and memory than the one compilation that they are for, and 150 MB of disk
     "cpp_cache_precompile_headers": False,
 }
 

@@ -126,7 +126,7 @@ class CompiledStep:
         self._load()
         n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
         coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches, settings))
-        # Those tensors are changed in place
+        # A step changes these tensors in place
         leaves = self._leaves(old.data)
         epochs: list[th.Tensor] = []
         functions: dict[int, Function] = {}
@@ -181,7 +181,7 @@ class CompiledStep:
                 buffer.copy_(self.constants[name])
             moments = zip(params, self.layout.views(self.exp_avg), self.layout.views(self.exp_avg_sq), strict=True)
             for i, (param, exp_avg, exp_avg_sq) in enumerate(moments):
-                # Those of the compiled steps are not known
+                # The gradients of compiled steps are not known
                 param.grad = None
                 if self.n_steps > 0 and i not in self.unused:
                     state[param]["step"] = th.tensor(float(self.n_steps))
