@@ -139,7 +139,7 @@ class PolicyFunction(nn.Module):
 
 def kind_of(policy: ActorCriticPolicy) -> FeedForward:
     """A policy as PPO sees it."""
-    kind: FeedForward = lane("mlp", policy) or FeedForward(policy)
+    kind: FeedForward = lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
     return kind
 
 

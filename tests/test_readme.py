@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import learning
-from sb3_ppo_variants import PPOClip, PPOFixedKL, ProximalPolicyOptimization
+from sb3_ppo_variants import PPOClip, ProximalPolicyOptimization, zoo
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 ZOO_PARAMETERS = re.findall(
-    r"^python -m rl_zoo3\.train .*-params (.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE
+    r"^python -m rl_zoo3\.train --algo (\w+) .*-params (.*)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE
 )
 
 
@@ -27,12 +27,12 @@ def test_example_runs(block, monkeypatch, tmp_path):
     assert namespace["model"]._n_updates > 0
 
 
-@pytest.mark.parametrize("line", ZOO_PARAMETERS)
-def test_parameters_for_the_zoo_are_python(line):
+@pytest.mark.parametrize(("algo", "line"), ZOO_PARAMETERS)
+def test_parameters_for_the_zoo_are_python(algo, line):
     """As the Zoo evaluates them."""
     pairs = [argument.split(":", 1) for argument in shlex.split(line)]
     for name, value in pairs:
-        assert name in inspect.signature(PPOFixedKL).parameters
+        assert name in inspect.signature(zoo.ALGOS[algo]).parameters
         assert isinstance(ast.literal_eval(value), float | str)
 
 

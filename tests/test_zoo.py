@@ -78,15 +78,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with logs/ of two trainings of each algorithm (one is too few for the Zoo's plot_from_file)."""
     cwd = tmp_path_factory.mktemp("trained")
     short = [*SHORT[:-1], "256", "--eval-episodes", "2"]
-    output = python("-m", "rl_zoo3.train", "--algo", "ppo_klpen", *short, cwd=cwd).stdout
-    others = [["--algo", algo, *short] for algo in ("ppo_fixedkl", "ppo_clip") for _ in range(2)]
-    output += run_modules(
-        [("rl_zoo3.train", arguments) for arguments in [["--algo", "ppo_klpen", *short], *others]], cwd
-    ).stdout
+    algos = [algo for algo in CLASSES for _ in range(2)]
+    output = run_modules([("rl_zoo3.train", ["--algo", algo, *short]) for algo in algos], cwd).stdout
     used = re.findall(r"Loading hyperparameters from: (.*)", output)
     # By content, as the tests may import the source tree and the Zoo what is installed
-    expected = [zoo.hyperparams_path(algo).read_text() for algo in ("ppo_klpen", "ppo_fixedkl", "ppo_clip") for _ in range(2)]
-    assert [Path(path).read_text() for path in used] == expected
+    assert [Path(path).read_text() for path in used] == [zoo.hyperparams_path(algo).read_text() for algo in algos]
     return cwd
 
 
@@ -126,43 +122,19 @@ def test_params_take_schedules_and_none(tmp_path: Path) -> None:
     assert model.max_grad_norm is None
 
 
-def test_continued_training_goes_on_with_beta(tmp_path: Path) -> None:
-    # A target that every update exceeds: beta doubles each time
-    train = ["--algo", "ppo_klpen", *SHORT, "-params", "kl_target:1e-7", "learning_rate:0.001", "n_epochs:2"]
+def test_continued_training_goes_on_with_beta_and_step_size(tmp_path: Path) -> None:
+    # Targets that every update exceeds: beta doubles each time, from 1, and the step size is divided by 1.5, from 3e-4
+    targets = ["kl_target:1e-12", "learning_rate:'adaptive_1e-12'"]
+    train = ["--algo", "ppo_klpen", *SHORT, "-params", *targets, "n_epochs:2"]
     model = saved_model(tmp_path, "ppo_klpen")
     run_modules([("rl_zoo3.train", train), ("rl_zoo3.train", [*train, "-i", str(model)])], tmp_path)
     data, _, _ = load_from_zip_file(model)
     continued, _, _ = load_from_zip_file(saved_model(tmp_path, "ppo_klpen", run_id=2))
     assert data is not None
     assert continued is not None
-    # Two updates each
-    assert data["kl_coef"] == 4.0
-    assert continued["kl_coef"] == 16.0
-
-
-def test_continued_training_goes_on_with_the_step_size(tmp_path: Path) -> None:
-    # A target that every update exceeds: the step size is divided by 1.5 each time
-    train = ["--algo", "ppo_clip", *SHORT, "-params", "learning_rate:'adaptive_1e-12'", "n_epochs:2"]
-    model = saved_model(tmp_path, "ppo_clip")
-    run_modules([("rl_zoo3.train", train), ("rl_zoo3.train", [*train, "-i", str(model)])], tmp_path)
-    first, again = (PPOClip.load(path).adapted_learning_rate for path in (model, saved_model(tmp_path, "ppo_clip", run_id=2)))
-    # From 3e-4, two updates each
-    assert first == pytest.approx(3e-4 / 1.5**2)
-    assert again == pytest.approx(3e-4 / 1.5**4)
-
-
-def test_enjoy(trained: Path) -> None:
-    arguments = ["--env", ENV_ID, "-f", "logs", "--no-render", "-n", "600", "--device", "cpu"]
-    output = run_modules([("rl_zoo3.enjoy", ["--algo", algo, *arguments]) for algo in CLASSES], trained).stdout
-    assert output.count("Mean reward") == 3
-
-
-def test_record_video(trained: Path, tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="the Zoo's videos need moviepy")
-    pytest.importorskip("pygame", reason="rendering CartPole needs pygame")
-    arguments = ["--algo", "ppo_fixedkl", "--env", ENV_ID, "-f", "logs", "-n", "20", "-o", str(tmp_path)]
-    python("-m", "rl_zoo3.record_video", *arguments, cwd=trained)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
+    # Two updates each: 3e-4 / 1.5^2, 3e-4 / 1.5^4
+    assert (data["kl_coef"], data["adapted_learning_rate"]) == (4.0, pytest.approx(1.3333e-4, rel=1e-4))
+    assert (continued["kl_coef"], continued["adapted_learning_rate"]) == (16.0, pytest.approx(5.9259e-5, rel=1e-4))
 
 
 def test_benchmark(trained: Path, tmp_path: Path) -> None:
@@ -175,15 +147,19 @@ def test_benchmark(trained: Path, tmp_path: Path) -> None:
     assert [row.split("|")[1].strip() for row in rows] == ["ppo_klpen"]
 
 
-def test_plots(trained: Path) -> None:
-    pytest.importorskip("seaborn", reason="the Zoo's plots need seaborn")
+def test_enjoy_video_and_plots(trained: Path, tmp_path: Path) -> None:
+    own = ["--env", ENV_ID, "-f", "logs"]
     where = ["-e", ENV_ID, "-f", "logs"]
     commands = [
+        *(("rl_zoo3.enjoy", ["--algo", algo, *own, "--no-render", "-n", "600", "--device", "cpu"]) for algo in CLASSES),
+        ("rl_zoo3.record_video", ["--algo", "ppo_fixedkl", *own, "-n", "20", "-o", str(tmp_path)]),
         ("rl_zoo3.plots.plot_train", ["-a", "ppo_klpen", *where]),
         ("rl_zoo3.plots.all_plots", ["-a", *CLASSES, *where, "--no-million", "--no-display", "-o", "results"]),
         ("rl_zoo3.plots.plot_from_file", ["-i", "results.pkl"]),
     ]
     output = run_modules(commands, trained).stdout
+    assert output.count("Mean reward") == 3
+    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
     assert "keys: ['PPO_CLIP-logs', 'PPO_FIXEDKL-logs', 'PPO_KLPEN-logs']" in output
     # The table of all_plots, and again that of plot_from_file
     assert output.count(f"|{ENV_ID} |") == 2
@@ -235,6 +211,28 @@ def test_hyperparameter_search(tmp_path: Path) -> None:
         (logs, algo): shared | own[algo] | ({"clip_range"} if logs == "clipped" else set()) for logs, algo in searched
     }
     assert saved_model(tmp_path, "ppo_klpen", logs="found").is_file()
+
+
+def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager: ModuleType) -> None:
+    import optuna
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
+
+    def trials(algo: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        # The first three at random, the others by what those have found
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=3, seed=1))
+        found = []
+        for number in range(6):
+            trial = study.ask()
+            trial.set_user_attr(zoo.CLIPPING, True)
+            found.append((HYPERPARAMS_SAMPLER[algo](trial, 1, 1, {}), trial.params))
+            study.tell(trial, float(number % 3))
+        return found
+
+    theirs = trials("ppo")
+    assert trials("ppo_clip") == theirs
+    for algo in ("ppo_fixedkl", "ppo_klpen"):
+        # beta and d_targ are drawn last
+        assert trials(algo)[0][1].items() > theirs[0][1].items()
 
 
 class TestExperimentManager:
@@ -329,9 +327,15 @@ def test_other_algorithms_are_unchanged(tmp_path: Path) -> None:
 
 
 REGISTER_BY_HAND = """
+import sys
 import rl_zoo3.exp_manager, rl_zoo3.train
 from sb3_ppo_variants import zoo
 assert "ppo_klpen" not in rl_zoo3.ALGOS
+sys.argv = ["train", "--algo", "ppo_klpen"]
+try:
+    rl_zoo3.train.train()
+except SystemExit as exit:
+    print("exit", exit.code)
 zoo.register()
 assert rl_zoo3.ALGOS["ppo_klpen"].__name__ == "PPOKLPen"
 # Also in a script that was imported before
@@ -341,10 +345,8 @@ assert len(rl_zoo3.train.ExperimentManager.__mro__) == 3
 
 
 def test_opt_out_and_register_by_hand(tmp_path: Path) -> None:
-    env = {OPT_OUT: "1"}
-    python("-c", REGISTER_BY_HAND, cwd=tmp_path, env=env)
-    result = python("-m", "rl_zoo3.train", "--algo", "ppo_klpen", cwd=tmp_path, env=env, check=False)
-    assert result.returncode == 2
+    result = python("-c", REGISTER_BY_HAND, cwd=tmp_path, env={OPT_OUT: "1"})
+    assert result.stdout.splitlines()[-1] == "exit 2"
     assert "invalid choice: 'ppo_klpen'" in result.stderr
 
 
