@@ -230,4 +230,4 @@ def networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
 def _is_linear_or_function(layer: nn.Module) -> bool:
     if type(layer) is nn.Linear:
         return layer.bias is not None
-    return next(layer.parameters(), None) is None and not isinstance(layer, nn.modules.dropout._DropoutNd)
+    return next(layer.parameters(), None) is None and not isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU)

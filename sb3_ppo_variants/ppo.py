@@ -176,7 +176,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled functions cannot be pickled
-        return {**self.__dict__, "_backend": None}
+        return {**self.__dict__, "_backend": None, "_uses_compiled": False}
 
     def coefficients(self) -> dict[str, float]:
         """The coefficients of the loss in the coming update by name, but for those that are ``None``: no such clipping."""
