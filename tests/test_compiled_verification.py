@@ -451,3 +451,21 @@ def test_what_rounding_leaves_of_large_numbers_is_no_difference(monkeypatch, err
     else:
         assert Update(model, True).is_compiled
     assert asked
+
+
+@pytest.mark.parametrize("name", ["clip_range", "kl_coef"])
+def test_numbers_that_do_not_show_while_the_ratio_is_one(name):
+    """Epsilon and beta that an objective reads from elsewhere have no effect on the first step of an update."""
+    numbers = {"clip_range": 0.5, "kl_coef": 0.0}
+
+    def objective(terms, coef):
+        return clipped_surrogate(terms, numbers) - numbers["kl_coef"] * terms.kl
+
+    cls = type("ReadsNumbers", (PPOClip,), {"objective": staticmethod(objective)})
+    model = trained(cls, "MlpPolicy", space_env("box", "box"), learning_rate=1e-2)
+    before = Update(model, True)
+    numbers[name] = {"clip_range": 0.01, "kl_coef": 30.0}[name]
+    reference, compiled = reference_and_compiled(model)
+    assert reference.off(before) > 1e-3
+    assert compiled.is_compiled
+    assert reference.off(compiled) < 1e-4
