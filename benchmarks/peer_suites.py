@@ -13,6 +13,7 @@ import argparse
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -136,7 +137,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for suite in options.suite:
             (Path(folder) / suite).mkdir()
-            source = options.tests_dir or fetch(PACKAGES[suite], Path(folder) / suite)
+            source = Path(folder) / suite
+            if options.tests_dir is None:
+                source = fetch(PACKAGES[suite], source)
+            else:
+                # A copy, as scripts are put beside the tests
+                shutil.copytree(options.tests_dir, source, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
             for name in ("train", "enjoy") if suite == "zoo" else ():
                 (source / f"{name}.py").write_text(SCRIPT.format(name), encoding="utf-8")
             failed = run(source, suite, ["tests"], False, arguments)

@@ -3,7 +3,9 @@ Numbers that follow the KL of the updates: beta of section 4 of the PPO paper (h
 size of its Table 4. Rules only: the numbers themselves belong to the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, bounds: tuple[float, float]) -> float:
@@ -30,7 +32,8 @@ class AdaptiveLearningRate:
     divergence"): divided by a factor if the KL of an update is above ``band * kl_target``, multiplied by it if the KL is below
     ``kl_target / band``. The paper prints no numbers; these are those of rsl_rl and skrl.
 
-    The current step size belongs to the model: ``model.adapted_learning_rate``.
+    The current step size belongs to the model, ``model.adapted_learning_rate``, and is saved with it; ``load(path,
+    adapted_learning_rate=1e-3)`` sets another.
 
     :param kl_target: KL[pi_old, pi] that an update is to have, in nats
     :param initial: step size of the first update
@@ -38,6 +41,7 @@ class AdaptiveLearningRate:
     :param band: how many times the KL may be above or below its target
     :param bounds: smallest and largest step size
     :raises ValueError: if a number is out of range
+    :raises TypeError: if it is no number
     """
 
     kl_target: float = 0.01
@@ -47,7 +51,12 @@ class AdaptiveLearningRate:
     bounds: tuple[float, float] = (1e-5, 1e-2)
 
     def __post_init__(self) -> None:
-        for name, value, smallest in (("kl_target", self.kl_target, 0), ("factor", self.factor, 1), ("band", self.band, 1)):
+        if not (isinstance(self.bounds, Sequence) and len(self.bounds) == 2 and isinstance(self.bounds[0], Real)):
+            raise TypeError(f"AdaptiveLearningRate: bounds must be a pair of numbers, but is {self.bounds!r}")
+        for name, smallest in (("kl_target", 0), ("initial", 0), ("factor", 1), ("band", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(f"AdaptiveLearningRate: {name} must be a number, but is {value!r}")
             if not smallest < value < float("inf"):
                 raise ValueError(f"AdaptiveLearningRate: {name} must be finite and greater than {smallest}, but is {value}")
         if not 0 < self.bounds[0] <= self.initial <= self.bounds[1]:
@@ -75,4 +84,8 @@ class AdaptiveLearningRate:
             learning_rate = learning_rate / self.factor
         elif kl < self.kl_target / self.band:
             learning_rate = learning_rate * self.factor
+        return self.within_bounds(learning_rate)
+
+    def within_bounds(self, learning_rate: float) -> float:
+        """The nearest step size within the bounds."""
         return min(max(learning_rate, self.bounds[0]), self.bounds[1])

@@ -1,8 +1,10 @@
 """The arguments of the algorithms: errors that name the argument and the value, before anything is trained."""
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ def check_arguments(algorithm: Any) -> None:
         raise ValueError(f"policy must be an ActorCriticPolicy, but is {cls}: {why}")
     if issubclass(cls, RecurrentActorCriticPolicy):
         raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
+    if isinstance(inspect.getattr_static(a, "objective"), FunctionType):
+        raise TypeError(f"objective of {type(a).__name__} must be a static method: objective = staticmethod(...)")
     for name in ("n_steps", "batch_size", "n_epochs"):
         setattr(a, name, checks.check_integer(name, getattr(a, name), minimum=1))
     checks.check_number("learning_rate", a.learning_rate, minimum=0, scheduled=True)

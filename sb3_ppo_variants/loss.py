@@ -92,6 +92,7 @@ def ppo_loss(
     :param standardizes: whether the advantages are standardised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
     :raises NotImplementedError: if the objective asks for the KL, and no closed form is known
+    :raises ValueError: if the objective is of another shape
     """
 
     def kl() -> th.Tensor:
@@ -102,7 +103,11 @@ def ppo_loss(
 
     advantages = standardize(batch.advantages) if standardizes else batch.advantages
     terms = Terms(evaluation.log_prob, batch.old_log_prob, advantages, kl)
-    policy_loss = -objective(terms, coef).mean()
+    surrogate = objective(terms, coef)
+    if surrogate.shape != terms.log_prob.shape:
+        expected, found = tuple(terms.log_prob.shape), tuple(surrogate.shape)
+        raise ValueError(f"objective must return a tensor of shape {expected}, an entry per sample, but its shape is {found}")
+    policy_loss = -surrogate.mean()
 
     values = evaluation.values
     if "clip_range_vf" in coef:

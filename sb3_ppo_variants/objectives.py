@@ -97,3 +97,7 @@ def kl_penalized_surrogate(terms: Terms, coef: Coefficients) -> th.Tensor:
     if isinstance(beta, th.Tensor):
         return surrogate - th.where(beta == 0, th.zeros_like(terms.kl), beta * terms.kl)
     return surrogate if beta == 0 else surrogate - beta * terms.kl
+
+
+#: Objectives that do not ask for the KL
+WITHOUT_KL = (policy_gradient, conservative_policy_iteration, clipped_surrogate)

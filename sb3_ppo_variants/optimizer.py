@@ -113,6 +113,6 @@ class FlatParameters:
                 parts.append(tensor.new_zeros(size - tensor.numel()))
         return th.cat(parts)
 
-    def by_place(self, tensors: Sequence[th.Tensor]) -> dict[str, th.Tensor]:
+    def at_places(self, tensors: Sequence[th.Tensor]) -> dict[str, th.Tensor]:
         """Arguments for ``functional_call``."""
         return {name: tensors[position] for name, position in self.places.items()}

@@ -157,7 +157,7 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Put the buffers of a policy back afterwards: also where a module has put another tensor in the place of one."""
+    """Put the buffers of a policy back afterwards."""
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in policy.modules()
@@ -169,7 +169,9 @@ def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
     finally:
         with th.no_grad():
             for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer.copy_(before)
+                # The tensor itself, where a module has put another one in its place; one of which elements share memory, as by
+                # expand, cannot be written to, nor could the module
+                module._buffers[name] = buffer if th.equal(buffer, before) else buffer.copy_(before)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from sb3_ppo_variants import arguments, checks, rollout, saving
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import APPROX_KL, METRICS, Settings, ppo_loss
-from sb3_ppo_variants.objectives import Objective, Terms
+from sb3_ppo_variants.objectives import WITHOUT_KL, Objective
 from sb3_ppo_variants.optimizer import Step
 from sb3_ppo_variants.policies import FeedForward, kind_of
 from sb3_ppo_variants.rollout import Rollout
@@ -168,7 +168,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         if isinstance(self.learning_rate, AdaptiveLearningRate):
-            self.adapted_learning_rate = self.adapted_learning_rate or self.learning_rate.initial
+            present = self.adapted_learning_rate or self.learning_rate.initial
+            self.adapted_learning_rate = self.learning_rate.within_bounds(present)
             self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
 
     def _excluded_save_params(self) -> list[str]:
@@ -229,7 +230,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
             coef = self.coefficients()
             # theta_old <- theta
-            old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", self._needs_kl(coef))
+            old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", self._needs_kl())
             self.policy.set_training_mode(True)
             epochs = self._optimize(old, coef)
             kl = old.mean_kl()
@@ -238,22 +239,13 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self._record(epochs, coef, kl)
         self._after_update(kl, coef)
 
-    def _needs_kl(self, coef: Mapping[str, float]) -> bool:
+    def _needs_kl(self) -> bool:
         """Whether the KL of each sample is needed, or costs next to nothing: otherwise, only their mean is logged."""
         space = self.observation_space
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
         if not any(is_image_space(part, normalized_image=True) for part in parts):
             return True
-        asked = []
-
-        def kl() -> th.Tensor:
-            asked.append(True)
-            return th.zeros(2)
-
-        # In compiled code, coefficients are tensors, and none is known to be 0
-        probed = {name: th.tensor(value) if self._uses_compiled else value for name, value in coef.items()}
-        self.objective(Terms(th.zeros(2), th.zeros(2), th.tensor([-1.0, 1.0]), kl), probed)
-        return bool(asked) or isinstance(self.learning_rate, AdaptiveLearningRate)
+        return self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
 
     def _optimize(self, old: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
         """

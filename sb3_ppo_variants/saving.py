@@ -1,6 +1,5 @@
 """Models from files: of the same class, of SB3's ``PPO``, and of another variant."""
 
-import inspect
 import io
 import json
 import pathlib
@@ -46,9 +45,8 @@ def load(
     """
     default = vars(cls(policy=ActorCriticPolicy, env=None, _init_setup_model=False))  # type: ignore[call-arg]
     # SB3's load takes some of the environment besides the arguments
-    known = {*default, "observation_space", "action_space", "n_envs", "lr_schedule", *parameters_of(cls)}
-    # The saved policy stays
-    unknown = sorted(kwargs.keys() - (known - {"policy"}))
+    known = {*default, "observation_space", "action_space", "n_envs", "lr_schedule", "stats_window_size"}
+    unknown = sorted(kwargs.keys() - known)
     if unknown:
         raise TypeError(f"{cls.__name__}.load() got an unexpected keyword argument: {', '.join(unknown)}")
     if "stats_window_size" in kwargs:
@@ -81,18 +79,6 @@ def load(
         # There may be no compiler where it is loaded
         model.compile = "auto"
     return cast(Algorithm, model)
-
-
-def parameters_of(cls: type) -> set[str]:
-    """The names of the parameters of a class's constructor, and of those that it passes on by ``**kwargs``."""
-    names: set[str] = set()
-    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
-        # Of an object, as that of a class may be a descriptor
-        parameters = inspect.signature(vars(base)["__init__"].__get__(object(), base)).parameters.values()
-        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return names
 
 
 def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

@@ -49,17 +49,20 @@ class Snapshot:
         """Put it back."""
         algorithm._n_updates = self.n_updates
         algorithm.policy.optimizer.load_state_dict(self.optimizer)
-        # Not strict, as buffers may have come in the update
-        algorithm.policy.load_state_dict(self.policy, strict=False)
+        after = algorithm.policy.state_dict()
+        # Not strict, as buffers may have come in the update. Some cannot be written to, as elements of them share memory
+        changed = {name: old for name, old in self.policy.items() if not _is_same(old, after.get(name))}
+        algorithm.policy.load_state_dict(changed, strict=False)
         for name, buffer in algorithm.policy.named_buffers():
-            if name in self.buffers:
+            if name in self.buffers and not th.equal(buffer, self.buffers[name]):
                 buffer.copy_(self.buffers[name])
 
     def not_finite(self, algorithm: OnPolicyAlgorithm) -> list[str]:
         """What has become NaN or infinite."""
         after = algorithm.policy.state_dict()
         # Quicker than to look at each number
-        if all(map(math.isfinite, th._foreach_norm([p.detach() for p in algorithm.policy.parameters()]))) and not self.buffers:
+        parameters = [p.detach() for p in algorithm.policy.parameters() if p.is_floating_point()]
+        if all(map(math.isfinite, th._foreach_norm(parameters))) and not self.buffers:
             return []
         were_finite = [name for name, old in self.policy.items() if isinstance(old, th.Tensor) and th.isfinite(old).all()]
         return [f"policy.{name}" for name in were_finite if name in after and not th.isfinite(after[name]).all()]
@@ -73,6 +76,10 @@ class Snapshot:
             names.append("KL[pi_old, pi]")
         if names:
             raise NonFiniteUpdateError.of(names, algorithm.num_timesteps)
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    return isinstance(old, th.Tensor) and isinstance(new, th.Tensor) and th.equal(old, new)
 
 
 def _copy(value: Any) -> Any:

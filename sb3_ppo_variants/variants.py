@@ -197,5 +197,6 @@ class PPOKLPen(KLPenaltyPPO):
 
     def _after_update(self, kl: float | None, coef: Mapping[str, float]) -> None:
         super()._after_update(kl, coef)
-        assert kl is not None, "the loss would have raised an error"
+        if kl is None:
+            raise NotImplementedError("PPOKLPen adapts beta by KL[pi_old, pi], of which no closed form is known")
         self.kl_coef = adapt_kl_coef(self.kl_coef, kl, coef["kl_target"], self.kl_coef_bounds)

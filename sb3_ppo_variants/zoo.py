@@ -7,7 +7,6 @@ Where the hook does not run (``SB3_PPO_VARIANTS_NO_ZOO=1``, or the package is on
 """
 
 import importlib
-import importlib.util
 import inspect
 import re
 import sys
@@ -19,16 +18,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
-from sb3_ppo_variants.saving import parameters_of
 from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPen
 
 if TYPE_CHECKING:
     import optuna
 
 ALGOS: dict[str, type[BaseAlgorithm]] = {"ppo_clip": PPOClip, "ppo_fixedkl": PPOFixedKL, "ppo_klpen": PPOKLPen}
-
-OLDEST_ZOO = "2.7"
-INSTALL = f'pip install "rl_zoo3>={OLDEST_ZOO},<3"'
 
 # Arguments that may be texts such as "lin_0.2", of a class and its subclasses
 SCHEDULES: dict[type[BaseAlgorithm], tuple[str, ...]] = {
@@ -161,20 +156,7 @@ def _experiment_manager(base: Any) -> Any:
                     own[name] = value
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
             result.update(own)
-            self._check_keys(result)
             return (result, *others)
-
-        def _check_keys(self, hyperparams: dict[str, Any]) -> None:
-            """Constructor and ``load`` name unknown hyperparameters, too, but do not say where they come from."""
-            # For `load`, beta is one: a training may go on with another
-            state = {"kl_coef"} if self.continue_training and self._is_a(KLPenaltyPPO) else set()
-            unknown = sorted(hyperparams.keys() - parameters_of(ALL_ALGOS[self.algo]) - state)
-            if unknown:
-                study = f", the study {self.study_name}" if self.trial_id else ""
-                raise ValueError(
-                    f"{self.algo} has no hyperparameter {', '.join(map(repr, unknown))}, "
-                    f"but {self.config}{study} or the command line gives it"
-                )
 
         def objective(self, trial: "optuna.Trial") -> float:
             if self._is_a(KLPenaltyPPO):
@@ -222,49 +204,17 @@ _REGISTRARS = {
 }
 
 
-def check_zoo() -> None:
-    """
-    Check, without importing it, that there is an RL Zoo that this package works with.
-
-    :raises ImportError: if there is none, or if it is too old; says what to install
-    """
-    loaded = sys.modules.get("rl_zoo3")
-    spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec("rl_zoo3")
-    if spec is None or spec.origin is None:
-        raise ImportError(f"the RL Zoo (rl_zoo3) is not installed; install one with: {INSTALL}", name="rl_zoo3")
-    # The Zoo reads its version from this file, but older ones do so after importing all else
-    version_file = Path(spec.origin).parent / "version.txt"
-    version = version_file.read_text(encoding="utf-8").strip() if version_file.is_file() else "unknown"
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or tuple(map(int, numbers.groups())) < tuple(map(int, OLDEST_ZOO.split("."))):
-        raise ImportError(
-            f"the RL Zoo (rl_zoo3) {version} is too old, {OLDEST_ZOO} is the oldest that works; install one with: {INSTALL}",
-            name="rl_zoo3",
-        )
-
-
 def register_module(name: str) -> None:
     """
     Register what belongs to one module of the Zoo, which has been imported.
 
     :param name: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
-    :raises ImportError: if the Zoo is too old
     """
-    check_zoo()
     _REGISTRARS[name]()
 
 
 def register() -> None:
-    """
-    Import the RL Zoo and register everything with it. Repeated calls do nothing.
-
-    :raises ImportError: if the Zoo is absent or too old, or does not import; says what to do
-    """
-    check_zoo()
+    """Import the RL Zoo and register everything with it. Repeated calls do nothing."""
     for name in _REGISTRARS:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            reason = f"the RL Zoo (rl_zoo3) is installed, but importing {name} failed: {error}"
-            raise ImportError(f"{reason}; install what it needs, for example with: {INSTALL}", name=name) from error
+        importlib.import_module(name)
         register_module(name)

@@ -185,3 +185,27 @@ def test_models_do_not_share_what_adapts():
 def test_no_step_size_adapts_without_the_rule():
     model, _ = train(PPOClip, "MlpPolicy", MAKE_ENV, learning_rate=LinearSchedule(1e-3, 0.0, 1.0), n_updates=1)
     assert model.adapted_learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kl_target": "a"}, TypeError, "kl_target must be a number, but is 'a'"),
+        ({"kl_target": 0.0}, ValueError, "kl_target must be finite and greater than 0, but is 0.0"),
+        ({"factor": 1.0}, ValueError, "factor must be finite and greater than 1, but is 1.0"),
+        ({"bounds": 0.1}, TypeError, "bounds must be a pair of numbers, but is 0.1"),
+        ({"initial": 1.0}, ValueError, r"initial must be within bounds \(1e-05, 0.01\) above 0, but is 1.0"),
+    ],
+)
+def test_bad_arguments_of_the_adaptive_learning_rate(arguments, error, message):
+    with pytest.raises(error, match=f"AdaptiveLearningRate: {message}"):
+        AdaptiveLearningRate(**arguments)
+
+
+def test_loaded_step_size_stays_within_new_bounds_and_may_be_set(tmp_path):
+    model = PPOClip("MlpPolicy", MAKE_ENV(), AdaptiveLearningRate(initial=1e-3), n_steps=26, batch_size=52)
+    model.save(tmp_path / "model")
+    rule = AdaptiveLearningRate(initial=1e-4, bounds=(1e-5, 2e-4))
+    assert PPOClip.load(tmp_path / "model").adapted_learning_rate == 1e-3
+    assert PPOClip.load(tmp_path / "model", learning_rate=rule).adapted_learning_rate == 2e-4
+    assert PPOClip.load(tmp_path / "model", learning_rate=rule, adapted_learning_rate=1e-4).adapted_learning_rate == 1e-4

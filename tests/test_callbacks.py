@@ -1,6 +1,6 @@
 import pytest
 import torch as th
-from support import InEachRollout, space_env
+from support import InEachRollout, InEachStep, space_env
 
 from sb3_ppo_variants import AnnealLogStd, PPOClip
 
@@ -65,3 +65,18 @@ def test_gsde():
     # A matrix of latent features by actions
     assert seen[0].shape == (64, 3)
     assert th.unique(seen[2]).tolist() == pytest.approx([-1.15])
+
+
+@pytest.mark.parametrize("is_learned", [True, False])
+def test_interrupted_training_leaves_log_std_as_it_was(is_learned):
+    def interrupt(model):
+        if model.num_timesteps > 52:
+            raise KeyboardInterrupt
+
+    model = PPOClip("MlpPolicy", space_env("box", "box")(), **KWARGS)
+    model.policy.log_std.requires_grad_(is_learned)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(104, [AnnealLogStd(), InEachStep(interrupt)])
+    assert model.policy.log_std.requires_grad == is_learned
+    model.learn(52, AnnealLogStd())
+    assert model.policy.log_std.requires_grad == is_learned

@@ -335,16 +335,17 @@ class Counts(ScaledExtractor):
 
 
 @pytest.mark.parametrize(
-    ("extractor", "draw", "message"),
+    ("extractor", "draw"),
     [
-        (Draws, random.random, "draws random numbers from Python or NumPy"),
-        (Draws, np.random.rand, "draws random numbers from Python or NumPy"),
-        (DrawsWithoutParameters, np.random.rand, "draws random numbers from Python or NumPy"),
-        (DrawsFromItsOwn, None, "two evaluations of the policy on the same minibatch give different numbers"),
-        (Counts, None, "two evaluations of the policy on the same minibatch give different numbers"),
+        (Draws, random.random),
+        (Draws, np.random.rand),
+        (DrawsWithoutParameters, np.random.rand),
+        (DrawsFromItsOwn, None),
+        (Counts, None),
     ],
 )
-def test_policies_that_are_no_functions_of_their_tensors(extractor, draw, message, monkeypatch, interpreted):  # noqa: F811
+def test_policies_that_are_no_functions_of_their_tensors(extractor, draw, monkeypatch, interpreted):  # noqa: F811
+    message = "evaluations of the policy on the same minibatch give different numbers"
     monkeypatch.setattr(Draws, "draw", draw)
     kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}
     with pytest.raises(CompilationError, match=message):
@@ -402,8 +403,7 @@ def test_objects_that_change_but_do_not_count(interpreted):  # noqa: F811
     assert n_calls == sorted(n_calls)
 
 
-def test_numbers_of_modules_that_draw_from_torch_count(interpreted):  # noqa: F811
-    """A step with dropout cannot be compared: there the numbers in the modules are looked at."""
+def test_steps_that_draw_from_torch_are_compared_on_the_same_numbers(interpreted):  # noqa: F811
     model = configurable(policy_kwargs={"features_extractor_class": Noisy})
     assert Update(model, True).rows[0, -1] > 0
     model.policy.features_extractor.dropout.p = 0.0
@@ -469,3 +469,51 @@ def test_numbers_that_do_not_show_while_the_ratio_is_one(name):
     assert reference.off(before) > 1e-3
     assert compiled.is_compiled
     assert reference.off(compiled) < 1e-4
+
+
+def test_epsilon_and_beta_count_in_the_comparison_after_compiling(monkeypatch):
+    """At the first step of an update they have no effect; a compiler's mistake in them would go unnoticed."""
+
+    def with_small_epsilon(step):
+        def erroneous(*arguments):
+            # clip_range is the third of the coefficients of the loss
+            *others, coef_vector, index = arguments
+            return step(*others, th.where(th.arange(len(coef_vector)) == N_OTHERS + 2, 0.01, coef_vector), index)
+
+        return erroneous
+
+    trace = inductor.trace
+    monkeypatch.setattr(inductor, "trace", lambda step, *args, **kwargs: trace(with_small_epsilon(step), *args, **kwargs))
+    with pytest.raises(CompilationError, match="computes something else than the policy"):
+        Update(configurable(cls=PPOClip), True)
+
+
+def test_wrong_steps_with_random_numbers_are_found(monkeypatch):
+    def compile_graph(graph, arguments):
+        def step(arguments):
+            row, *others = graph(*arguments)
+            wrong_norm(arguments, row)
+            return row, *others
+
+        return step
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
+    with pytest.raises(CompilationError, match="grad_norm is"):
+        Update(configurable(policy_kwargs={"features_extractor_class": Noisy}), True)
+
+
+def test_other_threads_may_draw_random_numbers(interpreted):  # noqa: F811
+    is_over = threading.Event()
+
+    def draw():
+        while not is_over.wait(1e-5):
+            random.random(), np.random.rand(), th.rand(1)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        assert Update(configurable(), True).is_compiled
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(interpreted) == 1

@@ -7,10 +7,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from support import ACTION_SPACES, OBSERVATION_SPACES, InPlaceExtractor, OwnPolicy, equal
 
-from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError
+from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError, PPOClip
 from sb3_ppo_variants.fast import mlp
 from sb3_ppo_variants.loss import Batch
-from sb3_ppo_variants.policies import FeedForward
+from sb3_ppo_variants.policies import FeedForward, kind_of
 
 
 def make_policy(cls=ActorCriticPolicy, observation="box", action="box", **kwargs):
@@ -130,3 +130,11 @@ def test_lane_is_for_mlp_policy_on_vectors_alone():
         policy = make_policy()
         change(policy)
         assert mlp.lane(policy) is None
+
+
+def test_activations_that_draw_random_numbers_take_no_lane():
+    policies = [
+        PPOClip("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": activation}).policy
+        for activation in (th.nn.RReLU, th.nn.LeakyReLU)
+    ]
+    assert [type(kind_of(policy)) is FeedForward for policy in policies] == [True, False]

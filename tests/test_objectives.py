@@ -1,7 +1,7 @@
 import pytest
 import torch as th
 
-from sb3_ppo_variants import PPOFixedKL, PPOKLPen, Terms
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, Terms
 from sb3_ppo_variants.objectives import (
     clipped_surrogate,
     conservative_policy_iteration,
@@ -120,3 +120,12 @@ def test_infinite_kl_is_never_nan():
 def test_objective_of_the_classes_with_a_penalty(cls):
     # 1.5 * 2 - 4 * 0.125
     assert cls.objective(terms([1.5], [2.0], kl=[0.125]), {"kl_coef": 4.0}).item() == pytest.approx(2.5)
+
+
+def test_objectives_that_are_not_static_or_not_per_sample():
+    cls = type("Bound", (PPOClip,), {"objective": clipped_surrogate})
+    with pytest.raises(TypeError, match=r"objective of Bound must be a static method: objective = staticmethod\(...\)"):
+        cls("MlpPolicy", "CartPole-v1")
+    cls = type("Column", (PPOClip,), {"objective": staticmethod(lambda terms, coef: terms.ratio[:, None])})
+    with pytest.raises(ValueError, match=r"objective must return a tensor of shape \(64,\), .* but its shape is \(64, 1\)"):
+        cls("MlpPolicy", "CartPole-v1", n_steps=64).learn(64)

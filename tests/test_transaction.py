@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -181,3 +182,30 @@ def test_rollout_that_is_not_full_is_an_error_before_anything_changes():
         model.learn(26)
     assert equal(state_of(model), before)
     assert isinstance(model.rollout_buffer, RolloutBuffer)
+
+
+class Gathers(FlattenExtractor):
+    """Has an integer parameter, and a buffer of which all elements share memory; fails when it is told to."""
+
+    fails = False
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.index = th.nn.Parameter(th.arange(3), requires_grad=False)
+        self.register_buffer("ones", th.ones(1).expand(3))
+
+    def forward(self, observations):
+        if self.fails and self.training:
+            raise KeyError("mine")
+        return observations[:, self.index] * self.ones
+
+
+def test_integer_parameters_and_expanded_buffers():
+    kwargs = {"policy_kwargs": {"features_extractor_class": Gathers}, "n_steps": 64, "seed": 0}
+    model, expected = (cls("MlpPolicy", "Pendulum-v1", **kwargs).learn(64) for cls in (PPOClip, PPO))
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    before = state_of(model)
+    model.policy.features_extractor.fails = True
+    with pytest.raises(KeyError, match="mine"):
+        model.learn(64)
+    assert equal(state_of(model), before)

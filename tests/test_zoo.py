@@ -350,26 +350,10 @@ def test_opt_out_and_register_by_hand(tmp_path: Path) -> None:
     assert "invalid choice: 'ppo_klpen'" in result.stderr
 
 
-class TestZooAbsentOrTooOld:
-    def test_algorithms_train_without_the_zoo(self, tmp_path: Path) -> None:
-        code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_ppo_variants import PPOKLPen; "
-        code += "PPOKLPen('MlpPolicy', 'CartPole-v1', n_steps=64).learn(64); from sb3_ppo_variants import zoo; zoo.register()"
-        result = python("-c", code, cwd=tmp_path, check=False)
-        message = 'ImportError: the RL Zoo (rl_zoo3) is not installed; install one with: pip install "rl_zoo3>=2.7,<3"'
-        assert result.stderr.splitlines()[-1] == message
-
-    def test_too_old(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        write_package(tmp_path, "rl_zoo3", utils="ALGOS = {'ppo': None}")
-        (tmp_path / "rl_zoo3" / "version.txt").write_text("2.6.0\n")
-        code = "import warnings; warnings.simplefilter('always'); import rl_zoo3.utils; print(rl_zoo3.utils.ALGOS); "
-        code += "from sb3_ppo_variants import zoo; zoo.register()"
-        result = python("-c", code, cwd=tmp_path, check=False)
-        message = (
-            "ImportError: the RL Zoo (rl_zoo3) 2.6.0 is too old, 2.7 is the oldest that works; install one with: pip install"
-        )
-        # Once as a warning, from the hook, and once as an error, from register()
-        assert result.stderr.count(message) == 2
-        assert result.stdout == "{'ppo': None}\n"
+def test_algorithms_train_without_the_zoo(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_ppo_variants import PPOKLPen; "
+    code += "PPOKLPen('MlpPolicy', 'CartPole-v1', n_steps=64).learn(64)"
+    python("-c", code, cwd=tmp_path)
 
 
 def write_package(root: Path, name: str, **modules: str) -> None:

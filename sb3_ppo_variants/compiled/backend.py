@@ -73,11 +73,10 @@ class Backend:
             self._end(reason)
             return None
         step = self.step
-        if step is None or not step.serves(policy, settings):
+        if step is None or not step.serves(policy):
             self.step = CompiledStep(policy, settings)
             if step is not None:
-                self.step.n_compilations = step.n_compilations
-                self.step.change = "the policy, the objective or the names of its coefficients change"
+                self.step.n_compilations, self.step.change = step.n_compilations, "the policy is another"
         assert self.step is not None
         states = random.getstate(), np.random.get_state(), th.get_rng_state()
         try:

@@ -22,7 +22,7 @@ from sb3_ppo_variants.compiled.support import CompilationError, image_work
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
 from sb3_ppo_variants.objectives import Terms
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
-from sb3_ppo_variants.policies import PolicyFunction, is_of_libraries, kept_generators, kind_of
+from sb3_ppo_variants.policies import FeedForward, PolicyFunction, is_of_libraries, kept_generators, kind_of
 from sb3_ppo_variants.rollout import Rollout
 
 # Compilations in a training: what changes more often is quicker without
@@ -31,6 +31,9 @@ MAX_COMPILATIONS = 4
 N_OTHERS = 9
 
 Function = Callable[[list[Any]], Sequence[th.Tensor]]
+# What is compiled into a function besides the policy: other settings are numbers that it is given
+Key = tuple[Any, ...]
+KEY = ("the objective", "which coefficients there are", "normalize_advantage", "batch_size", "the size of the rollout")
 
 # Torch's compiler is not made for several threads
 _compiling = threading.Lock()
@@ -41,32 +44,31 @@ class CompiledStep:
 
     def __init__(self, policy: ActorCriticPolicy, settings: Settings) -> None:
         self.policy = policy
-        self.compiled_in = _compiled_in(policy, settings)
-        self.objective, self.coef_names, self.standardizes = settings.objective, tuple(settings.coef), settings.standardizes
+        self.settings = settings
         self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
         self.layout = FlatParameters(policy, transpose=True)
+        self.named_parameters = _named_parameters(policy)
         self.flats = self.parameters, self.exp_avg, self.exp_avg_sq = [self.layout.zeros() for _ in range(3)]
         # Buffers and frozen parameters
         self.constants: dict[str, th.Tensor] = {}
         self.n_steps = 0
-        self.functions: dict[Any, Function] = {}
+        self.functions: dict[Key, Function] = {}
+        # What the objective has made of some numbers when a function was compiled
+        self.probes: dict[Key, th.Tensor] = {}
         # In this training, also by others that this one has replaced; and what makes one more necessary
         self.n_compilations = 0
         self.change = ""
+        self.last_key: Key = ()
         # Updates in a row before which the policy had changed by something else than its parameters
         self.n_changes = 0
-        # Whether the policy draws random numbers from torch, and which parameters the loss does not depend on
-        self.draws = False
+        # Positions of parameters on which the loss does not depend
         self.unused: set[int] = set()
-        # What the objective has made of some numbers, with some coefficients, when it was compiled
-        self.probe = th.empty(0)
-        self.probed_coef: dict[str, float] = {}
 
-    def serves(self, policy: ActorCriticPolicy, settings: Settings) -> bool:
+    def serves(self, policy: ActorCriticPolicy) -> bool:
         """Whether this can make the steps of an update, or another must be made."""
-        return self.compiled_in == _compiled_in(policy, settings)
+        return self.policy is policy and self.named_parameters == _named_parameters(policy)
 
     def _step(
         self, flats: list[th.Tensor], constants: dict[str, th.Tensor], data: Batch, coef_vector: th.Tensor, index: th.Tensor
@@ -75,7 +77,7 @@ class CompiledStep:
         parameters, exp_avg, exp_avg_sq = flats
         step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *adam = coef_vector[:N_OTHERS].unbind()
         one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay = adam
-        coef = dict(zip(self.coef_names, coef_vector[N_OTHERS:].unbind(), strict=True))
+        coef = dict(zip(self.settings.coef, coef_vector[N_OTHERS:].unbind(), strict=True))
         batch = data.select(index)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
@@ -113,13 +115,14 @@ class CompiledStep:
         """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
         # Batch normalisation writes to its buffers
         constants = {name: constant.clone() for name, constant in constants.items()}
-        trained = {f"policy.{name}": tensor for name, tensor in self.layout.by_place(parameters).items()}
+        trained = {f"policy.{name}": tensor for name, tensor in self.layout.at_places(parameters).items()}
         loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, coef), tie_weights=False)
         return loss, (metrics, constants)
 
     def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
-        return ppo_loss(self.objective, batch, kind_of(self.policy).evaluate(batch), coef, self.standardizes)
+        evaluation = kind_of(self.policy).evaluate(batch)
+        return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
         """
@@ -127,11 +130,11 @@ class CompiledStep:
         each step of each epoch, NaN for a step left out. After a ``CompilationError``, nothing has changed.
         """
         assert old.data is not None
+        self.settings = settings
         self._load()
         n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
-        coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches, settings))
-        # A step changes these tensors in place
-        leaves = self._leaves(old.data)
+        coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches))
+        leaves: list[Any] = []
         epochs: list[th.Tensor] = []
         functions: dict[int, Function] = {}
         with th.no_grad():
@@ -140,7 +143,9 @@ class CompiledStep:
                 for index in old.permutation().split(settings.batch_size):
                     coef_vector, size = next(coef_vectors), len(index)
                     if not functions:
-                        functions[size], row = self._first_step(old, coef_vector, index, settings)
+                        functions[size], row = self._first_step(old, coef_vector, index)
+                        # A step changes these tensors in place
+                        leaves = self._leaves(old.data)
                     else:
                         if size not in functions:
                             # The shorter minibatch at the end of an epoch is not worth a compilation of its own
@@ -182,7 +187,8 @@ class CompiledStep:
         with th.no_grad():
             th._foreach_copy_(params, self.layout.views(self.parameters))
             for name, buffer in self.module.named_buffers():
-                buffer.copy_(self.constants[name])
+                if not th.equal(buffer, self.constants[name]):
+                    buffer.copy_(self.constants[name])
             moments = zip(params, self.layout.views(self.exp_avg), self.layout.views(self.exp_avg_sq), strict=True)
             for i, (param, exp_avg, exp_avg_sq) in enumerate(moments):
                 # The gradients of compiled steps are not known
@@ -192,87 +198,93 @@ class CompiledStep:
                     state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
-    def _coef_vectors(self, n_steps: int, settings: Settings) -> Sequence[th.Tensor]:
+    def _coef_vectors(self, n_steps: int) -> Sequence[th.Tensor]:
         """The numbers of each of the coming steps, those that depend on Adam's count in float64 as torch.optim.Adam's."""
-        group = self.policy.optimizer.param_groups[0]
+        settings, group = self.settings, self.policy.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
         columns = [group["lr"] / (1 - beta1**step), 1 / np.sqrt(1 - beta2**step)]
         columns += [math.inf if settings.max_grad_norm is None else settings.max_grad_norm, settings.max_approx_kl]
         columns += [1 - beta1, beta2, 1 - beta2, group["eps"], group["weight_decay"]]
-        columns += [settings.coef[name] for name in self.coef_names]
+        columns += settings.coef.values()
         matrix = np.stack([np.broadcast_to(column, n_steps) for column in columns], axis=1)
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
-    def _first_step(
-        self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor, settings: Settings
-    ) -> tuple[Function, th.Tensor]:
+    def _first_step(self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor) -> tuple[Function, th.Tensor]:
         """Make the first step of an update, and compare it with that by SB3's methods; if it is another, compile anew."""
-        kind, data = old.kind, old.data
+        kind, data, is_custom = old.kind, old.data, not is_of_libraries(self.policy)
         assert data is not None
-        batch = data.select(index)
-        is_new = self._key(data, index) not in self.functions
-        if is_new and not is_of_libraries(self.policy):
-            verification.check_purity(self, batch, settings.coef)
+        key, generator_state = self._key(data, index), th.get_rng_state()
+        is_new = key not in self.functions
+        if is_new and is_custom:
+            verification.check_purity(self, data.select(index))
         function = self._function(data, coef_vector, index)
-        generator_state, before = th.get_rng_state(), [flat.clone() for flat in self.flats]
-        row = function([*self._leaves(data), coef_vector, index])[0]
+        difference = None
+        if is_new:
+            self.probes[key] = self._probe()
+            # As if pi_old were another policy: at pi_old itself, the ratio is 1 and the KL 0, so that neither counts
+            _, difference = self._compared(function, kind, verification.with_another_pi_old(data), coef_vector, index)
+            self._load()
+            th.set_rng_state(generator_state)
         # SB3's own networks for images are trusted after the first time: another pass through them takes much of an update
-        if not is_new and self.has_nature_cnn and is_of_libraries(self.policy) and th.equal(self._probe(), self.probe):
-            return function, row
-        # After a trace, so that what a policy keeps of its last pass is real again
-        expected = verification.expected_step(kind, batch, settings)
-        difference = verification.difference(self, before, expected, row, settings)
-        if difference is not None:
-            nearby = verification.nearby_step(self, batch, settings)
-            difference = verification.difference(self, before, expected, row, settings, nearby)
-        if difference is None and not is_new and not th.equal(self._probe(), self.probe):
-            # At the first step the ratio is 1 and the KL 0, so that epsilon and beta do not show
+        if is_new or is_custom or not self.has_nature_cnn:
+            row, found = self._compared(function, kind, data, coef_vector, index)
+            difference = difference or found
+        else:
+            row = function([*self._leaves(data), coef_vector, index])[0]
+        if is_new and difference is not None:
+            raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
+        if difference is None and not th.equal(self._probe(), self.probes[key]):
             difference = "the objective makes something else of the same numbers"
-        self.draws, self.unused = expected.draws, expected.unused
         if difference is None:
-            if is_new:
-                self.probed_coef = dict(settings.coef)
-                self.probe = self._probe()
             self.n_changes = self.n_changes if is_new else 0
             return function, row
-        if is_new:
-            raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
         self.n_changes += 1
         self.change = f"something else than the parameters changes what the policy or the objective computes ({difference})"
         if self.n_changes > 1:
             raise CompilationError(f"from update to update, {self.change}")
-        th.set_rng_state(generator_state)
         self._load()
+        th.set_rng_state(generator_state)
         self.functions.clear()
-        return self._first_step(old, coef_vector, index, settings)
+        return self._first_step(old, coef_vector, index)
+
+    def _compared(
+        self, function: Function, kind: FeedForward, data: Batch, coef_vector: th.Tensor, index: th.Tensor
+    ) -> tuple[th.Tensor, str | None]:
+        """Make a step; what it has computed otherwise than SB3's methods, if anything."""
+        before, generator_state = [flat.clone() for flat in self.flats], th.get_rng_state()
+        row = function([*self._leaves(data), coef_vector, index])[0]
+        # After a trace, so that what a policy keeps of its last pass is real again
+        return row, verification.difference(self, kind, data.select(index), before, generator_state, row)
 
     def _probe(self) -> th.Tensor:
         """What the objective makes of some numbers: the same as long as nothing but its arguments counts."""
         numbers = th.linspace(-1, 1, 8)
-        return self.objective(Terms(numbers, 0 * numbers, numbers, lambda: numbers**2), self.probed_coef)
+        terms = Terms(numbers, 0 * numbers, numbers, lambda: numbers**2)
+        return self.settings.objective(terms, dict.fromkeys(self.settings.coef, 0.5)).nan_to_num()
 
-    def _key(self, data: Batch, index: th.Tensor) -> tuple[Any, ...]:
-        """What is compiled into a function besides the policy and its loss."""
-        shapes = [(leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data)]
-        # A policy that draws random numbers cannot be compared: there the numbers that its modules hold, as dropout's p, count
-        modules = self.policy.named_modules() if self.draws else []
-        attributes = [(prefix, *attribute) for prefix, module in modules for attribute in vars(module).items()]
-        return (len(index), *shapes, *(a for a in attributes if isinstance(a[-1], bool | int | float | str)))
+    def _key(self, data: Batch, index: th.Tensor) -> Key:
+        """The values of ``KEY``."""
+        settings = self.settings
+        shapes = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data))
+        return (settings.objective, tuple(settings.coef), settings.standardizes, len(index), shapes)
 
     def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool = True) -> Function:
         """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
         key = self._key(data, index)
         if key not in self.functions:
             if is_compiled and self.n_compilations == MAX_COMPILATIONS:
-                raise CompilationError(f"compiled {MAX_COMPILATIONS} times in this training, and again {self.change}")
+                others = [name for name, new, old in zip(KEY, key, self.last_key, strict=False) if new != old]
+                change = self.change or f"this changes: {', '.join(others)}"
+                raise CompilationError(f"compiled {MAX_COMPILATIONS} times in this training, and again {change}")
             self.n_compilations += is_compiled
             # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
             with _compiling, ThreadPoolExecutor(1) as thread:
                 arguments: list[Any] = [data, coef_vector, index, is_compiled]
                 # With the settings of torch's compiler that hold here
                 self.functions[key] = thread.submit(contextvars.copy_context().run, self._made, *arguments).result()
-            self.change = "the size of the minibatches or of the rollout changes"
+        if is_compiled:
+            self.change, self.last_key = "", key
         return self.functions[key]
 
     def _made(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
@@ -296,10 +308,8 @@ class CompiledStep:
             raise CompilationError(f"{type(error).__name__}: {lines[-1][-300:] if lines else ''}") from error
 
 
-def _compiled_in(policy: ActorCriticPolicy, settings: Settings) -> tuple[Any, ...]:
-    """What is compiled into the step: the other settings are numbers that it is given."""
-    parameters = [(name, id(p), p.requires_grad) for name, p in policy.named_parameters(remove_duplicate=False)]
-    return (id(policy), settings.objective, tuple(settings.coef), settings.standardizes, parameters)
+def _named_parameters(policy: ActorCriticPolicy) -> list[tuple[str, int, bool]]:
+    return [(name, id(p), p.requires_grad) for name, p in policy.named_parameters(remove_duplicate=False)]
 
 
 def _channels_last(observations: th.Tensor) -> th.Tensor:

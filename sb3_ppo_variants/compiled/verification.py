@@ -1,12 +1,9 @@
 """Verify by numbers: the first compiled step of an update is compared with the same step made by SB3's own methods."""
 
 import math
-import pickle
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch as th
 
 from sb3_ppo_variants.compiled.support import CompilationError
@@ -21,6 +18,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 # Differences that are small beside the whole are rounding errors of what cancels out
 FLOOR = 1e-5
+# Of a policy that may draw random numbers elsewhere than from torch, and make something else of them only now and then
+N_EVALUATIONS = 10
 # Relative error of the parameters of a nearby step, and how much farther than that step another may be
 ERROR = 1e-6
 SLACK = 10
@@ -29,83 +28,85 @@ COMPARED = [i for i, name in enumerate(METRICS) if name != "clip_fraction"]
 
 
 class ExpectedStep(NamedTuple):
-    """A step as far as its gradient."""
+    """A step as far as its gradient, which is 0 where the loss does not depend on a parameter: these are `unused`."""
 
     metrics: th.Tensor
-    # 0 where the loss does not depend on a parameter: these are `unused`
     gradients: list[th.Tensor]
     unused: set[int]
-    # Whether the policy has drawn random numbers from torch, so that another step cannot be compared with this one
-    draws: bool
 
 
-def check_purity(step: "CompiledStep", batch: Batch, coef: Mapping[str, float]) -> None:
+def check_purity(step: "CompiledStep", batch: Batch) -> None:
     """Check that a policy's numbers depend on nothing but input, tensors and torch's generator, as compiled code takes it."""
-    others = _random_states()
-    results = []
-    for _ in range(2):
-        with kept_generators(step.policy.device), th.enable_grad():
-            before = th.get_rng_state()
-            parameters = [parameter.detach().clone().requires_grad_() for parameter in step.layout.parameters]
-            loss, (metrics, _) = step.loss(batch, dict(coef), parameters, step.constants)
-            gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-            results.append([metrics, *(gradient for gradient in gradients if gradient is not None)])
-            step.draws = not th.equal(th.get_rng_state(), before)
-    if _random_states() != others:
-        raise CompilationError("the policy draws random numbers from Python or NumPy, not from torch")
-    if not all(th.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*results, strict=True)):
-        raise CompilationError("two evaluations of the policy on the same minibatch give different numbers")
+    first: list[th.Tensor] = []
+    for _ in range(N_EVALUATIONS):
+        with kept_generators(step.policy.device):
+            found = _step_from(step, batch, step.layout.parameters)
+        numbers = [number.nan_to_num() for number in (found.metrics, *found.gradients)]
+        first = first or numbers
+        if not all(map(th.equal, numbers, first)):
+            raise CompilationError("evaluations of the policy on the same minibatch give different numbers")
 
 
-def _random_states() -> bytes:
-    return pickle.dumps((random.getstate(), np.random.get_state()))
+def with_another_pi_old(data: Batch) -> Batch:
+    """A rollout as if another policy had acted, so that ratios are from 0.6 to 1.6."""
+    differences = th.linspace(-0.5, 0.5, len(data.returns), dtype=data.returns.dtype)
+    old_parameters = tuple(1.1 * parameter for parameter in data.old_parameters)
+    return data._replace(old_log_prob=data.old_log_prob + differences, old_parameters=old_parameters)
 
 
 def expected_step(kind: FeedForward, batch: Batch, settings: Settings) -> ExpectedStep:
-    """The first step of an update, of which buffers and generators are left as they were."""
-    policy = kind.policy
-    parameters = trainable(policy)
-    before = th.get_rng_state()
-    with kept_buffers(policy), th.enable_grad():
+    """The step by SB3's methods, of which buffers are left as they were."""
+    with kept_buffers(kind.policy), th.enable_grad():
         loss, metrics = ppo_loss(settings.objective, batch, kind.evaluate(batch), settings.coef, settings.standardizes)
-        found = th.autograd.grad(loss, parameters, allow_unused=True)
-    draws = not th.equal(th.get_rng_state(), before)
-    if draws:
-        th.set_rng_state(before)
-    unused = {i for i, gradient in enumerate(found) if gradient is None}
-    return ExpectedStep(metrics, _without_none(found, parameters), unused, draws)
+        return _expected(loss, metrics, trainable(kind.policy))
 
 
-def nearby_step(step: "CompiledStep", batch: Batch, settings: Settings) -> ExpectedStep:
+def _step_from(step: "CompiledStep", batch: Batch, parameters: Sequence[th.Tensor]) -> ExpectedStep:
+    """The step that is compiled, without compiling it."""
+    parameters = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    with th.enable_grad():
+        loss, (metrics, _) = step.loss(batch, dict(step.settings.coef), parameters, step.constants)
+        return _expected(loss, metrics, parameters)
+
+
+def _expected(loss: th.Tensor, metrics: th.Tensor, parameters: Sequence[th.Tensor]) -> ExpectedStep:
+    found = th.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = [th.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    return ExpectedStep(metrics, gradients, {i for i, gradient in enumerate(found) if gradient is None})
+
+
+def nearby_step(step: "CompiledStep", batch: Batch) -> ExpectedStep:
     """The same step from parameters with an error of some roundings: how far these reach where much cancels out."""
     generator = th.Generator().manual_seed(0)
     errors = [1 + ERROR * (2 * th.rand(p.shape, generator=generator) - 1) for p in step.layout.parameters]
-    parameters = [(p.detach() * error).requires_grad_() for p, error in zip(step.layout.parameters, errors, strict=True)]
-    with kept_generators(step.policy.device), th.enable_grad():
-        loss, (metrics, _) = step.loss(batch, dict(settings.coef), parameters, step.constants)
-        found = th.autograd.grad(loss, parameters, allow_unused=True)
-    return ExpectedStep(metrics, _without_none(found, parameters), set(), False)
-
-
-def _without_none(gradients: Sequence[th.Tensor | None], parameters: Sequence[th.Tensor]) -> list[th.Tensor]:
-    return [th.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    return _step_from(step, batch, [p.detach() * error for p, error in zip(step.layout.parameters, errors, strict=True)])
 
 
 def difference(
     step: "CompiledStep",
+    kind: FeedForward,
+    batch: Batch,
     before: list[th.Tensor],
-    expected: ExpectedStep,
+    generator_state: th.Tensor,
     row: th.Tensor,
-    settings: Settings,
-    nearby: ExpectedStep | None = None,
 ) -> str | None:
     """
-    What a compiled step has computed otherwise, if anything; ``before`` are parameters and moments before it. What is not much
-    farther from the expected step than a nearby one, is an error of rounding.
+    What a compiled step has computed otherwise than SB3's methods with the same random numbers, if anything; ``before`` are
+    parameters and moments before it. What is not much farther from their step than a nearby one, is an error of rounding.
     """
-    if expected.draws:
-        return None
-    nearby = nearby or expected
+    with kept_generators(step.policy.device):
+        th.set_rng_state(generator_state)
+        expected = expected_step(kind, batch, step.settings)
+        step.unused = expected.unused
+        if _difference(step, before, expected, expected, row) is None:
+            return None
+        th.set_rng_state(generator_state)
+        return _difference(step, before, expected, nearby_step(step, batch), row)
+
+
+def _difference(
+    step: "CompiledStep", before: list[th.Tensor], expected: ExpectedStep, nearby: ExpectedStep, row: th.Tensor
+) -> str | None:
     right, near = (th.cat([one.metrics[COMPARED], _norm(one.gradients)[None]]) for one in (expected, nearby))
     found, norm = th.cat([row[COMPARED], row[-1:]]), right[-1]
     scale = right.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1)
@@ -114,10 +115,10 @@ def difference(
     i = _exceeding((found - right).abs().masked_fill(is_same, 0), limits)
     if i is not None:
         return f"{[*METRICS, 'grad_norm'][[*COMPARED, -1][i]]} is {found[i]:.6g} instead of {right[i]:.6g}"
-    if row[APPROX_KL] > settings.max_approx_kl or not norm.isfinite():
+    if row[APPROX_KL] > step.settings.max_approx_kl or not norm.isfinite():
         # No step has been made, or one that ends the training
         return None
-    limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    limit = math.inf if step.settings.max_grad_norm is None else step.settings.max_grad_norm
     scales = [th.clamp(limit / (numbers[-1] + 1e-6), max=1.0) for numbers in (right, near)]
     gradients = [scale * step.layout.concatenate(one.gradients) for scale, one in zip(scales, (expected, nearby), strict=True)]
     moments = _difference_of_moments(step, before, expected.unused, *gradients)

@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 # Immutable, so that a deep copy is the object itself
 IMMUTABLE = frozenset((bool, int, float, str, type(None), np.bool_, np.int32, np.int64, np.float32, np.float64))
 
-Step = Callable[[np.ndarray], VecEnvStepReturn]
+EnvStep = Callable[[np.ndarray], VecEnvStepReturn]
 
 
-def lane(env: VecEnv) -> Step | None:
+def lane(env: VecEnv) -> EnvStep | None:
     """A function that does what ``env.step`` does."""
     if isinstance(env, DummyVecEnv) and type(env) is DummyVecEnv and env.keys == [None]:
         return partial(_step_dummy, env)
@@ -60,7 +60,7 @@ def _copy(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value if type(value) in IMMUTABLE else deepcopy(value) for key, value in info.items()}
 
 
-def _step_normalize(env: VecNormalize, step: Step, actions: np.ndarray) -> VecEnvStepReturn:
+def _step_normalize(env: VecNormalize, step: EnvStep, actions: np.ndarray) -> VecEnvStepReturn:
     obs, rewards, dones, infos = step(actions)
     assert isinstance(obs, np.ndarray)
     env.old_obs = obs
