@@ -5,29 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from support import train
 from torch.utils._pytree import tree_map
 
-from sb3_ppo_variants.compiled import inductor, support
+from sb3_ppo_variants.compiled import support
 from sb3_ppo_variants.rollout import Rollout
 
 needs_new_torch = pytest.mark.skipif(
     tuple(map(int, th.__version__.split("+")[0].split(".")[:2])) < support.OLDEST_TORCH, reason="torch is too old to compile"
 )
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    """The same graph, without Inductor: quick, and exact. Returns the list of the graphs that have been made so."""
-    graphs = []
-
-    def compile_graph(graph, arguments):
-        graphs.append(graph)
-        return lambda arguments: graph(*arguments)
-
-    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
-    return graphs
 
 
 class Update:
@@ -71,10 +57,10 @@ def reference_and_compiled(model, **kwargs):
     return Update(model, False, **kwargs), Update(model, True, **kwargs)
 
 
-def trained(cls, policy, make_env, **kwargs):
+def trained(cls, *args, **kwargs):
     """A model with a rollout whose advantages, ratios and KL are not trivial."""
     kwargs = {"batch_size": 26, "learning_rate": 1e-3, "compile": False, **kwargs}
-    return train(cls, policy, make_env, n_updates=2, **kwargs)[0]
+    return train(cls, *args, n_updates=2, **kwargs)[0]
 
 
 def assert_steps_agree_in_float64(model, tolerance=1e-10):
@@ -102,26 +88,3 @@ def assert_steps_agree_in_float64(model, tolerance=1e-10):
     assert list(map(len, reference.epochs)) == list(map(len, compiled.epochs))
     th.testing.assert_close(reference.rows, compiled.rows, rtol=0, atol=1e5 * tolerance, equal_nan=True)
     return compiled
-
-
-class BatchNormExtractor(BaseFeaturesExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=8)
-        self.layers = th.nn.Sequential(th.nn.Linear(5, 8), th.nn.BatchNorm1d(8), th.nn.ReLU())
-
-    def forward(self, observations):
-        return self.layers(observations)
-
-
-class ScaledExtractor(BaseFeaturesExtractor):
-    """A linear layer whose output is multiplied by what a subclass says."""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=8)
-        self.layer = th.nn.Linear(5, 8)
-
-    def scale(self):
-        return 1.0
-
-    def forward(self, observations):
-        return self.scale() * self.layer(observations)

@@ -5,6 +5,7 @@ import pytest
 import torch as th
 
 from sb3_ppo_variants import zoo
+from sb3_ppo_variants.compiled import backend, inductor
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,3 +30,38 @@ def fast(request, monkeypatch) -> bool:
     if request.param == "no lanes":
         monkeypatch.setenv("SB3_PPO_VARIANTS_FAST", "0")
     return request.param == "lanes"
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Compiled steps as their graphs, without Inductor: quick, and exact. Returns the list of those that have been made."""
+    graphs = []
+
+    def compile_graph(graph, arguments):
+        graphs.append(graph)
+        return lambda arguments: graph(*arguments)
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
+    return graphs
+
+
+@pytest.fixture
+def auto_compiles(monkeypatch):
+    """Also short trainings."""
+    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
+
+
+# Fixtures that take long and that several tests share: with several processes (`-n`), those run in one
+SHARED = ("trained", "directory", "dist")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items if config.pluginmanager.has_plugin("xdist") else []:
+        for name in set(SHARED) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(name))

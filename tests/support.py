@@ -14,6 +14,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
+from sb3_ppo_variants import PPOClip
+
 OBSERVATION_SPACES = {
     "box": spaces.Box(-1, 1, (5,), np.float32),
     "discrete": spaces.Discrete(4),
@@ -79,7 +81,10 @@ def updates(rows):
     return [row for row in rows if "train/loss" in row]
 
 
-def train(cls, policy, make_env, n_updates=3, resume=False, change=None, callback=None, **kwargs):
+BOX_ENV = space_env("box", "box")
+
+
+def train(cls, policy="MlpPolicy", make_env=BOX_ENV, n_updates=3, resume=False, change=None, callback=None, **kwargs):
     """A model after some updates, and the rows of its log. ``change`` is called with the model before the first one."""
     kwargs = {"n_steps": 26, "batch_size": 13, "n_epochs": 3, "seed": 3, "device": "cpu", **kwargs}
     env = make_env()
@@ -95,6 +100,18 @@ def train(cls, policy, make_env, n_updates=3, resume=False, change=None, callbac
     record.write(dict(model.logger.name_to_value), {})
     env.close()
     return model, record.rows
+
+
+def make_model(cls=PPOClip, policy="MlpPolicy", env=None, **kwargs):
+    """A model that is not trained yet, of small rollouts: 26 steps in each of two environments."""
+    kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 2, "seed": 0, "device": "cpu", **kwargs}
+    return cls(policy, BOX_ENV() if env is None else env, **kwargs)
+
+
+def make_policy(cls=ActorCriticPolicy, observation="box", action="box", **kwargs):
+    """A policy of SB3's."""
+    th.manual_seed(0)
+    return cls(OBSERVATION_SPACES[observation], ACTION_SPACES[action], lambda _: 1e-2, **kwargs)
 
 
 def equal(a, b):
@@ -161,19 +178,6 @@ class InEachRollout(BaseCallback):
             self.change(self.model)
 
 
-class FlatValues(ActorCriticPolicy):
-    """Values without a second dimension."""
-
-    def forward(self, obs, deterministic=False):
-        actions, values, log_prob = super().forward(obs, deterministic)
-        return actions, values.flatten(), log_prob
-
-
-class ClonesInForward(ActorCriticPolicy):
-    def forward(self, obs, deterministic=False):
-        return super().forward(obs.clone(), deterministic)
-
-
 class OwnPolicy(ActorCriticPolicy):
     """Its own evaluate_actions."""
 
@@ -205,53 +209,44 @@ class OwnNetworks(ActorCriticPolicy):
         return self.own(obs)[:, 3:]
 
 
-class DropoutExtractor(BaseFeaturesExtractor):
-    """Noise and running statistics: what behaves differently in training and in evaluation."""
+class LinearExtractor(BaseFeaturesExtractor):
+    """A linear layer whose output is multiplied by what a subclass says."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, features_dim=8)
-        self.layers = th.nn.Sequential(th.nn.Linear(5, 8), th.nn.BatchNorm1d(8), th.nn.ReLU(), th.nn.Dropout(0.3))
+        self.layer = th.nn.Linear(observation_space.shape[0], 8)
+
+    def scale(self):
+        return 1.0
+
+    def forward(self, observations):
+        return self.scale() * self.layer(observations)
+
+
+class InPlaceExtractor(LinearExtractor):
+    """Overwrites its input."""
+
+    def forward(self, observations):
+        return super().forward(observations.sub_(0.5).mul_(2.0))
+
+
+class BatchNormExtractor(BaseFeaturesExtractor):
+    """Running statistics: what behaves differently in training and in evaluation."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=8)
+        self.layers = th.nn.Sequential(th.nn.Linear(5, 8), th.nn.BatchNorm1d(8), th.nn.ReLU())
 
     def forward(self, observations):
         return self.layers(observations)
 
 
-class NoisyExtractor(DropoutExtractor):
-    """Draws random numbers also in evaluation."""
-
-    def forward(self, observations):
-        return self.layers(observations) + 0.1 * th.randn(len(observations), 8)
-
-
-class RunningMeanExtractor(DropoutExtractor):
-    """Keeps a running mean of all observations that it sees."""
+class DropoutExtractor(BatchNormExtractor):
+    """And noise."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.register_buffer("mean", th.zeros(8))
-
-    def forward(self, observations):
-        features = self.layers[0](observations)
-        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
-        return features - self.mean
-
-
-class FunctionExtractor(DropoutExtractor):
-    """Holds a function that refers to itself, and that a copy has in common with it."""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.function = lambda observations: self.layers(observations)
-
-    def forward(self, observations):
-        return self.function(observations)
-
-
-class InPlaceExtractor(DropoutExtractor):
-    """Overwrites its input."""
-
-    def forward(self, observations):
-        return self.layers[0](observations.sub_(0.5).mul_(2.0))
+        self.layers.append(th.nn.Dropout(0.3))
 
 
 class HalvedAdvantages(RolloutBuffer):
@@ -260,3 +255,8 @@ class HalvedAdvantages(RolloutBuffer):
     def compute_returns_and_advantage(self, last_values, dones):
         super().compute_returns_and_advantage(last_values, dones)
         self.advantages *= 0.5
+
+
+def with_extractor(cls, **kwargs):
+    """The argument that gives a model an extractor of features."""
+    return {"policy_kwargs": {"features_extractor_class": cls, **kwargs}}

@@ -8,71 +8,70 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
-from support import OBSERVATION_SPACES, SpaceEnv, equal, space_env, train
+from support import OBSERVATION_SPACES, SpaceEnv, equal, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 
 ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
 NAN, INF = float("nan"), float("inf")
 
+OUT_OF_RANGE = {
+    PPOClip: {
+        "learning_rate": [-1e-3],
+        "n_steps": [0],
+        "batch_size": [0, 1],
+        "n_epochs": [0],
+        "gamma": [1.5, -0.1],
+        "gae_lambda": [NAN],
+        "clip_range": [0.0, -0.2, NAN],
+        "clip_range_vf": [0],
+        "ent_coef": [NAN],
+        "vf_coef": [-0.5],
+        "max_grad_norm": [0, -1],
+        "sde_sample_freq": [-5],
+        "stats_window_size": [0],
+        "target_kl": [0.0, -0.01],
+        "normalize_advantage": ["rollout", 1],
+        "compile": ["fast", 1],
+    },
+    PPOFixedKL: {"target_kl": [-0.01], "kl_coef": [-1.0, INF]},
+    PPOKLPen: {
+        "target_kl": [0.0],
+        "kl_target": [0.0],
+        "init_kl_coef": [0.0, 1e7],
+        "kl_coef_bounds": [(1.0, 0.5), (0.0, 10.0)],
+    },
+}
+OF_ANOTHER_TYPE = {
+    PPOClip: {
+        "learning_rate": ["fast", th.tensor(0.01)],
+        "n_steps": [2.5],
+        "batch_size": [None],
+        "n_epochs": [True],
+        "gae_lambda": ["0.9"],
+        "clip_range": [[0.2], None, th.tensor(0.01)],
+        "ent_coef": ["auto", th.tensor(0.01)],
+        "vf_coef": [None, th.tensor(0.01)],
+        "use_sde": ["yes"],
+        "sde_sample_freq": [1.5],
+        "policy_kwargs": [[1]],
+        "rollout_buffer_kwargs": [[1]],
+        "seed": ["a"],
+    },
+    PPOFixedKL: {"kl_coef": [None]},
+    PPOKLPen: {"kl_target": [None], "init_kl_coef": ["1"], "kl_coef_bounds": [10.0, (0.1, None)]},
+}
 BAD_ARGUMENTS = [
-    (PPOClip, "learning_rate", -1e-3, ValueError),
-    (PPOClip, "learning_rate", "fast", TypeError),
-    (PPOClip, "n_steps", 0, ValueError),
-    (PPOClip, "n_steps", 2.5, TypeError),
-    (PPOClip, "batch_size", 0, ValueError),
-    (PPOClip, "batch_size", 1, ValueError),
-    (PPOClip, "batch_size", None, TypeError),
-    (PPOClip, "n_epochs", 0, ValueError),
-    (PPOClip, "n_epochs", True, TypeError),
-    (PPOClip, "gamma", 1.5, ValueError),
-    (PPOClip, "gamma", -0.1, ValueError),
-    (PPOClip, "gae_lambda", NAN, ValueError),
-    (PPOClip, "gae_lambda", "0.9", TypeError),
-    (PPOClip, "clip_range", 0.0, ValueError),
-    (PPOClip, "clip_range", -0.2, ValueError),
-    (PPOClip, "clip_range", NAN, ValueError),
-    (PPOClip, "clip_range", [0.2], TypeError),
-    (PPOClip, "clip_range", None, TypeError),
-    (PPOClip, "clip_range_vf", 0, ValueError),
-    (PPOClip, "ent_coef", NAN, ValueError),
-    (PPOClip, "ent_coef", "auto", TypeError),
-    (PPOClip, "vf_coef", -0.5, ValueError),
-    (PPOClip, "vf_coef", None, TypeError),
-    (PPOClip, "max_grad_norm", 0, ValueError),
-    (PPOClip, "max_grad_norm", -1, ValueError),
-    (PPOClip, "use_sde", "yes", TypeError),
-    (PPOClip, "sde_sample_freq", 1.5, TypeError),
-    (PPOClip, "sde_sample_freq", -5, ValueError),
-    (PPOClip, "policy_kwargs", [1], TypeError),
-    (PPOClip, "seed", "a", TypeError),
-    (PPOClip, "stats_window_size", 0, ValueError),
-    (PPOClip, "target_kl", 0.0, ValueError),
-    (PPOClip, "target_kl", -0.01, ValueError),
-    (PPOClip, "normalize_advantage", "rollout", ValueError),
-    (PPOClip, "normalize_advantage", 1, ValueError),
-    (PPOClip, "compile", "fast", ValueError),
-    (PPOClip, "compile", 1, ValueError),
-    (PPOFixedKL, "target_kl", -0.01, ValueError),
-    (PPOFixedKL, "kl_coef", -1.0, ValueError),
-    (PPOFixedKL, "kl_coef", INF, ValueError),
-    (PPOFixedKL, "kl_coef", None, TypeError),
-    (PPOKLPen, "target_kl", 0.0, ValueError),
-    (PPOKLPen, "kl_target", None, TypeError),
-    (PPOKLPen, "kl_target", 0.0, ValueError),
-    (PPOKLPen, "init_kl_coef", 0.0, ValueError),
-    (PPOKLPen, "init_kl_coef", 1e7, ValueError),
-    (PPOKLPen, "init_kl_coef", "1", TypeError),
-    (PPOKLPen, "kl_coef_bounds", (1.0, 0.5), ValueError),
-    (PPOKLPen, "kl_coef_bounds", (0.0, 10.0), ValueError),
-    (PPOKLPen, "kl_coef_bounds", 10.0, TypeError),
-    (PPOKLPen, "kl_coef_bounds", (0.1, None), TypeError),
+    (cls, name, value, error)
+    for table, error in ((OUT_OF_RANGE, ValueError), (OF_ANOTHER_TYPE, TypeError))
+    for cls, arguments in table.items()
+    for name, values in arguments.items()
+    for value in values
 ]
 
 
 @pytest.mark.parametrize(("cls", "name", "value", "error"), BAD_ARGUMENTS)
-def test_out_of_range(cls, name, value, error):
+def test_bad_arguments(cls, name, value, error):
     with pytest.raises(error, match=name) as raised:
         cls("MlpPolicy", "Pendulum-v1", **{name: value})
     if not isinstance(value, tuple):
@@ -85,31 +84,20 @@ def test_unknown_argument(cls):
         cls("MlpPolicy", "Pendulum-v1", clip_rnage=0.2)
 
 
-# What SB3 asserts: it may be caught as that, and as a ValueError
-ASSERTED = {
-    "batch size": {"batch_size": 1},
-    "rollout": {"n_steps": 1},
-    "squashed actions": {"policy_kwargs": {"squash_output": True}},
-}
-
-
 @pytest.mark.parametrize("error", [AssertionError, ValueError])
-@pytest.mark.parametrize("case", ASSERTED)
-def test_what_sb3_asserts_may_be_caught_as_that(case, error):
-    with pytest.raises(AssertionError):
-        PPO("MlpPolicy", "Pendulum-v1", **ASSERTED[case])
-    with pytest.raises(error):
-        PPOClip("MlpPolicy", "Pendulum-v1", **ASSERTED[case])
-
-
-@pytest.mark.parametrize("error", [AssertionError, ValueError])
-def test_action_spaces_that_sb3_asserts(error):
-    for action in (spaces.Text(3), spaces.Box(-np.inf, np.inf, (2,))):
-        env = SpaceEnv(OBSERVATION_SPACES["box"], action)
+def test_what_sb3_asserts_may_be_caught_as_that_and_as_a_value_error(error):
+    observation = OBSERVATION_SPACES["box"]
+    for env, kwargs, match in (
+        ("Pendulum-v1", {"batch_size": 1}, "batch_size"),
+        ("Pendulum-v1", {"n_steps": 1}, "n_steps"),
+        ("Pendulum-v1", {"policy_kwargs": {"squash_output": True}}, "squash_output=True is only available"),
+        (SpaceEnv(observation, spaces.Text(3)), {}, "Text"),
+        (SpaceEnv(observation, spaces.Box(-np.inf, np.inf, (2,))), {}, "finite"),
+    ):
         with pytest.raises(AssertionError):
-            PPO("MlpPolicy", env)
-        with pytest.raises(error, match=r"Text|finite"):
-            PPOClip("MlpPolicy", env)
+            PPO("MlpPolicy", env, **kwargs)
+        with pytest.raises(error, match=match):
+            PPOClip("MlpPolicy", env, **kwargs)
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
@@ -169,24 +157,10 @@ def test_numbers_may_be_assigned_and_are_checked():
         clip.learn(64)
 
 
-@pytest.mark.parametrize("total_timesteps", [-1, NAN, -INF])
-def test_total_timesteps(total_timesteps):
-    with pytest.raises(ValueError, match="total_timesteps"):
-        PPOClip("MlpPolicy", "Pendulum-v1").learn(total_timesteps)
-
-
-class StopTraining(BaseCallback):
-    def _on_step(self):
-        return False
-
-
-def test_training_until_a_callback_ends_it():
-    model = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, compile=False)
-    model.learn(INF, callback=EveryNTimesteps(64, StopTraining()))
-    assert model.num_timesteps == 64
-
-
-def test_log_interval():
+def test_arguments_of_learn():
+    for total_timesteps in (-1, NAN, -INF):
+        with pytest.raises(ValueError, match="total_timesteps"):
+            PPOClip("MlpPolicy", "Pendulum-v1").learn(total_timesteps)
     with pytest.raises(ValueError, match="log_interval must not be 0"):
         PPOClip("MlpPolicy", "Pendulum-v1").learn(64, log_interval=0)
 
@@ -213,25 +187,17 @@ NUMBERS_OF_NUMPY = {
 
 
 def test_numbers_of_numpy():
-    make_env = space_env("box", "box")
     # SB3's numbers are the same in float32 and float64
     numbers = {name: value.item() for name, value in NUMBERS_OF_NUMPY.items()}
-    expected, actual = (train(PPOClip, "MlpPolicy", make_env, compile=False, **some) for some in (numbers, NUMBERS_OF_NUMPY))
-    assert equal(expected[0].policy.state_dict(), actual[0].policy.state_dict())
-    assert expected[0]._n_updates == actual[0]._n_updates > 0
+    expected, actual = (train(PPOClip, compile=False, **some)[0] for some in (numbers, NUMBERS_OF_NUMPY))
+    assert equal(expected.policy.state_dict(), actual.policy.state_dict())
+    assert expected._n_updates == actual._n_updates > 0
     for names, cls in ((("kl_coef",), PPOFixedKL), (("kl_target", "init_kl_coef"), PPOKLPen)):
-        model, _ = train(cls, "MlpPolicy", make_env, n_updates=1, compile=False, **dict.fromkeys(names, np.float32(0.5)))
-        assert model._n_updates == 3
+        assert train(cls, n_updates=1, **dict.fromkeys(names, np.float32(0.5)))[0]._n_updates == 3
     for normalize_advantage in (np.str_("batch"), *np.array([True, False])):
         model = PPOClip("MlpPolicy", "Pendulum-v1", normalize_advantage=normalize_advantage)
         assert model.normalize_advantage == normalize_advantage
         assert type(model.normalize_advantage) in (bool, str)
-
-
-@pytest.mark.parametrize("name", ["ent_coef", "vf_coef", "learning_rate", "clip_range"])
-def test_tensors_are_taken_or_refused_at_the_start(name):
-    with pytest.raises(TypeError, match=rf"{name} must be a number.*, but is tensor\(0\.0100\)"):
-        PPOClip("MlpPolicy", "Pendulum-v1", **{name: th.tensor(0.01)})
 
 
 def test_recurrent_policies(tmp_path):
@@ -244,27 +210,24 @@ def test_recurrent_policies(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "match"),
+    ("policy", "env", "error", "match"),
     [
-        (("NoPolicy", "Pendulum-v1"), {}, "NoPolicy"),
-        ((th.nn.Linear, "Pendulum-v1"), {}, "policy must be an ActorCriticPolicy"),
-        (("MultiInputPolicy", "Pendulum-v1"), {}, "policy is for dictionaries of observations, but those of env are Box"),
-        (("CnnPolicy", "Pendulum-v1"), {}, r"cannot be built: .* NatureCNN only with images"),
-        (("MlpPolicy", "Pendulum-v1"), {"policy_kwargs": {"squash_output": True}}, "squash_output=True is only available"),
-        (("MlpPolicy", None), {}, r"env must be .* but is None"),
+        ("NoPolicy", "Pendulum-v1", ValueError, "NoPolicy"),
+        (th.nn.Linear, "Pendulum-v1", ValueError, "policy must be an ActorCriticPolicy"),
+        (
+            "MultiInputPolicy",
+            "Pendulum-v1",
+            ValueError,
+            "policy is for dictionaries of observations, but those of env are Box",
+        ),
+        ("CnnPolicy", "Pendulum-v1", ValueError, r"cannot be built: .* NatureCNN only with images"),
+        ("MlpPolicy", None, ValueError, r"env must be .* but is None"),
+        ("MlpPolicy", "NoEnv-v0", gym.error.NameNotFound, "NoEnv"),
     ],
 )
-@pytest.mark.parametrize("cls", [PPOClip, PPOKLPen])
-def test_policies_and_environments(cls, args, kwargs, match):
-    with pytest.raises(ValueError, match=match):
-        cls(*args, **kwargs)
-
-
-def test_other_errors_of_constructors():
-    with pytest.raises(TypeError, match=r"rollout_buffer_kwargs must be of type dict, but is \[1\]"):
-        PPOClip("MlpPolicy", "Pendulum-v1", rollout_buffer_kwargs=[1])
-    with pytest.raises(gym.error.NameNotFound, match="NoEnv"):
-        PPOClip("MlpPolicy", "NoEnv-v0")
+def test_policies_and_environments(policy, env, error, match):
+    with pytest.raises(error, match=match):
+        PPOKLPen(policy, env)
 
 
 @pytest.mark.parametrize("cls", ALGORITHMS)

@@ -1,24 +1,29 @@
 """A compiled minibatch step makes the numbers of the reference path, which is SB3's PPO."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch as th
-from compiled_support import (
-    BatchNormExtractor,
-    ScaledExtractor,
-    Update,
-    assert_steps_agree_in_float64,
-    interpreted,  # noqa: F401
-    needs_new_torch,
-    reference_and_compiled,
-    trained,
-)
+from compiled_support import Update, assert_steps_agree_in_float64, needs_new_torch, reference_and_compiled, trained
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecTransposeImage, is_vecenv_wrapped
-from support import ACTION_SPACES, POLICIES, DropoutExtractor, OwnPolicy, SpaceEnv, space_env, train
+from support import (
+    ACTION_SPACES,
+    POLICIES,
+    BatchNormExtractor,
+    DropoutExtractor,
+    LinearExtractor,
+    OwnPolicy,
+    SpaceEnv,
+    make_model,
+    space_env,
+    train,
+    with_extractor,
+)
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.compiled.support import CompilationError
@@ -78,7 +83,7 @@ SETTINGS = {
     "sde": {"use_sde": True},
     "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
     "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "activation_fn": th.nn.ReLU}},
-    "dropout and batch norm": {"policy_kwargs": {"features_extractor_class": DropoutExtractor}},
+    "dropout and batch norm": with_extractor(DropoutExtractor),
     "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
     "batches that fill vectors": {"batch_size": 16},
     # Exceeded in the fourth step
@@ -92,11 +97,11 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings(setting):
     kwargs = {"cls": PPOClip, "policy": "MlpPolicy", "batch_size": 15, **SETTINGS[setting]}
-    assert_steps_agree_in_float64(trained(kwargs.pop("cls"), kwargs.pop("policy"), space_env("box", "box"), **kwargs))
+    assert_steps_agree_in_float64(trained(kwargs.pop("cls"), kwargs.pop("policy"), **kwargs))
 
 
 def test_frozen_parameters():
-    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=15)
+    model = trained(PPOClip, batch_size=15)
     frozen = [model.policy.log_std, model.policy.mlp_extractor.policy_net[0].weight]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -106,28 +111,22 @@ def test_frozen_parameters():
     assert th.equal(after["mlp_extractor.policy_net.0.weight"], before[1])
 
 
-class Stacked(SpaceEnv):
-    """Images with channels last, as most environments make them."""
-
-    def __init__(self):
-        super().__init__(spaces.Box(0, 255, (36, 36, 1), np.uint8), ACTION_SPACES["discrete"])
-
-
-class Vector(SpaceEnv):
-    def __init__(self):
-        super().__init__(spaces.Box(-1, 1, (5,), np.float32), ACTION_SPACES["box"])
-
-
+# Images with channels last, as most environments make them
 VEC_ENVS = {
-    "SubprocVecEnv": ("MlpPolicy", lambda: make_vec_env(Vector, 2, seed=0, vec_env_cls=SubprocVecEnv)),
-    "VecFrameStack": ("MlpPolicy", lambda: VecFrameStack(make_vec_env(Vector, 2, seed=0), 3)),
-    "VecTransposeImage": ("CnnPolicy", lambda: VecFrameStack(make_vec_env(Stacked, 2, seed=0), 4)),
+    "SubprocVecEnv": ("MlpPolicy", spaces.Box(-1, 1, (5,)), lambda make: make_vec_env(make, 2, vec_env_cls=SubprocVecEnv)),
+    "VecFrameStack": ("MlpPolicy", spaces.Box(-1, 1, (5,)), lambda make: VecFrameStack(make_vec_env(make, 2), 3)),
+    "VecTransposeImage": (
+        "CnnPolicy",
+        spaces.Box(0, 255, (36, 36, 1), np.uint8),
+        lambda make: VecFrameStack(make_vec_env(make, 2), 4),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", VEC_ENVS)
 def test_vectorized_environments(name):
-    policy, make_env = VEC_ENVS[name]
+    policy, space, wrap = VEC_ENVS[name]
+    make_env = functools.partial(wrap, functools.partial(SpaceEnv, space, ACTION_SPACES["discrete"]))
     model, rows = train(PPOKLPen, policy, make_env, n_updates=2, compile=True)
     assert is_vecenv_wrapped(model.env, VecTransposeImage) == (name == "VecTransposeImage")
     assert model._uses_compiled
@@ -138,15 +137,14 @@ def test_vectorized_environments(name):
 def test_gradient_whose_norm_overflows_is_left_alone_without_clipping():
     # Squares of 1e26 do not fit into a float32: Adam stands still where the gradient is so large, and goes on elsewhere
     for compiles in (True, False):
-        kwargs = {"max_grad_norm": None, "vf_coef": 1e26, "compile": compiles}
-        model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, **kwargs)
-        before = PPOClip("MlpPolicy", model.get_env(), seed=model.seed).policy
+        model = make_model(max_grad_norm=None, vf_coef=1e26, compile=compiles).learn(52)
+        before = make_model().policy
         assert th.equal(model.policy.value_net.weight, before.value_net.weight)
         assert not th.equal(model.policy.action_net.weight, before.action_net.weight)
 
 
 def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
-    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), batch_size=15, target_kl=7e-3)
+    model = trained(PPOClip, batch_size=15, target_kl=7e-3)
     reference, compiled = reference_and_compiled(model)
     n_steps = len(reference.rows)
     assert 1 < n_steps < 12
@@ -161,8 +159,7 @@ def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
 
 @pytest.mark.parametrize("compiles", [True, False])
 def test_early_stop_is_said_and_its_minibatch_counts_for_batch_normalization(compiles, capsys):
-    kwargs = {"target_kl": 1e-9, "policy_kwargs": {"features_extractor_class": BatchNormExtractor}, "verbose": 1}
-    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=compiles, **kwargs)
+    model = make_model(target_kl=1e-9, verbose=1, compile=compiles, **with_extractor(BatchNormExtractor)).learn(52)
     assert "Update ended in epoch 0: approximate KL" in capsys.readouterr().out
     norm = model.policy.features_extractor.layers[1]
     # At the first step the approximate KL is 0, if rounded well: that of the second one is not
@@ -171,7 +168,7 @@ def test_early_stop_is_said_and_its_minibatch_counts_for_batch_normalization(com
 
 
 def test_update_that_ends_before_its_first_step_leaves_the_optimizer_as_it_was():
-    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"))
+    model = trained(PPOClip)
     model.policy.optimizer.state.clear()
     model.target_kl = 1e-9
     compiled = Update(model, True)
@@ -186,7 +183,7 @@ class PolicyGradient(PPOClip):
 
 
 def test_approximate_kl_that_is_nan_ends_no_update():
-    model = trained(PolicyGradient, "MlpPolicy", space_env("box", "box"), target_kl=0.1)
+    model = trained(PolicyGradient, target_kl=0.1)
     model.rollout_buffer.log_probs[:] = -np.inf
     reference, compiled = reference_and_compiled(model)
     for update in (reference, compiled):
@@ -207,13 +204,13 @@ class StepSize(PPOClip):
 
 
 def test_coefficients_have_names_of_their_own():
-    model = trained(StepSize, "MlpPolicy", space_env("box", "box"))
+    model = trained(StepSize)
     reference, compiled = reference_and_compiled(model)
     assert reference.off(compiled) < 1e-6
 
 
 def test_moments_lie_in_memory_as_torch_leaves_them_and_gradients_are_gone():
-    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=False)
+    model = make_model().learn(52)
     assert all(parameter.grad is not None for parameter in model.policy.parameters())
     model.compile = True
     model.learn(52)
@@ -224,8 +221,8 @@ def test_moments_lie_in_memory_as_torch_leaves_them_and_gradients_are_gone():
         assert state["exp_avg_sq"].is_contiguous()
 
 
-def test_rollout_that_lies_otherwise_in_memory(interpreted):  # noqa: F811
-    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"))
+def test_rollout_that_lies_otherwise_in_memory(interpreted):
+    model = trained(PPOClip)
     data = Rollout(model.rollout_buffer, model.policy).data
     observations = data.observations.double()
     for changed in (observations, observations.float(), observations.t().contiguous().t()):
@@ -235,7 +232,7 @@ def test_rollout_that_lies_otherwise_in_memory(interpreted):  # noqa: F811
     assert len(interpreted) == 3
 
 
-class Spare(ScaledExtractor):
+class Spare(LinearExtractor):
     """Has a layer that is used at will."""
 
     uses_spare = False
@@ -251,8 +248,7 @@ class Spare(ScaledExtractor):
 
 def test_parameters_that_the_loss_does_not_depend_on():
     def train_spare(compile_, **kwargs):
-        kwargs = {"policy_kwargs": {"features_extractor_class": Spare, **kwargs}}
-        return train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=compile_, **kwargs)[0]
+        return make_model(compile=compile_, **with_extractor(Spare, **kwargs)).learn(104)
 
     # Neither moments nor decay, as torch's Adam leaves them alone
     model, reference = (train_spare(compile_) for compile_ in (True, False))

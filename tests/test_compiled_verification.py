@@ -3,26 +3,20 @@
 import random
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch as th
-from compiled_support import (
-    ScaledExtractor,
-    Update,
-    interpreted,  # noqa: F401
-    needs_new_torch,
-    reference_and_compiled,
-    trained,
-)
+from compiled_support import Update, needs_new_torch, reference_and_compiled, trained
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
-from support import InEachRollout, equal, space_env, train
+from support import InEachRollout, LinearExtractor, equal, make_model, train, with_extractor
 
 from sb3_ppo_variants import PPOClip
-from sb3_ppo_variants.compiled import backend, inductor, verification
+from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.step import MAX_COMPILATIONS, N_OTHERS
 from sb3_ppo_variants.compiled.support import CompilationError
 from sb3_ppo_variants.objectives import clipped_surrogate
@@ -57,7 +51,7 @@ def closure():
     return lambda: scale, change
 
 
-class Configurable(ScaledExtractor):
+class Configurable(LinearExtractor):
     """Its output depends on whatever an object may hold."""
 
     factor = 1.0
@@ -117,51 +111,58 @@ def replace_method(owner, name, decorator):
     setattr(owner, name, decorator(getattr(owner, name)))
 
 
-CHANGES = {
-    "list": lambda policy, _: policy.features_extractor.listed.__setitem__(0, 0.5),
-    "dictionary": lambda policy, _: policy.features_extractor.named["scale"].__setitem__(0, 0.5),
-    "array": lambda policy, _: policy.features_extractor.array.__setitem__(0, 0.5),
-    "object": lambda policy, _: setattr(policy.features_extractor.config, "scale", 0.5),
-    "nested object": lambda policy, _: policy.features_extractor.nested["functions"].__setitem__(0, Config(th.sin)),
-    "statistics": lambda policy, _: policy.features_extractor.statistics.update(np.ones((9, 8))),
-    "function": lambda policy, _: setattr(policy.features_extractor, "fn", th.sin),
-    "None": lambda policy, _: setattr(policy.features_extractor, "extra", th.sin),
-    "layer": lambda policy, _: setattr(policy.mlp_extractor.policy_net, "1", th.nn.Sigmoid()),
-    "method of a module": lambda policy, _: replace_method(policy.mlp_extractor, "forward_actor", doubled),
-    "method of the policy": lambda policy, _: replace_method(policy, "evaluate_actions", with_doubled_values),
-    "method of the distribution": lambda policy, _: replace_method(policy.action_dist, "entropy", doubled),
-    "distribution": lambda policy, _: setattr(policy, "action_dist", HalfEntropy(3)),
-    "method of the distribution's class": lambda _, patch: patch.setattr(
-        DiagGaussianDistribution, "entropy", doubled(DiagGaussianDistribution.entropy)
+# What is changed of a policy (its extractor, and all) or, by a monkeypatch, elsewhere
+IN_THE_EXTRACTOR = {
+    "list": lambda extractor: extractor.listed.__setitem__(0, 0.5),
+    "dictionary": lambda extractor: extractor.named["scale"].__setitem__(0, 0.5),
+    "array": lambda extractor: extractor.array.__setitem__(0, 0.5),
+    "object": lambda extractor: setattr(extractor.config, "scale", 0.5),
+    "nested object": lambda extractor: extractor.nested["functions"].__setitem__(0, Config(th.sin)),
+    "statistics": lambda extractor: extractor.statistics.update(np.ones((9, 8))),
+    "function": lambda extractor: setattr(extractor, "fn", th.sin),
+    "None": lambda extractor: setattr(extractor, "extra", th.sin),
+    "object with slots": lambda extractor: setattr(extractor.slots, "scale", 0.5),
+    "closure": lambda extractor: extractor.change_enclosed(0.5),
+    "five containers deep": lambda extractor: extractor.deep["a"][0][0]["b"].__setitem__(0, 0.5),
+    "large array": lambda extractor: extractor.large.__setitem__(123_456, 0.5),
+}
+IN_THE_POLICY = {
+    "layer": lambda policy: setattr(policy.mlp_extractor.policy_net, "1", th.nn.Sigmoid()),
+    "method of a module": lambda policy: replace_method(policy.mlp_extractor, "forward_actor", doubled),
+    "method of the policy": lambda policy: replace_method(policy, "evaluate_actions", with_doubled_values),
+    "method of the distribution": lambda policy: replace_method(policy.action_dist, "entropy", doubled),
+    "distribution": lambda policy: setattr(policy, "action_dist", HalfEntropy(3)),
+}
+ELSEWHERE = {
+    "method of the distribution's class": (DiagGaussianDistribution, "entropy", doubled(DiagGaussianDistribution.entropy)),
+    "method of a module's class": (MlpExtractor, "forward_actor", doubled(MlpExtractor.forward_actor)),
+    "method of the policy's class": (
+        ActorCriticPolicy,
+        "evaluate_actions",
+        with_doubled_values(ActorCriticPolicy.evaluate_actions),
     ),
-    "method of a module's class": lambda _, patch: patch.setattr(
-        MlpExtractor, "forward_actor", doubled(MlpExtractor.forward_actor)
-    ),
-    "method of the policy's class": lambda _, patch: patch.setattr(
-        ActorCriticPolicy, "evaluate_actions", with_doubled_values(ActorCriticPolicy.evaluate_actions)
-    ),
-    "module-level variable": lambda _, patch: patch.setattr(THIS, "FACTOR", 0.5),
-    "class attribute": lambda _, patch: patch.setattr(Configurable, "factor", 0.5),
-    "object with slots": lambda policy, _: setattr(policy.features_extractor.slots, "scale", 0.5),
-    "closure": lambda policy, _: policy.features_extractor.change_enclosed(0.5),
-    "five containers deep": lambda policy, _: policy.features_extractor.deep["a"][0][0]["b"].__setitem__(0, 0.5),
-    "large array": lambda policy, _: policy.features_extractor.large.__setitem__(123_456, 0.5),
-    "module-level variable of the objective": lambda _, patch: patch.setattr(THIS, "WEIGHT", 0.5),
-    "class attribute of the objective": lambda _, patch: patch.setattr(Weighted, "weight", 0.5),
-    "objective": lambda _, patch: patch.setattr(Weighted, "objective", staticmethod(doubled(weighted))),
+    "module-level variable": (THIS, "FACTOR", 0.5),
+    "class attribute": (Configurable, "factor", 0.5),
+    "module-level variable of the objective": (THIS, "WEIGHT", 0.5),
+    "class attribute of the objective": (Weighted, "weight", 0.5),
+    "objective": (Weighted, "objective", staticmethod(doubled(weighted))),
 }
 
 
-def configurable(cls=Weighted, **kwargs):
-    kwargs = {"ent_coef": 0.1, "policy_kwargs": {"features_extractor_class": Configurable}, **kwargs}
-    return trained(cls, "MlpPolicy", space_env("box", "box"), **kwargs)
+def configurable(cls=Weighted, extractor=Configurable):
+    return trained(cls, ent_coef=0.1, **with_extractor(extractor, net_arch=[16]))
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_between_two_updates_counts_in_the_next_one(change, monkeypatch, interpreted):  # noqa: F811
+@pytest.mark.parametrize("change", [*IN_THE_EXTRACTOR, *IN_THE_POLICY, *ELSEWHERE])
+def test_what_changes_between_two_updates_counts_in_the_next_one(change, monkeypatch, interpreted):
     model = configurable()
     before = Update(model, True)
-    CHANGES[change](model.policy, monkeypatch)
+    if change in IN_THE_EXTRACTOR:
+        IN_THE_EXTRACTOR[change](model.policy.features_extractor)
+    elif change in IN_THE_POLICY:
+        IN_THE_POLICY[change](model.policy)
+    else:
+        monkeypatch.setattr(*ELSEWHERE[change])
     reference, compiled = reference_and_compiled(model)
     assert (reference.rows[0] - before.rows[0]).abs().max() > 1e-3
     assert compiled.is_compiled
@@ -172,7 +173,7 @@ def test_what_changes_between_two_updates_counts_in_the_next_one(change, monkeyp
     assert len(interpreted) == 2
 
 
-def test_changes_that_only_just_count(interpreted):  # noqa: F811
+def test_changes_that_only_just_count(interpreted):
     """Those of some thousandths do, those that could be rounding do not."""
     model = configurable()
     for scale, n_compilations in ((1.0, 1), (1 + 1e-6, 1), (1.004, 2)):
@@ -195,16 +196,13 @@ def in_the_objective(model):
 
 
 @pytest.mark.parametrize("anneal", [in_an_object, in_the_progress, in_the_objective])
-def test_annealing_ends_compiling_and_costs_no_wrong_update(anneal, monkeypatch, capsys):
+def test_annealing_ends_compiling_and_costs_no_wrong_update(anneal, auto_compiles, monkeypatch, capsys):
     def learn(compile_):
         monkeypatch.setattr(THIS, "WEIGHT", 1.0)
-        kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 3, "seed": 0, "verbose": 1, "compile": compile_}
-        policy_kwargs = {"features_extractor_class": Configurable}
-        models.append(Weighted("MlpPolicy", space_env("box", "box")(), policy_kwargs=policy_kwargs, **kwargs))
+        models.append(make_model(Weighted, n_epochs=3, verbose=1, compile=compile_, **with_extractor(Configurable)))
         return models[-1].learn(52 * 6, InEachRollout(anneal), log_interval=None)
 
     models = []
-    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
     auto, reference = learn("auto"), learn(False)
     # Rollouts and compiled updates differ by rounding
     for name, value in reference.policy.state_dict().items():
@@ -241,6 +239,20 @@ def test_changes_in_every_second_update_end_compiling_too():
         in_an_object(model)
     with pytest.raises(CompilationError, match="compiled 4 times in this training, and again something else than the"):
         Update(model, True)
+
+
+def compile_with(mistake, monkeypatch):
+    """A compiler whose steps make a mistake."""
+
+    def compile_graph(graph, arguments):
+        def step(arguments):
+            row, *others = graph(*arguments)
+            mistake(arguments, row)
+            return row, *others
+
+        return step
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
 
 
 def wrong_metric(arguments, row):
@@ -280,17 +292,9 @@ def nan_in_the_moments(arguments, row):
     ],
 )
 def test_mistakes_of_a_compiler_are_found_before_they_count(mistake, message, monkeypatch):
-    def compile_graph(graph, arguments):
-        def step(arguments):
-            row, *others = graph(*arguments)
-            mistake(arguments, row)
-            return row, *others
-
-        return step
-
-    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
+    compile_with(mistake, monkeypatch)
     # Without moments from before, of which some would be small beside those of the first step
-    model = PPOClip("MlpPolicy", space_env("box", "box")(), 1e-3, n_steps=26, batch_size=26, n_epochs=3, compile=True)
+    model = make_model(learning_rate=1e-3, n_epochs=3, compile=True)
     fresh = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with pytest.raises(CompilationError, match=f"the compiled step computes something else than the policy: {message}"):
         model.learn(52)
@@ -299,7 +303,7 @@ def test_mistakes_of_a_compiler_are_found_before_they_count(mistake, message, mo
     assert model._n_updates == 0
 
 
-class Draws(ScaledExtractor):
+class Draws(LinearExtractor):
     """Drops its features now and then, in training only."""
 
     draw = random.random
@@ -315,7 +319,7 @@ class DrawsWithoutParameters(FlattenExtractor):
         return super().forward(observations) * (float(Draws.draw() < 0.5) if self.training else 1.0)
 
 
-class DrawsFromItsOwn(ScaledExtractor):
+class DrawsFromItsOwn(LinearExtractor):
     def __init__(self, observation_space):
         super().__init__(observation_space)
         self.rng = np.random.default_rng(0)
@@ -324,7 +328,7 @@ class DrawsFromItsOwn(ScaledExtractor):
         return self.rng.random() if self.training else 1.0
 
 
-class Counts(ScaledExtractor):
+class Counts(LinearExtractor):
     """Its output depends on how often it has been called."""
 
     n_calls = 0
@@ -344,75 +348,73 @@ class Counts(ScaledExtractor):
         (Counts, None),
     ],
 )
-def test_policies_that_are_no_functions_of_their_tensors(extractor, draw, monkeypatch, interpreted):  # noqa: F811
-    message = "evaluations of the policy on the same minibatch give different numbers"
+def test_policies_that_are_no_functions_of_their_tensors(extractor, draw, auto_compiles, monkeypatch, interpreted):
     monkeypatch.setattr(Draws, "draw", draw)
-    kwargs = {"policy_kwargs": {"features_extractor_class": extractor}}
-    with pytest.raises(CompilationError, match=message):
-        train(PPOClip, "MlpPolicy", space_env("box", "box"), compile=True, **kwargs)
-    monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
-    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), **kwargs)
+    with pytest.raises(CompilationError, match="evaluations of the policy on the same minibatch give different numbers"):
+        train(PPOClip, compile=True, **with_extractor(extractor))
+    model, _ = train(PPOClip, **with_extractor(extractor))
     assert not model._uses_compiled
     assert model._n_updates == 9
     assert not interpreted
 
 
-class Metrics:
-    n_seen = 0
-
-
-class Watched(ScaledExtractor):
+class Watched(LinearExtractor):
     """Refers to an object that others change, and counts its own calls; its output depends on neither."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.metrics, self.n_calls = Metrics(), 0
+        self.metrics, self.n_calls = Config(), 0
 
     def scale(self):
         self.n_calls += 1
         return 1.0
 
 
-def test_objects_that_change_but_do_not_count(interpreted):  # noqa: F811
-    kwargs = {"policy_kwargs": {"features_extractor_class": Watched}, "n_steps": 26, "batch_size": 13, "n_epochs": 1}
-    model = PPOClip("MlpPolicy", space_env("box", "box")(), compile=True, **kwargs)
-    metrics, n_raised, is_over = model.policy.features_extractor.metrics, [0], threading.Event()
+@contextmanager
+def in_another_thread(function):
+    """Call a function again and again meanwhile."""
 
-    def raise_counter():
+    def call():
         while not is_over.wait(1e-5):
-            metrics.n_seen += 1
-            n_raised[0] += 1
+            function()
 
-    n_calls = []
-
-    def change(model):
-        extractor = model.policy.features_extractor
-        extractor.known = [model, model.env, model.rollout_buffer]
-        n_calls.append(extractor.n_calls)
-
-    thread = threading.Thread(target=raise_counter)
+    is_over = threading.Event()
+    thread = threading.Thread(target=call)
     thread.start()
     try:
-        model.learn(52 * 4, InEachRollout(change))
+        yield
     finally:
         is_over.set()
         thread.join()
+
+
+def test_objects_that_change_but_do_not_count(interpreted):
+    model = make_model(compile=True, n_epochs=1, **with_extractor(Watched))
+    extractor, n_raised, n_calls = model.policy.features_extractor, [], []
+
+    def raise_counter():
+        extractor.metrics.scale += 1
+        n_raised.append(True)
+
+    def change(model):
+        extractor.known = [model, model.env, model.rollout_buffer]
+        n_calls.append(extractor.n_calls)
+
+    with in_another_thread(raise_counter):
+        model.learn(52 * 4, InEachRollout(change))
     assert model._uses_compiled
     assert len(interpreted) == 1
-    assert metrics.n_seen == n_raised[0] > 0
+    assert extractor.metrics.scale == 1 + len(n_raised) > 1
     assert n_calls == sorted(n_calls)
 
 
-def test_steps_that_draw_from_torch_are_compared_on_the_same_numbers(interpreted):  # noqa: F811
-    model = configurable(policy_kwargs={"features_extractor_class": Noisy})
-    assert Update(model, True).rows[0, -1] > 0
-    model.policy.features_extractor.dropout.p = 0.0
-    reference, compiled = reference_and_compiled(model)
-    assert reference.off(compiled) < 1e-5
-    assert len(interpreted) == 2
+def test_other_threads_may_draw_random_numbers(interpreted):
+    with in_another_thread(lambda: (random.random(), np.random.rand(), th.rand(1))):
+        assert Update(configurable(), True).is_compiled
+    assert len(interpreted) == 1
 
 
-class Noisy(ScaledExtractor):
+class Noisy(LinearExtractor):
     def __init__(self, observation_space):
         super().__init__(observation_space)
         self.dropout = th.nn.Dropout(0.5)
@@ -421,25 +423,46 @@ class Noisy(ScaledExtractor):
         return self.dropout(super().forward(observations))
 
 
-def with_errors(step, of_returns=0.0, of_vf_coef=0.0):
-    def erroneous(*arguments):
-        # A rollout's returns come before pi_old's two parameters; vf_coef is the second of the coefficients of the loss
-        *others, returns, mean, std, coef_vector, index = arguments
-        signs = 1 - 2 * (th.arange(len(returns)) % 3 == 0).to(returns.dtype)
-        factors = th.where(th.arange(len(coef_vector)) == N_OTHERS + 1, 1 + of_vf_coef, 1.0)
-        return step(*others, returns * (1 + of_returns * signs), mean, std, coef_vector * factors, index)
+def test_steps_that_draw_from_torch_are_compared_on_the_same_numbers(monkeypatch, interpreted):
+    model = configurable(extractor=Noisy)
+    assert Update(model, True).rows[0, -1] > 0
+    model.policy.features_extractor.dropout.p = 0.0
+    reference, compiled = reference_and_compiled(model)
+    assert reference.off(compiled) < 1e-5
+    assert len(interpreted) == 2
+    compile_with(wrong_norm, monkeypatch)
+    with pytest.raises(CompilationError, match="grad_norm is"):
+        Update(configurable(extractor=Noisy), True)
 
-    return erroneous
+
+def trace_with(errors, monkeypatch):
+    """A tracer that makes mistakes. ``errors`` are factors of the returns and of some of the coefficients of the loss."""
+
+    def erroneous(step):
+        def wrong_step(*arguments):
+            # A rollout's returns come before pi_old's two parameters
+            *others, returns, mean, std, coef_vector, index = arguments
+            signs = 1 - 2 * (th.arange(len(returns)) % 3 == 0).to(returns.dtype)
+            returns = returns * (1 + errors.get("returns", 0.0) * signs)
+            for position, name in enumerate(("ent_coef", "vf_coef", "clip_range"), start=N_OTHERS):
+                factor = th.where(th.arange(len(coef_vector)) == position, errors.get(name, 1.0), 1.0)
+                coef_vector = coef_vector * factor
+            return step(*others, returns, mean, std, coef_vector, index)
+
+        return wrong_step
+
+    trace = inductor.trace
+    monkeypatch.setattr(inductor, "trace", lambda step, *args, **kwargs: trace(erroneous(step), *args, **kwargs))
 
 
-@pytest.mark.parametrize(("errors", "is_wrong"), [({"of_returns": 1e-7}, False), ({"of_vf_coef": 0.1}, True)])
+@pytest.mark.parametrize(("errors", "is_wrong"), [({"returns": 1e-7}, False), ({"vf_coef": 1.1}, True)])
 def test_what_rounding_leaves_of_large_numbers_is_no_difference(monkeypatch, errors, is_wrong):
     """A critic that fits: values of a thousand, errors of a hundredth, of whose gradient rounding leaves two digits."""
     asked = []
-    nearby_step, trace = verification.nearby_step, inductor.trace
+    nearby_step = verification.nearby_step
     monkeypatch.setattr(verification, "nearby_step", lambda *args: asked.append(args) or nearby_step(*args))
-    monkeypatch.setattr(inductor, "trace", lambda step, *args, **kwargs: trace(with_errors(step, **errors), *args, **kwargs))
-    model = trained(PPOClip, "MlpPolicy", space_env("box", "box"), vf_coef=1e2)
+    trace_with(errors, monkeypatch)
+    model = trained(PPOClip, vf_coef=1e2)
     buffer = model.rollout_buffer
     with th.no_grad():
         model.policy.value_net.bias += 1000
@@ -462,7 +485,7 @@ def test_numbers_that_do_not_show_while_the_ratio_is_one(name):
         return clipped_surrogate(terms, numbers) - numbers["kl_coef"] * terms.kl
 
     cls = type("ReadsNumbers", (PPOClip,), {"objective": staticmethod(objective)})
-    model = trained(cls, "MlpPolicy", space_env("box", "box"), learning_rate=1e-2)
+    model = trained(cls, learning_rate=1e-2)
     before = Update(model, True)
     numbers[name] = {"clip_range": 0.01, "kl_coef": 30.0}[name]
     reference, compiled = reference_and_compiled(model)
@@ -473,47 +496,6 @@ def test_numbers_that_do_not_show_while_the_ratio_is_one(name):
 
 def test_epsilon_and_beta_count_in_the_comparison_after_compiling(monkeypatch):
     """At the first step of an update they have no effect; a compiler's mistake in them would go unnoticed."""
-
-    def with_small_epsilon(step):
-        def erroneous(*arguments):
-            # clip_range is the third of the coefficients of the loss
-            *others, coef_vector, index = arguments
-            return step(*others, th.where(th.arange(len(coef_vector)) == N_OTHERS + 2, 0.01, coef_vector), index)
-
-        return erroneous
-
-    trace = inductor.trace
-    monkeypatch.setattr(inductor, "trace", lambda step, *args, **kwargs: trace(with_small_epsilon(step), *args, **kwargs))
+    trace_with({"clip_range": 0.05}, monkeypatch)
     with pytest.raises(CompilationError, match="computes something else than the policy"):
         Update(configurable(cls=PPOClip), True)
-
-
-def test_wrong_steps_with_random_numbers_are_found(monkeypatch):
-    def compile_graph(graph, arguments):
-        def step(arguments):
-            row, *others = graph(*arguments)
-            wrong_norm(arguments, row)
-            return row, *others
-
-        return step
-
-    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
-    with pytest.raises(CompilationError, match="grad_norm is"):
-        Update(configurable(policy_kwargs={"features_extractor_class": Noisy}), True)
-
-
-def test_other_threads_may_draw_random_numbers(interpreted):  # noqa: F811
-    is_over = threading.Event()
-
-    def draw():
-        while not is_over.wait(1e-5):
-            random.random(), np.random.rand(), th.rand(1)
-
-    thread = threading.Thread(target=draw)
-    thread.start()
-    try:
-        assert Update(configurable(), True).is_compiled
-    finally:
-        is_over.set()
-        thread.join()
-    assert len(interpreted) == 1

@@ -344,6 +344,7 @@ def test_models_of_other_algorithms_go_on(make_manager: Any, tmp_path: Path) -> 
             model, _ = make_manager(algo, "CartPole-v1", trained_agent=str(path)).setup_experiment()
             assert tuple(map(model.coefficients().get, ("clip_range", "kl_target"))) == expected
             model.learn(512)
+            model.learn(256)
             model.env.close()
             model.save(tmp_path / "again.zip")
             again = build(make_manager(algo, "CartPole-v1", trained_agent=str(tmp_path / "again.zip")))

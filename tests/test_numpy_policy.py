@@ -6,28 +6,28 @@ import functools
 import numpy as np
 import pytest
 import torch as th
-from compiled_support import BatchNormExtractor, interpreted, needs_new_torch  # noqa: F401
+from compiled_support import needs_new_torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
-from support import ACTION_SPACES, POLICIES, InEachRollout, SpaceEnv, space_env
+from support import (
+    ACTION_SPACES,
+    POLICIES,
+    BatchNormExtractor,
+    InEachRollout,
+    InEachStep,
+    SpaceEnv,
+    make_model,
+    space_env,
+    with_extractor,
+)
 
-from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError, PPOClip
+from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 
 pytestmark = [needs_new_torch, pytest.mark.usefixtures("interpreted")]
-
-relu = {"activation_fn": th.nn.ReLU}
-ARCHITECTURES = {
-    "default": {},
-    "relu": relu,
-    "three layers": {"net_arch": [16, 24, 8]},
-    "one layer": {"net_arch": [16]},
-    "no layer": {"net_arch": []},
-    "other sizes": {"net_arch": {"pi": [32, 8], "vf": [16, 48]}, **relu},
-}
 
 
 class KeepRollout(BaseCallback):
@@ -42,33 +42,31 @@ class KeepRollout(BaseCallback):
         self.steps.append([th.as_tensor(self.locals[name]).clone() for name in names])
         return True
 
-    def tensors(self, start=0, end=None):
-        return [th.cat(tensors) for tensors in zip(*self.steps[start:end], strict=True)]
+    def tensors(self):
+        return [th.cat(tensors) for tensors in zip(*self.steps, strict=True)]
 
 
 def numpy_model(action="box", n_envs=2, dtype=np.float32, **kwargs):
     make = functools.partial(SpaceEnv, spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES[action])
-    kwargs = {"n_steps": 26, "batch_size": 26, "n_epochs": 1, "seed": 0, "device": "cpu", "compile": True, **kwargs}
-    return PPOClip("MlpPolicy", make_vec_env(make, n_envs, seed=0), **kwargs)
+    return make_model(env=make_vec_env(make, n_envs, seed=0), compile=True, **{"n_epochs": 1, **kwargs})
 
 
 @pytest.mark.parametrize(
     ("architecture", "action", "n_envs"),
     [
-        ("default", "box", 1),
-        ("default", "discrete", 3),
-        ("relu", "discrete", 1),
-        ("three layers", "box", 3),
-        ("one layer", "discrete", 2),
-        ("no layer", "box", 2),
-        ("other sizes", "box", 3),
+        ({}, "box", 1),
+        ({}, "discrete", 3),
+        ({"activation_fn": th.nn.ReLU, "net_arch": [16]}, "discrete", 2),
+        ({"net_arch": [16, 24, 8]}, "box", 3),
+        ({"net_arch": []}, "box", 2),
+        ({"activation_fn": th.nn.ReLU, "net_arch": {"pi": [32, 8], "vf": [16, 48]}}, "box", 3),
     ],
 )
 def test_rollouts_are_the_policys(architecture, action, n_envs, monkeypatch):
     acting = []
     act = NumpyPolicy.act
     monkeypatch.setattr(NumpyPolicy, "act", lambda self, observations: acting.append(self) or act(self, observations))
-    model = numpy_model(action, n_envs, dtype=np.float64, policy_kwargs=ARCHITECTURES[architecture])
+    model = numpy_model(action, n_envs, dtype=np.float64, policy_kwargs=architecture)
     policy, callback = copy.deepcopy(model.policy), KeepRollout()
     with th.no_grad():
         for tensor in (policy.action_net.weight, model.policy.action_net.weight):
@@ -96,7 +94,7 @@ REFUSED = {
     "pi and vf of different depth": {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8, 8]}}},
     "vf alone": {"policy_kwargs": {"net_arch": {"vf": [8]}}},
     "another activation": {"policy_kwargs": {"activation_fn": th.nn.ELU}},
-    "another extractor": {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}},
+    "another extractor": with_extractor(BatchNormExtractor),
     "another class": {"policy": OwnClass},
     "exploration that depends on the state": {"use_sde": True},
     "several actions": {"action": "multidiscrete"},
@@ -110,8 +108,7 @@ def test_other_policies_act_themselves(case, monkeypatch):
     kwargs = dict(REFUSED[case])
     observation = kwargs.pop("observation", "box")
     env = space_env(observation, kwargs.pop("action", "box"))()
-    kwargs = {"policy": POLICIES[observation], "n_steps": 26, "batch_size": 26, "n_epochs": 1, **kwargs}
-    model = PPOClip(env=env, compile=True, device="cpu", **kwargs)
+    model = make_model(env=env, compile=True, **{"policy": POLICIES[observation], "n_epochs": 1, **kwargs})
     assert not NumpyPolicy.supports(model.policy)
     monkeypatch.setattr(NumpyPolicy, "act", None)
     assert model.learn(52)._uses_compiled
@@ -171,15 +168,11 @@ def test_probability_that_becomes_zero():
 
 
 def test_changed_parameters_count_in_the_next_rollout():
-    class Anneal(KeepRollout):
-        def _on_step(self):
-            self.model.policy.log_std.data.sub_(0.01)
-            return super()._on_step()
-
     model = numpy_model(learning_rate=0.0)
     for _ in range(2):
-        policy, callback = copy.deepcopy(model.policy), Anneal()
-        model.learn(52, callback, reset_num_timesteps=False)
+        policy, callback = copy.deepcopy(model.policy), KeepRollout()
+        anneal = InEachStep(lambda model: model.policy.log_std.data.sub_(0.01))
+        model.learn(52, [anneal, callback], reset_num_timesteps=False)
         obs, actions, _, log_probs = callback.tensors()
         with th.no_grad():
             assert th.allclose(log_probs, policy.evaluate_actions(obs, actions)[1], atol=1e-5)
@@ -207,7 +200,7 @@ def test_observations_that_are_not_finite_are_found_at_once(dtype, number):
             return obs, *others
 
     env = DummyVecEnv([lambda: Broken(spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES["box"])] * 2)
-    model = PPOClip("MlpPolicy", env, n_steps=64, device="cpu", compile=True)
+    model = make_model(env=env, compile=True)
     with pytest.raises(NonFiniteEnvironmentError, match=rf"not finite: observation\[0, 0\] = {number}"):
-        model.learn(128)
+        model.learn(52)
     assert model.num_timesteps == 10

@@ -10,21 +10,13 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = (
-    "LICENSE",
-    "MANIFEST.in",
-    "README.md",
-    "pyproject.toml",
-    "setup.py",
-    "_sb3_ppo_variants_hook.py",
-    "sb3_ppo_variants.pth",
-)
+SOURCES = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
+SOURCES += ("_sb3_ppo_variants_hook.py", "sb3_ppo_variants.pth", "hyperparams", "sb3_ppo_variants")
 PAPER_FILES = sorted((ROOT / "hyperparams" / "paper").glob("*.yml"))
 VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text().strip()
 ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
@@ -53,11 +45,11 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what the package is built from, so that the working tree stays clean."""
     source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, source)
-    for name in ("hyperparams", "sb3_ppo_variants"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (ROOT / name for name in SOURCES):
+        if path.is_dir():
+            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.exists():
+            shutil.copy(path, source)
     return source
 
 
@@ -87,12 +79,7 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Environment:
-    """
-    A virtual environment.
-
-    :param path: where to make it
-    :param dependencies: a directory of packages that it sees besides its own
-    """
+    """A virtual environment that sees packages in a directory besides its own."""
 
     def __init__(self, path: Path, dependencies: Path) -> None:
         venv.create(path, symlinks=True)
@@ -120,16 +107,6 @@ class Environment:
 @pytest.fixture
 def environment(dependencies: Path, tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment", dependencies)
-
-
-@pytest.fixture(params=["wheel", "editable"])
-def what(request: pytest.FixtureRequest, source: Path) -> Iterator[list[str | Path]]:
-    """The two ways to install, as arguments of pip."""
-    if request.param == "wheel":
-        yield [request.getfixturevalue("wheel")]
-    else:
-        yield ["-e", source]
-        shutil.rmtree(source / "build", ignore_errors=True)
 
 
 def test_wheel(wheel: Path) -> None:
@@ -171,40 +148,46 @@ def test_version_has_one_source() -> None:
     assert importlib.metadata.version("sb3_ppo_variants") == VERSION
 
 
-def test_install_train_uninstall(environment: Environment, what: list[str | Path], source: Path, tmp_path: Path) -> None:
+ARGUMENTS = ["--algo", "ppo_klpen", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--num-threads", "1"]
+
+
+def test_wheel_in_an_environment(environment: Environment, wheel: Path, source: Path, tmp_path: Path) -> None:
     before = environment.installed()
-    environment.install(*what, cwd=tmp_path)
+    environment.install(wheel, cwd=tmp_path)
     # At start-up the hook alone
     assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["True"]
-    arguments = ["--algo", "ppo_klpen", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--num-threads", "1"]
-    output = environment.run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path).stdout
+    output = environment.run("-m", "rl_zoo3.train", *ARGUMENTS, cwd=tmp_path).stdout
     assert (tmp_path / "logs" / "ppo_klpen" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()
-    installed_yaml = environment.site_packages / "sb3_ppo_variants" / "hyperparams" / "ppo_klpen.yml"
-    yaml = installed_yaml if installed_yaml.is_file() else source / "hyperparams" / "ppo_klpen.yml"
+    yaml = environment.site_packages / "sb3_ppo_variants" / "hyperparams" / "ppo_klpen.yml"
     assert f"Loading hyperparameters from: {yaml}\n" in output
-
-    environment.uninstall(cwd=tmp_path)
-    assert environment.installed() == before
-    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]
-
-
-def test_in_the_repository_the_source_tree_comes_first(environment: Environment, wheel: Path, source: Path) -> None:
-    environment.install(wheel, cwd=source)
+    # In the repository the source tree comes first
     config = environment.run("-c", CONFIG, cwd=source).stdout.splitlines()[-1]
     assert config == str(source / "hyperparams" / "ppo_klpen.yml")
 
-
-def test_start_up_survives_missing_parts(environment: Environment, wheel: Path, tmp_path: Path) -> None:
-    environment.install(wheel, cwd=tmp_path)
+    # Start-up survives missing parts
     shutil.rmtree(environment.site_packages / "sb3_ppo_variants")
     shutil.copytree(ROOT / "sb3_ppo_variants", tmp_path / "broken" / "sb3_ppo_variants")
     (tmp_path / "broken" / "sb3_ppo_variants" / "__init__.py").write_text("raise RuntimeError('broken')\n")
     result = environment.run("-c", "import rl_zoo3; print(sorted(rl_zoo3.ALGOS))", cwd=tmp_path / "broken")
     assert "RuntimeError: broken" in result.stderr
     assert "'ppo'" in result.stdout
-
     hook = environment.site_packages / "_sb3_ppo_variants_hook.py"
     for damage in (lambda: hook.write_text("not python\n"), hook.unlink):
         damage()
         result = environment.run("-c", "print('started')", cwd=tmp_path)
         assert (result.stdout, result.stderr) == ("started\n", "")
+
+    environment.uninstall(cwd=tmp_path)
+    assert environment.installed() == before
+    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]
+
+
+def test_editable_installation(environment: Environment, source: Path, tmp_path: Path) -> None:
+    before = environment.installed()
+    environment.install("-e", source, cwd=tmp_path)
+    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["True"]
+    config = environment.run("-c", CONFIG, cwd=tmp_path).stdout.splitlines()[-1]
+    assert config == str(source / "hyperparams" / "ppo_klpen.yml")
+    environment.uninstall(cwd=tmp_path)
+    assert environment.installed() == before
+    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]

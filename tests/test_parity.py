@@ -13,29 +13,26 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from support import (
     ACTION_SPACES,
+    BOX_ENV,
     OBSERVATION_SPACES,
     POLICIES,
-    ClonesInForward,
     DropoutExtractor,
-    FlatValues,
-    FunctionExtractor,
     HalvedAdvantages,
     InEachRollout,
     InEachStep,
     InPlaceExtractor,
-    NoisyExtractor,
+    LinearExtractor,
     OwnNetworks,
     OwnPolicy,
-    RunningMeanExtractor,
     SpaceEnv,
     assert_same_training,
-    buffer_arrays,
     equal,
     space_env,
     train,
+    with_extractor,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -46,7 +43,7 @@ from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, policies, ppo
 def both(monkeypatch):
     """Trains SB3's PPO, and PPOClip without and with fast lanes, which must be the same; returns the first and the last."""
 
-    def trained(policy, make_env, **kwargs):
+    def trained(policy="MlpPolicy", make_env=BOX_ENV, **kwargs):
         expected = train(PPO, policy, make_env, **kwargs)
         for switch in ("0", "1"):
             monkeypatch.setenv(lanes.SWITCH, switch)
@@ -65,21 +62,8 @@ def test_policies_and_spaces(observation, action, both):
     assert expected[1][-1]["train/approx_kl"] > 0
 
 
-class OwnOrder(RolloutBuffer):
-    """A custom rollout buffer with a random generator of its own."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.rng = np.random.default_rng(0)
-
-    def get(self, batch_size=None):
-        *_, everything = super().get()
-        for index in np.split(self.rng.permutation(self.buffer_size * self.n_envs), 4):
-            yield type(everything)(*(tensor[index] for tensor in everything))
-
-
-class OtherSamples(NamedTuple):
-    """Samples in an order of their own, with a field more."""
+class OwnSamples(NamedTuple):
+    """In an order of their own, with a field more."""
 
     weights: th.Tensor
     observations: th.Tensor
@@ -90,26 +74,43 @@ class OtherSamples(NamedTuple):
     old_log_prob: th.Tensor
 
 
-class WithOtherSamples(RolloutBuffer):
-    """A custom rollout buffer whose samples are no tuple of SB3's."""
+class OwnOrder(RolloutBuffer):
+    """A custom rollout buffer, with a random generator of its own, whose samples are no tuple of SB3's."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rng = np.random.default_rng(0)
 
     def get(self, batch_size=None):
-        for samples in super().get(batch_size):
-            yield OtherSamples(weights=th.ones(len(samples.returns)), **samples._asdict())
+        *_, everything = super().get()
+        for index in np.split(self.rng.permutation(self.buffer_size * self.n_envs), 4):
+            samples = {name: tensor[index] for name, tensor in everything._asdict().items()}
+            yield OwnSamples(weights=th.ones(len(index)), **samples)
 
 
-class LinearExtractor(DropoutExtractor):
+class NoisyExtractor(LinearExtractor):
+    """Draws random numbers also in evaluation."""
+
     def forward(self, observations):
-        return self.layers[0](observations)
+        return super().forward(observations) + 0.1 * th.randn(len(observations), 8)
 
 
-def extractor(cls):
-    return {"policy_kwargs": {"features_extractor_class": cls}}
+class RunningMeanExtractor(LinearExtractor):
+    """Keeps a running mean of all observations that it sees."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("mean", th.zeros(8))
+
+    def forward(self, observations):
+        features = super().forward(observations)
+        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        return features - self.mean
 
 
 SETTINGS = {
+    # The last one has one sample, of 52
     "truncated minibatches": {"batch_size": 17},
-    "truncated to one sample": {"batch_size": 25},
     "larger than the rollout": {"batch_size": 100},
     "entropy": {"ent_coef": 0.02, "vf_coef": 0.8},
     "no advantage normalization": {"normalize_advantage": False, "batch_size": 1, "n_epochs": 1, "n_steps": 13},
@@ -124,16 +125,12 @@ SETTINGS = {
         "policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"momentum": 0.5}, "ortho_init": False}
     },
     "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
-    "dropout and batch norm": extractor(DropoutExtractor),
-    "noise in evaluation": extractor(NoisyExtractor),
-    "running mean": extractor(RunningMeanExtractor),
-    "function that refers to its module": extractor(FunctionExtractor),
-    "overwritten input": extractor(InPlaceExtractor),
-    "custom buffer": {"rollout_buffer_class": HalvedAdvantages},
-    "custom buffer, extractor with parameters": {"rollout_buffer_class": HalvedAdvantages, **extractor(LinearExtractor)},
-    "custom buffer with its own order": {"rollout_buffer_class": OwnOrder},
-    "custom buffer with other samples": {"rollout_buffer_class": WithOtherSamples},
-    "numbers of NumPy": {"gamma": np.float64(0.97), "gae_lambda": np.float64(0.9), "batch_size": np.int64(13)},
+    "dropout and batch norm": with_extractor(DropoutExtractor),
+    "noise in evaluation": with_extractor(NoisyExtractor),
+    "running mean": with_extractor(RunningMeanExtractor),
+    "overwritten input": with_extractor(InPlaceExtractor),
+    "custom buffer, extractor with parameters": {"rollout_buffer_class": HalvedAdvantages, **with_extractor(LinearExtractor)},
+    "custom buffer with its own order and samples": {"rollout_buffer_class": OwnOrder},
     "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
     "other activation": {"policy_kwargs": {"activation_fn": th.nn.ELU, "net_arch": {"pi": [8], "vf": [16, 8]}}},
     "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
@@ -144,10 +141,7 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_settings(setting, both):
-    kwargs = SETTINGS[setting]
-    # 52 samples a rollout, or 26
-    make_env = space_env("box", "box", n_envs=1 if setting == "truncated to one sample" else 2)
-    expected, _ = both("MlpPolicy", make_env, n_updates=2, resume=True, **kwargs)
+    expected, _ = both(n_updates=2, resume=True, **SETTINGS[setting])
     if setting == "early stop":
         # 2 * 2 updates of 3 epochs, had none ended early
         assert 4 < expected[0]._n_updates < 12
@@ -159,7 +153,7 @@ def test_each_lane_by_itself_changes_nothing(off, action, monkeypatch):
     def make_env():
         return VecNormalize(space_env("box", action)())
 
-    expected = train(PPOClip, "MlpPolicy", make_env, compile=False)
+    expected = train(PPOClip, make_env=make_env, compile=False)
     asked, served = set(), set()
 
     def lane(name, *objects):
@@ -170,40 +164,28 @@ def test_each_lane_by_itself_changes_nothing(off, action, monkeypatch):
 
     for module in (policies, ppo, rollout):
         monkeypatch.setattr(module, "lane", lane)
-    assert_same_training(expected, train(PPOClip, "MlpPolicy", make_env, compile=False))
+    assert_same_training(expected, train(PPOClip, make_env=make_env, compile=False))
     assert asked | {"sde"} == {"adam", "advantages", "buffer", "env", "mlp", "sde"}
     assert served == asked - {off, "sde"}
-
-
-def test_switch_of_the_lanes(monkeypatch):
-    policy = PPOClip("MlpPolicy", "Pendulum-v1").policy
-    assert lanes.lane("mlp", policy) is not None
-    monkeypatch.setenv("SB3_PPO_VARIANTS_FAST", "0")
-    assert lanes.lane("mlp", policy) is None
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 3)])
 def test_actions_of_several_dimensions(shape, both):
     make = functools.partial(SpaceEnv, OBSERVATION_SPACES["box"], spaces.Box(-0.5, 0.5, shape, np.float32))
-    both("MlpPolicy", functools.partial(make_vec_env, make, n_envs=2, seed=0))
+    both(make_env=functools.partial(make_vec_env, make, n_envs=2, seed=0))
+
+
+class FlatValues(ActorCriticPolicy):
+    """Values without a second dimension."""
+
+    def forward(self, obs, deterministic=False):
+        actions, values, log_prob = super().forward(obs, deterministic)
+        return actions, values.flatten(), log_prob
 
 
 class OverwritesActions(OwnPolicy):
     def evaluate_actions(self, obs, actions):
         return super().evaluate_actions(obs, actions.mul_(0.5))
-
-
-class MovingAverage(OwnPolicy):
-    """Each evaluation changes a parameter."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.average = th.nn.Parameter(th.zeros_like(self.value_net.weight), requires_grad=False)
-
-    def evaluate_actions(self, obs, actions):
-        with th.no_grad():
-            self.average.lerp_(self.value_net.weight, 0.1)
-        return super().evaluate_actions(obs, actions)
 
 
 class InFloat64(OwnPolicy):
@@ -221,22 +203,12 @@ class GradientPenalty(OwnPolicy):
         return values + 1e-3 * gradient.norm(), log_prob, entropy
 
 
-@pytest.mark.parametrize("buffer", [None, HalvedAdvantages])
-@pytest.mark.parametrize(
-    "policy", [OwnPolicy, FlatValues, ClonesInForward, OverwritesActions, MovingAverage, InFloat64, GradientPenalty]
-)
-def test_custom_policies(policy, buffer, both):
-    _, actual = both(policy, space_env("box", "box"), n_updates=2, rollout_buffer_class=buffer)
-    assert actual[1][-1]["train/kl"] > 0
-
-
 @pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout")
-def test_policy_that_does_not_act_by_the_distribution_that_it_returns(both):
-    both(OwnNetworks, space_env("box", "box"))
-
-
-def test_policy_that_overwrites_its_input_only_in_the_update(both):
-    both(ClonesInForward, space_env("box", "box"), **extractor(InPlaceExtractor))
+@pytest.mark.parametrize("buffer", [None, HalvedAdvantages])
+@pytest.mark.parametrize("policy", [FlatValues, OverwritesActions, InFloat64, GradientPenalty, OwnNetworks])
+def test_custom_policies(policy, buffer, both):
+    _, actual = both(policy, n_updates=2, n_epochs=2, rollout_buffer_class=buffer)
+    assert actual[1][-1]["train/kl"] > 0
 
 
 class TwoLikeliest(ActorCriticPolicy):
@@ -249,20 +221,12 @@ class TwoLikeliest(ActorCriticPolicy):
 
 
 def test_kl_that_is_infinite_is_but_logged(both):
-    kwargs = {"learning_rate": 0.01}
-    make_env = space_env("box", "discrete")
-    expected, actual = both(TwoLikeliest, make_env, **kwargs)
+    args, kwargs = (TwoLikeliest, space_env("box", "discrete")), {"learning_rate": 0.01}
+    expected, actual = both(*args, **kwargs)
     assert actual[1][-1]["train/kl"] == actual[1][-1]["train/approx_kl"] == np.inf
-    assert_same_training(expected, train(PPOFixedKL, TwoLikeliest, make_env, clip_range=0.2, kl_coef=0, **kwargs))
+    assert_same_training(expected, train(PPOFixedKL, *args, clip_range=0.2, kl_coef=0, **kwargs))
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
-        train(PPOFixedKL, TwoLikeliest, make_env, **kwargs)
-
-
-def beside(model):
-    """Modules that the loss does not depend on."""
-    model.policy.beside = th.nn.Linear(3, 3)
-    model.policy.mlp_extractor.beside = th.nn.Linear(3, 3)
-    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-4)
+        train(PPOFixedKL, *args, **kwargs)
 
 
 def freeze(model):
@@ -270,99 +234,63 @@ def freeze(model):
     model.policy.mlp_extractor.policy_net[0].weight.requires_grad_(False)
 
 
-def as_a_buffer(model):
-    log_std = model.policy.log_std.detach().clone() - 1
-    del model.policy.log_std
-    model.policy.register_buffer("log_std", log_std)
-    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-4)
-
-
 class Double(th.nn.Flatten):
     def forward(self, observations):
         return 2 * super().forward(observations)
 
 
-def replace_a_module(model):
-    model.policy.features_extractor.flatten = Double()
-
-
-@pytest.mark.parametrize("change", [beside, freeze, as_a_buffer, replace_a_module])
+@pytest.mark.parametrize("change", [freeze, lambda model: setattr(model.policy.features_extractor, "flatten", Double())])
 def test_policies_that_are_changed_before_training(change, both):
-    make_env = space_env("box", "box")
-    expected, _ = both("MlpPolicy", make_env, change=change)
-    assert not equal(expected[0].policy.state_dict(), train(PPO, "MlpPolicy", make_env)[0].policy.state_dict())
+    expected, _ = both(change=change)
+    assert not equal(expected[0].policy.state_dict(), train(PPO)[0].policy.state_dict())
 
 
 def test_parameters_with_different_numbers_of_steps():
     """Adam counts those of each parameter."""
 
-    def trained(cls, **kwargs):
-        model, _ = train(cls, "MlpPolicy", space_env("box", "box"), policy_kwargs={"net_arch": [8]}, **kwargs)
+    def trained(cls):
+        model, _ = train(cls, policy_kwargs={"net_arch": [8]})
         del model.policy.optimizer.state[model.policy.log_std]
         model.learn(52, reset_num_timesteps=False)
         return model.policy.state_dict(), model.policy.optimizer.state_dict()
 
-    assert equal(trained(PPO), trained(PPOClip, compile=False))
-
-
-def assign(model):
-    weight = model.policy.action_net.weight
-    weight.data = 1.01 * weight.data
+    assert equal(trained(PPO), trained(PPOClip))
 
 
 CHANGES_IN_A_ROLLOUT = {
     "data of log_std": lambda model: model.policy.log_std.data.sub_(0.01),
     "vector of parameters": lambda model: model.policy.load_from_vector(0.99 * model.policy.parameters_to_vector()),
-    "data of a weight": assign,
+    "another tensor": lambda model: setattr(
+        model.policy.action_net.weight, "data", 1.01 * model.policy.action_net.weight.data
+    ),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES_IN_A_ROLLOUT)
 def test_parameters_may_change_in_a_rollout(change, both):
-    callback = InEachStep(CHANGES_IN_A_ROLLOUT[change])
-    both("MlpPolicy", space_env("box", "box"), callback=callback)
+    both(callback=InEachStep(CHANGES_IN_A_ROLLOUT[change]))
 
 
-def test_callbacks_see_gradients_and_steps(fast):
-    seen = []
-
-    def count(model):
-        model.policy.optimizer.register_step_post_hook(lambda *_: seen.append("step"))
-
-    def keep(model):
-        seen.append([parameter.grad for parameter in model.policy.parameters()])
-
-    runs = []
-    for change in (None, count):
-        for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
-            seen.clear()
-            train(cls, "MlpPolicy", space_env("box", "box"), change=change, callback=InEachRollout(keep), **kwargs)
-            runs.append(list(seen))
-    assert equal(*runs[:2])
-    assert equal(*runs[2:])
-    # 3 updates of 3 epochs of 4 minibatches; the gradients of the last one before each rollout
-    assert runs[2].count("step") == 36
-    assert [gradients[0] is not None for gradients in runs[0]] == [False, True, True]
-
-
-def test_update_that_ends_before_its_first_step(both):
-    callback = InEachStep(lambda model: model.policy.log_std.data.sub_(0.05))
-    _, actual = both("MlpPolicy", space_env("box", "box"), target_kl=1e-9, callback=callback)
-    assert actual[0].policy.optimizer.state_dict()["state"] == {}
-    assert "train/grad_norm" not in actual[1][-1]
+def test_callbacks_see_gradients(fast):
+    seen = {PPO: [], PPOClip: []}
+    for cls, gradients in seen.items():
+        keep = InEachRollout(lambda model, kept=gradients: kept.append([p.grad for p in model.policy.parameters()]))
+        train(cls, callback=keep)
+    assert equal(seen[PPO], seen[PPOClip])
+    # Those of the last step before each rollout
+    assert [gradients[0] is not None for gradients in seen[PPO]] == [False, True, True]
 
 
 def test_hooks_for_all_modules_and_optimizers_are_called():
-    calls = []
+    calls, counts = [], []
     handles = [
         register_optimizer_step_post_hook(lambda *_: calls.append("step")),
         th.nn.modules.module.register_module_forward_hook(lambda *_: calls.append("forward")),
     ]
     try:
-        counts = []
-        for cls, kwargs in ((PPO, {}), (PPOClip, {"compile": False})):
+        for cls in (PPO, PPOClip):
             calls.clear()
-            train(cls, "MlpPolicy", space_env("box", "box"), n_updates=1, **kwargs)
+            train(cls, n_updates=1)
             counts.append((calls.count("step"), calls.count("forward")))
     finally:
         for handle in handles:
@@ -370,6 +298,13 @@ def test_hooks_for_all_modules_and_optimizers_are_called():
     # 3 epochs of 4 minibatches; the KL takes passes of its own
     assert counts[0][0] == counts[1][0] == 12
     assert counts[1][1] >= counts[0][1] > 26
+
+
+def test_update_that_ends_before_its_first_step(both):
+    callback = InEachStep(lambda model: model.policy.log_std.data.sub_(0.05))
+    _, actual = both(target_kl=1e-9, callback=callback)
+    assert actual[0].policy.optimizer.state_dict()["state"] == {}
+    assert "train/grad_norm" not in actual[1][-1]
 
 
 def patch(owner, name, change):
@@ -388,11 +323,9 @@ CHANGED_METHODS = {
 @pytest.mark.parametrize("change", CHANGED_METHODS)
 def test_without_lanes_changed_methods_are_called(change, monkeypatch):
     """Lanes do not see methods that are set on objects of SB3's own classes."""
-    monkeypatch.setenv(lanes.SWITCH, "0")
-    kwargs = {"policy": "MlpPolicy", "make_env": space_env("box", "box"), "n_updates": 2}
-    unchanged, _ = train(PPO, **kwargs)
-    expected, _ = train(PPO, change=CHANGED_METHODS[change], **kwargs)
-    actual, _ = train(PPOClip, change=CHANGED_METHODS[change], compile=False, **kwargs)
+    monkeypatch.setenv("SB3_PPO_VARIANTS_FAST", "0")
+    unchanged, _ = train(PPO, n_updates=2)
+    expected, actual = (train(cls, n_updates=2, change=CHANGED_METHODS[change])[0] for cls in (PPO, PPOClip))
     assert equal(expected.policy.state_dict(), actual.policy.state_dict())
     assert not equal(expected.policy.state_dict(), unchanged.policy.state_dict())
 
@@ -404,15 +337,15 @@ class MissingEnv(SpaceEnv):
         return observation, *rest
 
 
-class Cleans(DropoutExtractor):
+class Cleans(LinearExtractor):
     """Knows what to do with observations that are missing or infinite."""
 
     def forward(self, observations):
-        return self.layers[0](th.nan_to_num(observations, nan=0.0, posinf=1.0, neginf=-1.0))
+        return super().forward(th.nan_to_num(observations, nan=0.0, posinf=1.0, neginf=-1.0))
 
 
 def test_policy_that_cleans_its_observations(both):
-    both("MlpPolicy", space_env("box", "box", env_class=MissingEnv), **extractor(Cleans))
+    both(make_env=space_env("box", "box", env_class=MissingEnv), **with_extractor(Cleans))
 
 
 @pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
@@ -426,21 +359,13 @@ def test_arguments_of_sb3(cls):
     assert all(p.kind == inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
 
 
-def test_vec_normalize_and_a_real_environment(both):
+@pytest.mark.parametrize(("vec_env", "kwargs"), [(DummyVecEnv, {}), (SubprocVecEnv, {"start_method": "fork"})])
+def test_vec_normalize_and_a_real_environment(vec_env, kwargs, both):
     def make_env():
-        return VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=5))
+        return VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=5, vec_env_cls=vec_env, vec_env_kwargs=kwargs))
 
-    expected, actual = both("MlpPolicy", make_env, n_updates=2, n_steps=250, batch_size=100, n_epochs=2)
+    expected, actual = both(make_env=make_env, n_updates=2, n_steps=250, batch_size=100, n_epochs=1)
     assert equal(*(vars(model.get_vec_normalize_env().obs_rms) for model, _ in (expected, actual)))
-
-
-def test_environments_in_other_processes():
-    def make_env():
-        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
-        return VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=5, **kwargs))
-
-    kwargs = {"policy": "MlpPolicy", "make_env": make_env, "n_updates": 2, "n_epochs": 1}
-    assert_same_training(train(PPO, **kwargs), train(PPOClip, compile=False, **kwargs))
 
 
 class FirstTheCritic(PPOClip):
@@ -449,23 +374,16 @@ class FirstTheCritic(PPOClip):
     objective = staticmethod(lambda terms, coef: th.zeros_like(terms.advantages))
 
 
-def sb3s_critic(model):
+def without_gradients(model):
     """SB3's PPO with the same loss: 0 times the policy's part of it."""
-    evaluate_actions = model.policy.evaluate_actions
-
-    def without_gradients(obs, actions):
-        values, log_prob, entropy = evaluate_actions(obs, actions)
-        return values, log_prob.detach(), entropy
-
-    model.policy.evaluate_actions = without_gradients
+    patch(model.policy, "evaluate_actions", lambda result: (result[0], result[1].detach(), result[2]))
 
 
 @pytest.mark.parametrize("action", ["box", "discrete"])
 def test_objective_that_does_not_depend_on_the_policy(action, fast):
-    make_env = space_env("box", action)
     # With an entropy of weight 0, which has gradients of 0
-    expected, _ = train(PPO, "MlpPolicy", make_env, change=sb3s_critic)
-    actual, rows = train(FirstTheCritic, "MlpPolicy", make_env, compile=False)
+    expected, _ = train(PPO, make_env=space_env("box", action), change=without_gradients)
+    actual, rows = train(FirstTheCritic, make_env=space_env("box", action), compile=False)
     assert equal(expected.policy.state_dict(), actual.policy.state_dict())
     assert equal(expected.policy.optimizer.state_dict(), actual.policy.optimizer.state_dict())
     assert rows[-1]["train/policy_gradient_loss"] == rows[-1]["train/approx_kl"] == 0
@@ -473,34 +391,22 @@ def test_objective_that_does_not_depend_on_the_policy(action, fast):
 
 
 def test_fixed_kl_without_penalty_is_clip():
-    make_env = space_env("box", "box")
-    clip = train(PPOClip, "MlpPolicy", make_env, clip_range=0.15)
-    no_penalty = train(PPOFixedKL, "MlpPolicy", make_env, clip_range=0.15, kl_coef=0)
+    clip, no_penalty = train(PPOClip, clip_range=0.15), train(PPOFixedKL, clip_range=0.15, kl_coef=0)
     assert_same_training(clip, no_penalty)
-    penalty = train(PPOFixedKL, "MlpPolicy", make_env, clip_range=0.15, kl_coef=1.0)
-    assert not equal(clip[0].policy.state_dict(), penalty[0].policy.state_dict())
+    penalty, _ = train(PPOFixedKL, clip_range=0.15, kl_coef=1.0)
+    assert not equal(clip[0].policy.state_dict(), penalty.policy.state_dict())
 
 
 @pytest.mark.parametrize("clip_range", [None, 0.2])
 def test_adaptive_kl_inside_the_band_is_fixed_kl(clip_range):
-    make_env = space_env("box", "box")
     kwargs = {"learning_rate": 1e-3, "n_epochs": 5, "clip_range": clip_range}
-    fixed = train(PPOFixedKL, "MlpPolicy", make_env, kl_coef=2.0, **kwargs)
+    fixed = train(PPOFixedKL, kl_coef=2.0, **kwargs)
     kls = [row["train/kl"] for row in fixed[1] if "train/kl" in row]
     kl_target = (min(kls) * max(kls)) ** 0.5
     assert max(kls) < 1.5 * kl_target, "the band is too narrow for this test"
-    adaptive = train(PPOKLPen, "MlpPolicy", make_env, init_kl_coef=2.0, kl_target=kl_target, **kwargs)
+    adaptive = train(PPOKLPen, init_kl_coef=2.0, kl_target=kl_target, **kwargs)
     assert_same_training(fixed, adaptive)
     assert adaptive[0].kl_coef == 2.0
     # And outside the band it is not
-    other = train(PPOKLPen, "MlpPolicy", make_env, init_kl_coef=2.0, kl_target=100 * kl_target, **kwargs)
-    assert not equal(fixed[0].policy.state_dict(), other[0].policy.state_dict())
-
-
-@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
-def test_same_seed_same_training(cls):
-    make_env = space_env("box", "box")
-    first = train(cls, "MlpPolicy", make_env)
-    assert_same_training(first, train(cls, "MlpPolicy", make_env))
-    other = train(cls, "MlpPolicy", make_env, seed=4)
-    assert not equal(buffer_arrays(first[0]), buffer_arrays(other[0]))
+    other, _ = train(PPOKLPen, init_kl_coef=2.0, kl_target=100 * kl_target, **kwargs)
+    assert not equal(fixed[0].policy.state_dict(), other.policy.state_dict())

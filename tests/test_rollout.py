@@ -1,6 +1,7 @@
 """The rollout: what reaches the environment and the buffer, whose fault NaN is, and pi_old."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from support import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
-    POLICIES,
     DropoutExtractor,
-    HalvedAdvantages,
+    LinearExtractor,
     OwnNetworks,
     SpaceEnv,
     equal,
+    make_model,
     space_env,
     train,
+    with_extractor,
 )
 
 from sb3_ppo_variants import (
@@ -49,7 +51,7 @@ class Bounded(SpaceEnv):
 def test_bounds_of_actions_are_those_of_the_moment(fast):
     env = Bounded(OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     env.seen = []
-    model = PPOClip("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, compile=False).learn(64)
+    model = make_model(env=env, n_steps=32, batch_size=32).learn(64)
     assert len(env.seen) == 64
     assert all((low <= action).all() and (action <= high).all() for action, low, high in env.seen)
     # The bounds matter
@@ -57,16 +59,16 @@ def test_bounds_of_actions_are_those_of_the_moment(fast):
     assert sum((action == high).any() for action, _, high in env.seen) > 32
 
 
-@pytest.mark.parametrize("cls", [PPOClip, PPOKLPen])
+@pytest.mark.parametrize("layer", ["action_net", "value_net"])
 @pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete", "multibinary"])
-def test_nan_in_the_policy_stops_before_an_action_is_taken(action, cls, fast):
-    model = cls("MlpPolicy", space_env("box", action)(), n_steps=26, batch_size=13, n_epochs=1, compile=False).learn(52)
-    model.policy.action_net.bias.data[0] = np.nan
+def test_nan_in_the_policy_stops_before_an_action_is_taken(action, layer, fast):
+    model = make_model(env=space_env("box", action)(), compile=False).learn(52)
+    getattr(model.policy, layer).bias.data[0] = np.nan
     actions = []
     model.env.step_async = actions.append
     for env in model.env.envs:
         env.step = actions.append
-    with pytest.raises(NonFinitePolicyError, match=r"these parameters are not finite: policy\.action_net\.bias\. No action"):
+    with pytest.raises(NonFinitePolicyError, match=rf"these parameters are not finite: policy\.{layer}\.bias\. No action"):
         model.learn(52)
     assert actions == []
     # As SB3's distributions and our updates raise
@@ -74,21 +76,12 @@ def test_nan_in_the_policy_stops_before_an_action_is_taken(action, cls, fast):
     assert issubclass(NonFinitePolicyError, ValueError)
 
 
-@pytest.mark.parametrize("action", ["box", "discrete"])
-def test_nan_in_the_values_is_the_policys(action, fast):
-    model = PPOClip("MlpPolicy", space_env("box", action)(), n_steps=26, batch_size=13, compile=False)
-    model.policy.value_net.bias.data[0] = np.nan
-    with pytest.raises(NonFinitePolicyError, match=r"policy\.value_net\.bias"):
-        model.learn(52)
-    assert model.num_timesteps == 0
-
-
 class BrokenEnv(SpaceEnv):
     """Returns a bad number in one step."""
 
-    def __init__(self, action_space=ACTION_SPACES["box"], observation=None, reward=None, dict_space=False, at=40):
+    def __init__(self, action="box", observation=None, reward=None, dict_space=False, at=40):
         space = OBSERVATION_SPACES["box"]
-        super().__init__(spaces.Dict({"speed": space}) if dict_space else space, action_space)
+        super().__init__(spaces.Dict({"speed": space}) if dict_space else space, ACTION_SPACES[action])
         self.bad_observation, self.bad_reward, self.at, self.total_steps = observation, reward, at, 0
 
     def step(self, action):
@@ -103,23 +96,26 @@ class BrokenEnv(SpaceEnv):
 
 
 NAN, INF = float("nan"), float("inf")
-BROKEN = [
-    ({"observation": NAN}, r"observation that is not finite: observation\[.*1\] = nan"),
-    ({"observation": INF}, r"observation that is not finite: observation\[.*1\] = inf"),
-    ({"observation": INF, "dict_space": True}, r"not finite: speed\[.*1\] = inf"),
-    ({"reward": NAN}, "reward that is not finite: nan at step 7 of the rollout in environment 0"),
-    ({"reward": -INF}, "reward that is not finite: -inf at step 7 of the rollout in environment 0"),
-    # The last observation of an episode, of 13 steps, that the time limit ends
-    ({"observation": NAN, "at": 39}, r"observation that is not finite: observation\[.*1\] = nan"),
-    # The observation after the last step of a rollout
-    ({"observation": NAN, "at": 64}, r"observation that is not finite: observation\[.*1\] = nan"),
-]
+BAD_OBSERVATION = r"observation that is not finite: observation\[.*1\] = "
 
 
-@pytest.mark.parametrize(("kwargs", "match"), BROKEN)
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"observation": NAN}, BAD_OBSERVATION + "nan"),
+        ({"observation": INF}, BAD_OBSERVATION + "inf"),
+        ({"observation": INF, "dict_space": True}, r"not finite: speed\[.*1\] = inf"),
+        ({"reward": NAN}, "reward that is not finite: nan at step 7 of the rollout in environment 0"),
+        ({"reward": -INF}, "reward that is not finite: -inf at step 7 of the rollout in environment 0"),
+        # The last observation of an episode, of 13 steps, that the time limit ends
+        ({"observation": NAN, "at": 39}, BAD_OBSERVATION + "nan"),
+        # The observation after the last step of a rollout
+        ({"observation": NAN, "at": 64}, BAD_OBSERVATION + "nan"),
+    ],
+)
 def test_environment_with_bad_numbers(kwargs, match, fast, tmp_path):
     policy = "MultiInputPolicy" if "dict_space" in kwargs else "MlpPolicy"
-    model = PPOClip(policy, BrokenEnv(**kwargs), n_steps=32, batch_size=16, n_epochs=1, seed=0)
+    model = make_model(policy=policy, env=BrokenEnv(**kwargs), n_steps=32, batch_size=16, n_epochs=1)
     with pytest.raises(NonFiniteEnvironmentError, match=match):
         model.learn(64)
     # The first rollout has trained the model, which is still good
@@ -128,45 +124,35 @@ def test_environment_with_bad_numbers(kwargs, match, fast, tmp_path):
     model.save(tmp_path / "model")
 
 
-class Saturates(FlattenExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.layer = th.nn.Linear(5, 5)
-
+class Saturates(LinearExtractor):
     def forward(self, observations):
-        return th.tanh(self.layer(observations))
+        return th.tanh(super().forward(observations))
 
 
 class Looks(Saturates):
     """Cannot be called with what is not finite."""
 
     def forward(self, observations):
-        return super().forward(observations) + th.eye(5)[observations[:, 1].round().long().clamp(max=0) + 1]
+        return super().forward(observations) + th.eye(8)[observations[:, 1].round().long().clamp(max=0) + 1]
 
 
 class OfAUser(ActorCriticPolicy):
     """With a class of its own."""
 
 
-@pytest.mark.parametrize("at", [20, 32])
-@pytest.mark.parametrize("action", ["box", "discrete"])
+@pytest.mark.parametrize(("action", "at"), [("box", 20), ("discrete", 26)])
 @pytest.mark.parametrize("extractor", [FlattenExtractor, Saturates, Looks])
 def test_bad_observations_of_a_custom_policy(extractor, action, at):
     """In the midst of a rollout and at its end."""
-    env = BrokenEnv(ACTION_SPACES[action], observation=NAN, at=at)
-    policy_kwargs = {"features_extractor_class": extractor}
-    model = PPOClip(OfAUser, env, n_steps=32, batch_size=16, n_epochs=1, seed=0, policy_kwargs=policy_kwargs)
-    with pytest.raises(NonFiniteEnvironmentError, match=r"observation that is not finite: observation\[.*1\] = nan"):
+    model = make_model(policy=OfAUser, env=BrokenEnv(action, NAN, at=at), **with_extractor(extractor))
+    with pytest.raises(NonFiniteEnvironmentError, match=BAD_OBSERVATION + "nan"):
         model.learn(64)
     assert model._n_updates == 0
 
 
-@pytest.mark.parametrize("action", ["box", "discrete"])
-def test_infinite_observation_of_which_a_custom_policy_makes_finite_numbers(action):
+def test_infinite_observation_of_which_a_custom_policy_makes_finite_numbers():
     """The tanh of infinity is finite, but the layer before it cannot learn from it."""
-    env = BrokenEnv(ACTION_SPACES[action], observation=INF, at=20)
-    policy_kwargs = {"features_extractor_class": Saturates}
-    model = PPOClip(OfAUser, env, n_steps=32, batch_size=16, n_epochs=1, seed=0, policy_kwargs=policy_kwargs)
+    model = make_model(policy=OfAUser, env=BrokenEnv(observation=INF, at=20), **with_extractor(Saturates))
     before = copy.deepcopy(model.policy.state_dict())
     with pytest.raises(NonFiniteUpdateError):
         model.learn(64)
@@ -179,53 +165,42 @@ class KeepLocals(BaseCallback):
     def __init__(self):
         super().__init__()
         self.seen = {}
+        for event in ("training_start", "rollout_start", "step", "rollout_end", "training_end"):
+            setattr(self, f"_on_{event}", functools.partial(self.keep, event))
 
     def keep(self, event):
         self.seen[event] = {name: type(value) for name, value in self.locals.items() if name not in ("self", "__class__")}
-
-    def _on_training_start(self):
-        self.keep("training start")
-
-    def _on_rollout_start(self):
-        self.keep("rollout start")
-
-    def _on_step(self):
-        self.keep("step")
         return True
 
-    def _on_rollout_end(self):
-        self.keep("rollout end")
-
-    def _on_training_end(self):
-        self.keep("training end")
+    def _on_step(self):
+        raise NotImplementedError
 
 
-@pytest.mark.parametrize("cls", [PPOClip, PPOKLPen])
 @pytest.mark.parametrize("action", ["box", "discrete"])
-def test_callbacks_see_the_locals_of_sb3(cls, action, fast):
-    def seen(cls, **kwargs):
-        callback = KeepLocals()
-        model = cls("MlpPolicy", space_env("box", action)(), n_steps=26, batch_size=13, n_epochs=1, **kwargs)
-        model.learn(104, callback=callback, tb_log_name="run")
-        return callback.seen
-
-    expected, actual = seen(PPO), seen(cls, compile=False)
+def test_callbacks_see_the_locals_of_sb3(action, fast):
+    expected, actual = KeepLocals(), KeepLocals()
+    for cls, callback in ((PPO, expected), (PPOClip, actual)):
+        make_model(cls, env=space_env("box", action)()).learn(104, callback=callback, tb_log_name="run")
     names = {"obs_tensor", "actions", "values", "log_probs", "clipped_actions", "infos", "dones", "terminal_value"}
-    assert names <= expected["step"].keys()
-    assert actual.keys() == expected.keys()
-    for event in expected:
-        assert expected[event].items() <= actual[event].items()
+    assert names <= expected.seen["step"].keys()
+    assert actual.seen.keys() == expected.seen.keys()
+    for event in expected.seen:
+        assert expected.seen[event].items() <= actual.seen[event].items()
 
 
 def test_callback_ends_the_training():
-    model = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64).learn(1000, lambda locals_, _: locals_["self"].num_timesteps < 10)
-    assert model.num_timesteps == 10
-    assert model._n_updates == 0
+    model = make_model(PPOKLPen, compile=False).learn(INF, lambda locals_, _: locals_["self"].num_timesteps < 60)
+    assert model.num_timesteps == 60
+    # One update of two epochs
+    assert model._n_updates == 2
 
 
-@pytest.mark.parametrize("observation", ["box", "dict"])
-def test_minibatches_are_those_of_sb3s_buffer(observation):
-    model, _ = train(PPOClip, POLICIES[observation], space_env(observation, "box"), n_updates=1, compile=False)
+def one_rollout(policy="MlpPolicy", observation="box", **kwargs):
+    return train(PPOClip, policy, space_env(observation, "box"), n_updates=1, n_epochs=1, compile=False, **kwargs)[0]
+
+
+def test_minibatches_are_those_of_sb3s_buffer():
+    model = one_rollout("MultiInputPolicy", "dict")
     np.random.seed(5)
     expected = list(model.rollout_buffer.get(17))
     np.random.seed(5)
@@ -237,7 +212,7 @@ def test_minibatches_are_those_of_sb3s_buffer(observation):
 
 
 def test_pi_old_is_that_of_the_start_of_the_update():
-    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=False)
+    model = one_rollout()
     model.policy.action_net.weight.data.mul_(50)
     old = Rollout(model.rollout_buffer, model.policy)
     assert old.mean_kl() == 0
@@ -255,7 +230,7 @@ def test_pi_old_is_that_of_the_start_of_the_update():
 
 @pytest.mark.parametrize("needs_kl", [False, True])
 def test_kl_that_is_only_logged_is_that_of_some_of_the_images(needs_kl):
-    model, _ = train(PPOClip, "CnnPolicy", space_env("image", "box"), n_updates=1, n_epochs=1, compile=False)
+    model = one_rollout("CnnPolicy", "image")
     old = Rollout(model.rollout_buffer, model.policy, needs_kl=needs_kl)
     ((observations, parameters),) = old.measured
     # 52 states, or every 8th
@@ -269,7 +244,7 @@ def test_kl_that_is_only_logged_is_that_of_some_of_the_images(needs_kl):
 
 
 def test_advantages_standardized_once_in_a_rollout():
-    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=False)
+    model = one_rollout()
     model.rollout_buffer.advantages[:] = np.arange(52).reshape(52, 1)
     advantages = Rollout(model.rollout_buffer, model.policy, standardizes=True).data.advantages
     # Mean 25.5, and deviation sqrt((52^2 - 1) / 12) = 15.00833 of the population
@@ -277,8 +252,7 @@ def test_advantages_standardized_once_in_a_rollout():
 
 
 def test_measuring_the_kl_leaves_no_trace():
-    kwargs = {"policy_kwargs": {"features_extractor_class": DropoutExtractor}, "compile": False}
-    model, _ = train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, **kwargs)
+    model = one_rollout(**with_extractor(DropoutExtractor))
     assert model.policy.training
     before = copy.deepcopy(model.policy.state_dict()), th.get_rng_state(), np.random.get_state()[1]
     old = Rollout(model.rollout_buffer, model.policy)
@@ -288,17 +262,15 @@ def test_measuring_the_kl_leaves_no_trace():
     assert model.policy.training
 
 
-@pytest.mark.parametrize("change", [lambda images: images // 2, lambda images: images[::-1].copy()])
-def test_pi_old_is_that_of_the_observations_in_the_buffer(change):
+def test_pi_old_is_that_of_the_observations_in_the_buffer():
     """A subclass or a callback may change them before they are learned from."""
 
     class ChangesObservations(PPOFixedKL):
         def train(self):
-            self.rollout_buffer.observations = change(self.rollout_buffer.observations)
+            self.rollout_buffer.observations = self.rollout_buffer.observations[::-1].copy() // 2
             super().train()
 
-    kwargs = {"n_steps": 26, "batch_size": 13, "learning_rate": 0.0, "n_epochs": 1}
-    model = ChangesObservations("CnnPolicy", space_env("image", "box")(), **kwargs)
+    model = make_model(ChangesObservations, "CnnPolicy", space_env("image", "box")(), learning_rate=0.0, n_epochs=1)
     model.policy.action_net.weight.data.mul_(100)
     model.learn(1)
     assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-6)
@@ -311,27 +283,12 @@ def test_custom_buffers_have_the_same_kl(cls):
     class OwnBuffer(RolloutBuffer):
         pass
 
-    kwargs = {"n_steps": 130, "n_epochs": 10, "learning_rate": 1e-3, "target_kl": 0.005, "compile": False}
-    (own, own_rows), (_, rows) = (
-        train(cls, "MlpPolicy", space_env("box", "box"), n_updates=2, rollout_buffer_class=buffer, **kwargs)
-        for buffer in (OwnBuffer, None)
-    )
+    kwargs = {"n_steps": 130, "n_epochs": 10, "learning_rate": 1e-3, "target_kl": 0.005, "n_updates": 2}
+    (own, own_rows), (_, rows) = (train(cls, rollout_buffer_class=buffer, **kwargs) for buffer in (OwnBuffer, None))
     assert 2 < own._n_updates < 2 * 10
     kl, expected = ([row["train/kl"] for row in some if "train/kl" in row] for some in (own_rows, rows))
     assert len(expected) == 2
     np.testing.assert_allclose(kl, expected, rtol=1e-3)
-
-
-def test_custom_buffer_and_an_extractor_with_parameters_are_left_alone():
-    class Linear(DropoutExtractor):
-        def forward(self, observations):
-            return self.layers[0](observations)
-
-    kwargs = {"policy_kwargs": {"features_extractor_class": Linear}, "rollout_buffer_class": HalvedAdvantages}
-    model, _ = train(PPOFixedKL, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=False, **kwargs)
-    assert all(isinstance(parameter, th.nn.Parameter) for parameter in model.policy.parameters())
-    trained = {id(parameter) for parameter in model.policy.optimizer.param_groups[0]["params"]}
-    assert {id(parameter) for parameter in model.policy.parameters()} == trained
 
 
 class OwnDistribution(ActorCriticPolicy):
@@ -350,7 +307,7 @@ class OwnFeatures(ActorCriticPolicy):
 
 @pytest.mark.parametrize(("policy", "is_warned"), [(OwnNetworks, True), (OwnDistribution, True), (OwnFeatures, False)])
 def test_warning_of_policies_that_act_otherwise_than_they_say(policy, is_warned, recwarn):
-    model = PPOClip(policy, space_env("box", "box")(), n_steps=26, batch_size=13, n_epochs=1, compile=False, seed=0)
+    model = make_model(policy=policy)
     model.policy.action_net.weight.data.mul_(50)
     model.learn(104)
     messages = [str(warning.message) for warning in recwarn]

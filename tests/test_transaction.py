@@ -5,12 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from support import OBSERVATION_SPACES, InEachRollout, SpaceEnv, equal, space_env
+from support import InEachRollout, LinearExtractor, OwnPolicy, equal, make_model, space_env, with_extractor
 
 from sb3_ppo_variants import AdaptiveLearningRate, NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.objectives import kl_penalized_surrogate, policy_gradient
@@ -20,18 +17,18 @@ def state_of(model):
     return copy.deepcopy((model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model._n_updates))
 
 
-@pytest.mark.parametrize("action", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)])
+@pytest.mark.parametrize("action", ["box", "discrete"])
 @pytest.mark.parametrize(
     ("cls", "learning_rate"), [(PPOClip, 1e30), (PPOFixedKL, 1e30), (PPOKLPen, float(np.finfo(np.float32).max))]
 )
 def test_update_that_blows_up_is_undone(cls, learning_rate, action, fast, tmp_path):
-    env = SpaceEnv(OBSERVATION_SPACES["box"], action)
-    model = cls("MlpPolicy", env, learning_rate=1e-4, n_steps=32, batch_size=16, n_epochs=2, seed=0).learn(32)
+    env = space_env("box", action)()
+    model = make_model(cls, env=env, learning_rate=1e-4).learn(52)
     model.lr_schedule = lambda _: learning_rate
     before = state_of(model)
     kl_coef = getattr(model, "kl_coef", None)
     with pytest.raises(FloatingPointError, match="smaller learning_rate") as raised:
-        model.learn(32, reset_num_timesteps=False)
+        model.learn(52, reset_num_timesteps=False)
     assert isinstance(raised.value, NonFiniteUpdateError)
     # As SB3's distributions raise, and as RL Zoo's search prunes
     assert isinstance(raised.value, ValueError)
@@ -41,7 +38,7 @@ def test_update_that_blows_up_is_undone(cls, learning_rate, action, fast, tmp_pa
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model", env=env, learning_rate=1e-4)
     assert equal(loaded.policy.state_dict(), before[0])
-    loaded.learn(32)
+    loaded.learn(52)
 
 
 def forget(model):
@@ -51,25 +48,18 @@ def forget(model):
 
 def test_adapted_step_size_is_that_of_the_last_update_that_was_made():
     rule = AdaptiveLearningRate(kl_target=1e3, initial=1e-4, factor=2.0)
-    kwargs = {"n_steps": 26, "batch_size": 13, "n_epochs": 1, "kl_coef": 0.0}
-    model = PPOFixedKL("MlpPolicy", space_env("box", "box")(), learning_rate=rule, **kwargs).learn(104)
+    model = make_model(PPOFixedKL, learning_rate=rule, kl_coef=0.0).learn(104)
     assert model.adapted_learning_rate == 4e-4
     with pytest.raises(NonFiniteUpdateError):
         model.learn(52, InEachRollout(forget, at_end=True))
     assert model.adapted_learning_rate == 4e-4
 
 
-class OwnEvaluation(ActorCriticPolicy):
-    def evaluate_actions(self, obs, actions):
-        return super().evaluate_actions(obs, actions)
-
-
-@pytest.mark.parametrize("policy", ["MlpPolicy", OwnEvaluation])
+@pytest.mark.parametrize("policy", ["MlpPolicy", OwnPolicy])
 def test_kl_that_is_not_finite_is_an_error(policy):
     """Beta times it would be in the loss of the next step."""
-    kwargs = {"n_steps": 26, "batch_size": 52, "n_epochs": 1, "learning_rate": 1e30, "max_grad_norm": None}
     with pytest.raises(NonFiniteUpdateError):
-        PPOFixedKL(policy, space_env("box", "box")(), **kwargs, seed=0).learn(52)
+        make_model(PPOFixedKL, policy, batch_size=52, n_epochs=1, learning_rate=1e30, max_grad_norm=None).learn(52)
 
 
 class PolicyGradient(PPOFixedKL):
@@ -77,16 +67,13 @@ class PolicyGradient(PPOFixedKL):
 
 
 def test_ratio_that_overflows_is_an_error_only_where_the_loss_knows_it():
-    def learn(cls):
-        model = cls("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, kl_coef=0.0)
-        return model.learn(64, InEachRollout(forget, at_end=True))
-
     # As in SB3, approximate KL is but a number in the log
-    logged = learn(PolicyGradient).logger.name_to_value
+    model = make_model(PolicyGradient, kl_coef=0.0).learn(52, InEachRollout(forget, at_end=True))
+    logged = model.logger.name_to_value
     assert logged["train/approx_kl"] == np.inf
     assert np.isfinite(logged["train/loss"])
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
-        learn(PPOFixedKL)
+        make_model(PPOFixedKL, kl_coef=0.0).learn(52, InEachRollout(forget, at_end=True))
 
 
 def test_interrupted_update_is_undone(fast):
@@ -102,31 +89,28 @@ def test_interrupted_update_is_undone(fast):
                 raise KeyboardInterrupt
             return kl_penalized_surrogate(terms, coef)
 
-    model = Interrupted("MlpPolicy", "Pendulum-v1", n_steps=64, batch_size=16, compile=False)
+    model = make_model(Interrupted, compile=False)
     before = state_of(model)
     with pytest.raises(KeyboardInterrupt):
-        model.learn(64)
-    assert calls == [16] * 3
+        model.learn(52)
+    assert calls == [26] * 3
     assert equal(state_of(model), before)
     # The model can be trained on
-    assert model.learn(64)._n_updates == 10
+    assert model.learn(52)._n_updates == 2
 
 
-class CountsWithoutSaving(FlattenExtractor):
-    """Has a buffer that is no part of the state that is saved."""
+class ExtraState(LinearExtractor):
+    """Has a buffer that is no part of the state that is saved, and an extra state that is."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.layer = th.nn.Linear(3, 3)
-        self.register_buffer("mean", th.zeros(3), persistent=False)
+        self.register_buffer("mean", th.zeros(8), persistent=False)
 
     def forward(self, observations):
-        features = self.layer(observations)
+        features = super().forward(observations)
         self.mean.mul_(0.9).add_(0.1 * features.detach().mean(dim=0))
         return features
 
-
-class ExtraState(CountsWithoutSaving):
     def get_extra_state(self):
         return {"version": 2}
 
@@ -135,53 +119,49 @@ class ExtraState(CountsWithoutSaving):
 
 
 def test_what_is_not_saved_and_extra_states_are_put_back():
-    kwargs = {"policy_kwargs": {"features_extractor_class": ExtraState}, "n_steps": 64, "n_epochs": 2, "seed": 0}
-    model = PPOClip("MlpPolicy", "Pendulum-v1", **kwargs).learn(64)
+    model = make_model(**with_extractor(ExtraState)).learn(52)
     model.lr_schedule = lambda _: 1e30
     with pytest.raises(FloatingPointError):
-        model.learn(64)
+        model.learn(52)
     assert th.isfinite(model.policy.features_extractor.mean).all()
     assert model.policy.features_extractor.state == {"version": 2}
     model.lr_schedule = lambda _: 1e-4
-    model.learn(64)
+    model.learn(52)
 
 
-class MadeWhenNeeded(FlattenExtractor):
+class MadeWhenNeeded(LinearExtractor):
     """Has a buffer, infinite by intent, that is there from the first update on."""
 
     def __init__(self, observation_space, persistent=True):
         super().__init__(observation_space)
-        self.layer = th.nn.Linear(3, 3)
         self.register_buffer("mask", None, persistent=persistent)
 
     def forward(self, observations):
         if self.training:
             self.mask = th.full((len(observations), 3), -float("inf"))
-        return self.layer(observations)
+        return super().forward(observations)
 
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_buffers_that_come_in_an_update(persistent):
-    policy_kwargs = {"features_extractor_class": MadeWhenNeeded, "features_extractor_kwargs": {"persistent": persistent}}
-    kwargs = {"policy_kwargs": policy_kwargs, "n_steps": 64, "n_epochs": 2, "seed": 0, "compile": False}
-    model = PPOClip("MlpPolicy", "Pendulum-v1", learning_rate=1e30, **kwargs)
+    kwargs = with_extractor(MadeWhenNeeded, features_extractor_kwargs={"persistent": persistent})
+    model = make_model(learning_rate=1e30, **kwargs)
     for _ in range(2):
         with pytest.raises(NonFiniteUpdateError):
-            model.learn(64)
+            model.learn(52)
         assert not model.policy.optimizer.state
-    model = PPOClip("MlpPolicy", "Pendulum-v1", **kwargs).learn(128)
+    model = make_model(**kwargs).learn(104)
     assert model._n_updates == 4
     assert ("features_extractor.mask" in model.policy.state_dict()) == persistent
 
 
 def test_rollout_that_is_not_full_is_an_error_before_anything_changes():
-    model = PPOClip("MlpPolicy", space_env("box", "box")(), n_steps=26, batch_size=13)
+    model = make_model()
     before = state_of(model)
     model.n_steps = 13
     with pytest.raises(ValueError, match="holds 13 of 26 steps"):
         model.learn(26)
     assert equal(state_of(model), before)
-    assert isinstance(model.rollout_buffer, RolloutBuffer)
 
 
 class Gathers(FlattenExtractor):
@@ -191,8 +171,8 @@ class Gathers(FlattenExtractor):
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.index = th.nn.Parameter(th.arange(3), requires_grad=False)
-        self.register_buffer("ones", th.ones(1).expand(3))
+        self.index = th.nn.Parameter(th.arange(5), requires_grad=False)
+        self.register_buffer("ones", th.ones(1).expand(5))
 
     def forward(self, observations):
         if self.fails and self.training:
@@ -201,11 +181,10 @@ class Gathers(FlattenExtractor):
 
 
 def test_integer_parameters_and_expanded_buffers():
-    kwargs = {"policy_kwargs": {"features_extractor_class": Gathers}, "n_steps": 64, "seed": 0}
-    model, expected = (cls("MlpPolicy", "Pendulum-v1", **kwargs).learn(64) for cls in (PPOClip, PPO))
+    model, expected = (make_model(cls, **with_extractor(Gathers)).learn(52) for cls in (PPOClip, PPO))
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
     before = state_of(model)
     model.policy.features_extractor.fails = True
     with pytest.raises(KeyError, match="mine"):
-        model.learn(64)
+        model.learn(52)
     assert equal(state_of(model), before)
