@@ -64,12 +64,7 @@ class AdaptiveLearningRate:
             raise ValueError(f"AdaptiveLearningRate: {what}")
 
     def __call__(self, progress_remaining: float) -> float:
-        """
-        The first step size: to SB3, this is a schedule.
-
-        :param progress_remaining: not used
-        :return: ``initial``
-        """
+        """``initial``: to SB3, this is a schedule."""
         return self.initial
 
     def adapt(self, learning_rate: float, kl: float) -> float:

@@ -97,13 +97,7 @@ def _is_a(family: type[Distribution], distribution: Any) -> TypeGuard[Any]:
 
 
 def kl_from_parameters(old_parameters: tuple[th.Tensor, ...], new: ClosedForm) -> th.Tensor:
-    """
-    KL[pi_old(.|s), pi(.|s)] as in equation (8).
-
-    :param old_parameters: parameters of pi_old, as in its ``ClosedForm``; they get no gradient
-    :param new: pi
-    :return: KL in nats, shape ``(batch,)``
-    """
+    """KL[pi_old(.|s), pi(.|s)] as in equation (8), from the parameters of pi_old's ``ClosedForm``, which get no gradient."""
     return new.divergence(*(parameter.detach() for parameter in old_parameters), *new.parameters)
 
 

@@ -28,12 +28,7 @@ class Batch(NamedTuple):
     old_parameters: tuple[th.Tensor, ...]
 
     def select(self, index: th.Tensor) -> "Batch":
-        """
-        Some of the samples, in new tensors.
-
-        :param index: which ones
-        :return: those
-        """
+        """Some of the samples, in new tensors."""
         return Batch(*(_select(field, index) for field in self))
 
 
@@ -69,12 +64,7 @@ class Evaluation(NamedTuple):
 
 
 def standardize(advantages: th.Tensor) -> th.Tensor:
-    """
-    Shift and scale the advantages of a minibatch to mean 0 and deviation 1.
-
-    :param advantages: shape ``(batch,)``
-    :return: shape ``(batch,)``; a single sample, which has no deviation, as it was
-    """
+    """Shift and scale advantages, of shape ``(batch,)``, to mean 0 and deviation 1, which a single sample does not have."""
     return advantages if len(advantages) == 1 else (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 

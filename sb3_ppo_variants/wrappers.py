@@ -27,12 +27,7 @@ class UnboundedActions(gym.ActionWrapper[Any, Any, Any]):
         self.action_space = spaces.Box(-largest, largest, space.shape, space.dtype.type)
 
     def action(self, action: Any) -> Any:
-        """
-        The action, as it is.
-
-        :param action: the action
-        :return: the action
-        """
+        """The action, as it is."""
         return action
 
 
@@ -45,11 +40,6 @@ class TimeLimitIsTerminal(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """
-        A step.
-
-        :param action: the action
-        :return: as that of the environment, never truncated
-        """
+        """The step of the environment, never truncated."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated or truncated, False, info

@@ -37,12 +37,7 @@ CLIPPING = "clipping"
 
 
 def hyperparams_path(algo: str) -> Path:
-    """
-    Where this package's hyperparameters for the Zoo are: inside the package once installed, beside it in the source tree.
-
-    :param algo: id of the algorithm in the Zoo
-    :return: path of the YAML file, which need not exist
-    """
+    """Where the hyperparameters of an algorithm are: inside the package once installed, beside it in the source tree."""
     package = Path(__file__).resolve().parent
     root = package if (package / "hyperparams").is_dir() else package.parent
     return root / "hyperparams" / f"{algo}.yml"
@@ -205,11 +200,7 @@ _REGISTRARS = {
 
 
 def register_module(name: str) -> None:
-    """
-    Register what belongs to one module of the Zoo, which has been imported.
-
-    :param name: ``rl_zoo3.utils``, ``rl_zoo3.hyperparams_opt`` or ``rl_zoo3.exp_manager``
-    """
+    """Register what belongs to one module of the Zoo, which has been imported."""
     _REGISTRARS[name]()
 
 

@@ -55,11 +55,11 @@ def test_is_quicker_transposed(n_rows, n_columns, expected):
     assert is_quicker_transposed(n_rows, n_columns) == expected
 
 
-def test_parameters_by_place():
+def test_parameters_at_places():
     """SB3's policies hold their extractor under three names."""
     policy = make_policy(features_extractor_class=Linear)
     flat = FlatParameters(policy)
-    places = flat.by_place([2 * parameter for parameter in flat.parameters])
+    places = flat.at_places([2 * parameter for parameter in flat.parameters])
     observations = th.randn(4, 5)
     with th.no_grad():
         before = policy(observations, True)
