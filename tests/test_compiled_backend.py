@@ -207,14 +207,18 @@ def test_numbers_that_change_between_updates_are_not_compiled_in(interpreted):
     assert len(interpreted) == 1
 
 
-def test_adaptive_learning_rate_and_annealed_deviation(interpreted):
+def test_adaptive_learning_rate_annealed_deviation_and_value_clipping_on_and_off(interpreted):
+    def vary(model):
+        model.clip_range_vf = None if model._n_updates % 4 else 0.1
+
     # Each update changes the policy by more than that: 1e-3 / 1.5 ** 6 in the end
     learning_rate = AdaptiveLearningRate(kl_target=1e-6, initial=1e-3)
-    compiled, reference = both_paths(AnnealLogStd, learning_rate=learning_rate)
+    compiled, reference = both_paths(lambda: [AnnealLogStd(), InEachRollout(vary)], learning_rate=learning_rate)
     assert compiled.adapted_learning_rate == reference.adapted_learning_rate == pytest.approx(8.779e-5, rel=1e-3)
     # -0.7 - 0.9 * 5 / 6 in the last one of six rollouts
     assert compiled.policy.log_std.tolist() == reference.policy.log_std.tolist() == pytest.approx([-1.45] * 3)
-    assert len(interpreted) == 1
+    # With value clipping, and without
+    assert len(interpreted) == 2
 
 
 @pytest.mark.usefixtures("auto_compiles")
@@ -236,14 +240,6 @@ def test_what_must_be_compiled_again_and_again_ends_compiling(what, reason, inte
     with pytest.raises(CompilationError, match=message):
         learn(must)
     assert must._n_updates == 4
-
-
-def test_value_clipping_on_and_off_is_compiled_once_each(interpreted):
-    def vary(model):
-        model.clip_range_vf = None if model._n_updates % 2 else 0.1
-
-    both_paths(lambda: InEachRollout(vary), n_epochs=1)
-    assert len(interpreted) == 2
 
 
 @pytest.mark.usefixtures("auto_compiles")
@@ -332,22 +328,25 @@ def test_saved_model_does_not_depend_on_the_path(tmp_path):
 
 
 @pytest.mark.usefixtures("auto_compiles")
-def test_compiled_model_can_be_pickled_and_loaded_without_a_compiler(tmp_path, monkeypatch):
-    model = make_model(compile=True).learn(52)
+def test_copies_pickles_and_files_of_a_model_that_has_compiled(tmp_path, monkeypatch, interpreted):
+    model = make_model().learn(52)
     assert model._backend.step.functions
     model.save(tmp_path / "model")
+    copied = copy.deepcopy(model)
     model.env = model._logger = None
     pickled = cloudpickle.loads(cloudpickle.dumps(model))
-    assert equal(pickled.policy.state_dict(), model.policy.state_dict())
-    # Pickled as it was, and asked for a compiled training, it compiles again
     pickled.set_env(BOX_ENV())
-    pickled.learn(52)
-    assert pickled._backend.step.n_compilations == 1
+    for other in (copied, pickled):
+        assert equal(other.policy.state_dict(), model.policy.state_dict())
+        assert not other._uses_compiled
+        # Asked for a compiled training, they compile again
+        other.learn(52)
+        assert other._uses_compiled
+    assert len(interpreted) == 3
     monkeypatch.setattr(shutil, "which", lambda _: None)
     loaded = PPOClip.load(tmp_path / "model", env=BOX_ENV())
     assert loaded.compile == "auto"
-    loaded.learn(52)
-    assert not loaded._uses_compiled
+    assert not loaded.learn(52)._uses_compiled
 
 
 def test_one_model_is_compiled_at_a_time(monkeypatch):
@@ -394,14 +393,3 @@ def test_one_thread_inside_of_learn(monkeypatch):
         assert learn(2) == 2
     finally:
         th.set_num_threads(1)
-
-
-@pytest.mark.usefixtures("auto_compiles")
-def test_copies_of_a_model_that_has_compiled(interpreted):
-    model = make_model(n_epochs=1).learn(52)
-    assert model._uses_compiled
-    copied = copy.deepcopy(model)
-    assert not copied._uses_compiled
-    copied.learn(52)
-    assert copied._uses_compiled
-    assert len(interpreted) == 2

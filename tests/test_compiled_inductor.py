@@ -1,5 +1,6 @@
 """The compiled path with torch's compiler itself: that it computes the same, its settings, its failures, and threads."""
 
+import importlib
 import os
 import threading
 import warnings
@@ -8,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from compiled_support import BatchNormExtractor, Update, needs_new_torch, reference_and_compiled
+from compiled_support import Update, needs_new_torch, reference_and_compiled
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from support import ACTION_SPACES, POLICIES, SpaceEnv, space_env, train
+from support import ACTION_SPACES, BatchNormExtractor, SpaceEnv, space_env, train, with_extractor
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.compiled import backend
@@ -29,18 +30,6 @@ def _compiler():
         pytest.skip(reason)
 
 
-# Few, as compiling takes its time: each with several peculiarities. Those of vectors are in the threads below
-CASES = {
-    "multibinary and batch norm": (
-        PPOKLPen,
-        "box",
-        "multibinary",
-        {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}},
-    ),
-    "images and squashed sde": (PPOFixedKL, "image", "box", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
-}
-
-
 def assert_steps_agree_in_float32(model):
     reference, compiled = reference_and_compiled(model)
     assert compiled.is_compiled
@@ -51,11 +40,10 @@ def assert_steps_agree_in_float32(model):
     th.testing.assert_close(reference.rows[0], compiled.rows[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_steps_agree_in_float32(case):
-    cls, observation, action, kwargs = CASES[case]
-    model, _ = train(cls, POLICIES[observation], space_env(observation, action), batch_size=26, compile=False, **kwargs)
-    assert_steps_agree_in_float32(model)
+def test_steps_agree_in_float32():
+    """Few, as compiling takes its time; those of vectors are in the threads below."""
+    kwargs = {"use_sde": True, "batch_size": 26, "compile": False, "policy_kwargs": {"squash_output": True}}
+    assert_steps_agree_in_float32(train(PPOFixedKL, "CnnPolicy", space_env("image", "box"), **kwargs)[0])
 
 
 class Recurrent(BaseFeaturesExtractor):
@@ -73,8 +61,8 @@ def test_graph_that_is_compiled_wrongly_is_refused():
     def make_env():
         return make_vec_env(lambda: SpaceEnv(spaces.Box(-1, 1, (3, 1), np.float32), ACTION_SPACES["discrete"]), 2, seed=0)
 
-    kwargs = {"policy_kwargs": {"features_extractor_class": Recurrent}, "n_steps": 64, "batch_size": 32}
-    model, _ = train(PPOClip, "MlpPolicy", make_env, n_updates=1, compile=False, **kwargs)
+    kwargs = {"n_updates": 1, "n_steps": 64, "batch_size": 32, "compile": False, **with_extractor(Recurrent)}
+    model, _ = train(PPOClip, make_env=make_env, **kwargs)
     reference = Update(model, False)
     assert max((value - reference.parameters[name]).abs().max() for name, value in model.policy.state_dict().items()) > 1e-3
     try:
@@ -87,15 +75,19 @@ def test_graph_that_is_compiled_wrongly_is_refused():
 
 
 def test_two_trainings_that_compile_at_once():
-    def learn(cls, action):
+    def learn(cls, action, **kwargs):
         try:
             both.wait()
-            models.append(train(cls, "MlpPolicy", space_env("box", action), n_updates=2, batch_size=26, compile=True)[0])
+            make_env = space_env("box", action)
+            models.append(train(cls, make_env=make_env, n_updates=2, batch_size=26, compile=True, **kwargs)[0])
         except Exception as error:
             errors.append(error)
 
     models, errors, both = [], [], threading.Barrier(2)
-    threads = [threading.Thread(target=learn, args=arguments) for arguments in ((PPOClip, "box"), (PPOFixedKL, "discrete"))]
+    threads = [
+        threading.Thread(target=learn, args=(PPOClip, "box")),
+        threading.Thread(target=learn, args=(PPOKLPen, "multibinary"), kwargs=with_extractor(BatchNormExtractor)),
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -105,6 +97,13 @@ def test_two_trainings_that_compile_at_once():
         assert model._backend.step.n_compilations == 1
         assert_steps_agree_in_float32(model)
         assert model._backend.step.n_compilations == 1
+
+
+def inductors(name):
+    """A module of torch's compiler, some of which warn when they are imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"torch._inductor.{name}")
 
 
 # Torch asks for its version first
@@ -117,11 +116,7 @@ exit 1
 
 
 def test_compiler_that_fails_is_told_of_in_a_line(tmp_path, monkeypatch, capfd):
-    with warnings.catch_warnings():
-        # torch's own modules warn when they are imported
-        warnings.simplefilter("ignore")
-        from torch._inductor import config
-
+    config = inductors("config")
     compiler = tmp_path / "c++"
     compiler.write_text(FAILS)
     compiler.chmod(0o755)
@@ -145,11 +140,7 @@ def test_compiler_that_fails_is_told_of_in_a_line(tmp_path, monkeypatch, capfd):
 
 def test_settings_of_others_stay(monkeypatch):
     """Those that the user has made are not overridden, and instruction sets that were not tested are not taken for tested."""
-    with warnings.catch_warnings():
-        # torch's own modules warn when they are imported
-        warnings.simplefilter("ignore")
-        from torch._inductor import compile_fx, config, cpu_vec_isa
-
+    compile_fx, config, cpu_vec_isa = inductors("compile_fx"), inductors("config"), inductors("cpu_vec_isa")
     seen = []
 
     def interpret(graph, arguments, **kwargs):
@@ -158,7 +149,7 @@ def test_settings_of_others_stay(monkeypatch):
         return SimpleNamespace(current_callable=lambda arguments: graph(*arguments))
 
     def compile_():
-        train(PPOClip, "MlpPolicy", space_env("box", "box"), n_updates=1, compile=True)
+        train(PPOClip, n_updates=1, compile=True)
 
     monkeypatch.setattr(compile_fx, "compile_fx_inner", interpret)
     with config.patch({"cpp.vec_isa_ok": False, "cpp.march": ""}):

@@ -12,7 +12,7 @@ from compiled_support import Update, needs_new_torch, reference_and_compiled, tr
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import MlpExtractor
 from support import InEachRollout, LinearExtractor, equal, make_model, train, with_extractor
 
 from sb3_ppo_variants import PPOClip
@@ -312,22 +312,6 @@ class Draws(LinearExtractor):
         return float(type(self).draw() < 0.5) if self.training else 1.0
 
 
-class DrawsWithoutParameters(FlattenExtractor):
-    """As ``Draws``, before SB3's own networks."""
-
-    def forward(self, observations):
-        return super().forward(observations) * (float(Draws.draw() < 0.5) if self.training else 1.0)
-
-
-class DrawsFromItsOwn(LinearExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.rng = np.random.default_rng(0)
-
-    def scale(self):
-        return self.rng.random() if self.training else 1.0
-
-
 class Counts(LinearExtractor):
     """Its output depends on how often it has been called."""
 
@@ -338,16 +322,7 @@ class Counts(LinearExtractor):
         return 1 + self.n_calls % 5
 
 
-@pytest.mark.parametrize(
-    ("extractor", "draw"),
-    [
-        (Draws, random.random),
-        (Draws, np.random.rand),
-        (DrawsWithoutParameters, np.random.rand),
-        (DrawsFromItsOwn, None),
-        (Counts, None),
-    ],
-)
+@pytest.mark.parametrize(("extractor", "draw"), [(Draws, random.random), (Draws, np.random.rand), (Counts, None)])
 def test_policies_that_are_no_functions_of_their_tensors(extractor, draw, auto_compiles, monkeypatch, interpreted):
     monkeypatch.setattr(Draws, "draw", draw)
     with pytest.raises(CompilationError, match="evaluations of the policy on the same minibatch give different numbers"):

@@ -2,16 +2,9 @@
 
 import pytest
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
-from support import OwnPolicy, equal
+from support import OwnPolicy, equal, make_policy
 
 from sb3_ppo_variants.fast import adam
-
-
-def make_policy(cls=ActorCriticPolicy, **kwargs):
-    th.manual_seed(0)
-    return cls(spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (3,)), lambda _: 1e-2, **kwargs)
 
 
 def loss_of(policy, seed, is_of_values=False):
@@ -62,51 +55,38 @@ def test_state_is_stored_only_after_a_step():
     assert policy.optimizer.state == {}
 
 
+def assert_same_steps(theirs, ours, is_of_values=(False, False, False)):
+    with adam.lane(ours) as step:
+        for seed, one in enumerate(is_of_values):
+            norm = torch_step(theirs, loss_of(theirs, seed, one), 0.5)
+            assert th.equal(step(loss_of(ours, seed, one), 0.5), norm)
+    assert_same(theirs, ours)
+
+
 @pytest.mark.parametrize("order", [(True, True, True), (False, True, False), (True, False, True)])
 def test_loss_that_some_parameters_are_not_part_of(order):
     """Torch's Adam counts the steps of each parameter."""
-    theirs, ours = make_policy(), make_policy()
-    with adam.lane(ours) as step:
-        for seed, is_of_values in enumerate(order):
-            norm = torch_step(theirs, loss_of(theirs, seed, is_of_values), 0.5)
-            assert th.equal(step(loss_of(ours, seed, is_of_values), 0.5), norm)
-    assert_same(theirs, ours)
+    ours = make_policy()
+    assert_same_steps(make_policy(), ours, order)
     assert (ours.log_std.grad is None) == order[-1]
     # More steps on some parameters than on others: no lane
     assert adam.lane(ours) is None
 
 
 def test_frozen_parameters():
-    policies = make_policy(), make_policy()
-    for policy in policies:
+    theirs, ours = make_policy(), make_policy()
+    for policy in (theirs, ours):
         policy.log_std.requires_grad_(False)
         policy.mlp_extractor.policy_net[0].weight.requires_grad_(False)
-    theirs, ours = policies
-    with adam.lane(ours) as step:
-        for seed in range(3):
-            norm = torch_step(theirs, loss_of(theirs, seed), 0.5)
-            assert th.equal(step(loss_of(ours, seed), 0.5), norm)
-    assert_same(theirs, ours)
+    assert_same_steps(theirs, ours)
     assert ours.log_std.tolist() == [0, 0, 0]
-
-
-def with_hook(policy):
-    policy.log_std.register_hook(lambda _: None)
-
-
-def in_float64(policy):
-    policy.log_std.data = policy.log_std.data.double()
 
 
 def test_lane_is_for_plain_adam_on_policies_of_the_libraries():
     assert adam.lane(make_policy()) is not None
-    for policy in (
-        make_policy(OwnPolicy),
-        make_policy(optimizer_class=th.optim.RMSprop),
-        make_policy(optimizer_kwargs={"amsgrad": True}),
-    ):
-        assert adam.lane(policy) is None
-    for change in (with_hook, in_float64):
-        policy = make_policy()
-        change(policy)
-        assert adam.lane(policy) is None
+    hooked, in_float64 = make_policy(), make_policy()
+    hooked.log_std.register_hook(lambda _: None)
+    in_float64.log_std.data = in_float64.log_std.data.double()
+    own, rmsprop = make_policy(OwnPolicy), make_policy(optimizer_class=th.optim.RMSprop)
+    amsgrad = make_policy(optimizer_kwargs={"amsgrad": True})
+    assert [adam.lane(policy) for policy in (hooked, in_float64, own, rmsprop, amsgrad)] == [None] * 5

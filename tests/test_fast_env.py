@@ -104,23 +104,16 @@ def test_wrapper_within_normalization_is_called_as_by_sb3():
     assert equal(expected.get_original_reward(), actual.get_original_reward())
 
 
-def test_infos_keep_their_type():
+def test_infos_keep_their_type_and_belong_to_the_caller():
     class DefaultEnv(SpaceEnv):
         def step(self, action):
             *rest, _ = super().step(action)
-            return *rest, defaultdict(float, array=np.ones(2))
+            return *rest, defaultdict(float, array=np.ones(2), nested={"list": [1]})
 
     env = DummyVecEnv([lambda: DefaultEnv(SPACES["float32"], spaces.Discrete(3))])
     env.reset()
     info = fast_env.lane(env)(np.array([0]))[3][0]
     assert info["missing"] == 0.0
-    info["array"][0] = 7
-    assert env.buf_infos[0]["array"][0] == 1
-
-
-def test_infos_belong_to_the_caller():
-    env = make("float32", 1, WRAPPERS["none"])
-    info = fast_env.lane(env)(np.array([0]))[3][0]
     info["array"][0] = 7
     info["nested"]["list"].append(2)
     assert env.buf_infos[0]["array"][0] == 1

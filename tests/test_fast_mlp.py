@@ -2,20 +2,19 @@
 
 import numpy as np
 import pytest
+import support
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from support import ACTION_SPACES, OBSERVATION_SPACES, InPlaceExtractor, OwnPolicy, equal
 
-from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError, PPOClip
 from sb3_ppo_variants.fast import mlp
 from sb3_ppo_variants.loss import Batch
-from sb3_ppo_variants.policies import FeedForward, kind_of
+from sb3_ppo_variants.policies import FeedForward
 
 
-def make_policy(cls=ActorCriticPolicy, observation="box", action="box", **kwargs):
-    th.manual_seed(0)
-    policy = cls(OBSERVATION_SPACES[observation], ACTION_SPACES[action], lambda _: 1e-3, **kwargs)
+def make_policy(*args, **kwargs):
+    policy = support.make_policy(*args, **kwargs)
     # SB3's initial means are next to 0
     with th.no_grad():
         policy.action_net.weight.mul_(50)
@@ -71,70 +70,31 @@ def test_same_numbers_gradients_and_draws(architecture, action):
     assert all(gradient.abs().max() > 0 for gradient in results[0][-1])
 
 
-def test_standard_deviation_that_is_set_between_two_steps():
-    policy = make_policy()
-    straight, reference = mlp.lane(policy), FeedForward(policy)
-    observations = np.ones((2, 5), np.float32)
-    for log_std in (0.0, -1.0, -1.0, 0.5):
-        policy.log_std.data.fill_(log_std)
-        results = []
-        for kind in (reference, straight):
-            th.manual_seed(1)
-            results.append(tuple(kind.act(observations)))
-        assert equal(*results)
-
-
-@pytest.mark.parametrize("action", ["box", "discrete"])
-@pytest.mark.parametrize("cls", [FeedForward, mlp.StraightMlp])
-def test_whose_fault_nan_is(cls, action):
-    kind = cls(make_policy(action=action))
-    with pytest.raises(NonFiniteEnvironmentError, match=r"not finite: observation\[1, 2\] = nan"):
-        kind.act(np.array([[0] * 5, [0, 0, np.nan, 0, 0]], np.float32))
-    name, parameter = list(kind.policy.named_parameters())[-1]
-    parameter.data[0] = np.nan
-    with pytest.raises(NonFinitePolicyError, match=rf"these parameters are not finite: policy\.{name}\. No action"):
-        kind.act(np.zeros((2, 5), np.float32))
-
-
-def with_hook(policy):
-    policy.value_net.register_forward_hook(lambda *_: None)
-
-
-def with_own_layer(policy):
-    class Twice(th.nn.Tanh):
-        def forward(self, latent):
-            return 2 * super().forward(latent)
-
-    policy.mlp_extractor.policy_net[1] = Twice()
-
-
-def without_bias(policy):
-    policy.action_net = th.nn.Linear(64, 3, bias=False)
+class Twice(th.nn.Tanh):
+    def forward(self, latent):
+        return 2 * super().forward(latent)
 
 
 def test_lane_is_for_mlp_policy_on_vectors_alone():
     assert mlp.lane(make_policy()) is not None
+    assert mlp.lane(make_policy(activation_fn=th.nn.LeakyReLU)) is not None
+    hooked, own_layer, without_bias = make_policy(), make_policy(), make_policy()
+    hooked.value_net.register_forward_hook(lambda *_: None)
+    own_layer.mlp_extractor.policy_net[1] = Twice()
+    without_bias.action_net = th.nn.Linear(64, 3, bias=False)
     others = [
+        hooked,
+        own_layer,
+        without_bias,
         make_policy(OwnPolicy),
         make_policy(observation="discrete"),
         make_policy(action="multidiscrete"),
         make_policy(action="multibinary"),
         make_policy(use_sde=True),
         make_policy(activation_fn=th.nn.PReLU),
+        # Draws random numbers
+        make_policy(activation_fn=th.nn.RReLU),
         make_policy(features_extractor_class=InPlaceExtractor),
         ActorCriticPolicy(OBSERVATION_SPACES["box"], spaces.Box(-1, 1, (2, 3)), lambda _: 1e-3),
     ]
-    for policy in others:
-        assert mlp.lane(policy) is None
-    for change in (with_hook, with_own_layer, without_bias):
-        policy = make_policy()
-        change(policy)
-        assert mlp.lane(policy) is None
-
-
-def test_activations_that_draw_random_numbers_take_no_lane():
-    policies = [
-        PPOClip("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": activation}).policy
-        for activation in (th.nn.RReLU, th.nn.LeakyReLU)
-    ]
-    assert [type(kind_of(policy)) is FeedForward for policy in policies] == [True, False]
+    assert [mlp.lane(policy) for policy in others] == [None] * len(others)

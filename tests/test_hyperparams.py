@@ -14,6 +14,7 @@ import yaml
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3 import PPO
+from support import SpaceEnv
 
 from sb3_ppo_variants import AdaptiveLearningRate, PPOFixedKL, zoo
 from sb3_ppo_variants.callbacks import AnnealLogStd
@@ -51,19 +52,11 @@ STUB_SPACES: list[tuple[str, spaces.Space, spaces.Space]] = [
 ]
 
 
-class StubEnv(gym.Env):
+class StubEnv(SpaceEnv):
     """The spaces of an environment that is not installed."""
 
     def __init__(self, env_id: str, render_mode: str | None = None) -> None:
-        _, self.observation_space, self.action_space = next(stub for stub in STUB_SPACES if stub[0] in env_id)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self.observation_space.sample(), 0.0, False, False, {}
+        super().__init__(*next(stub for stub in STUB_SPACES if stub[0] in env_id)[1:])
 
 
 class AtariEnvStub(StubEnv):
@@ -145,18 +138,6 @@ def test_entry_builds_its_algorithm(make_manager: Any, exp_manager: ModuleType, 
         assert schedule(0.5) == pytest.approx(float(value.removeprefix("lin_")) / 2)
 
 
-def test_there_are_string_schedules_of_each_kind() -> None:
-    schedules = {
-        algo: {key for entry in YAMLS[algo].values() for key, value in entry.items() if str(value).startswith("lin_")}
-        for algo in ALGOS
-    }
-    assert schedules == {
-        "ppo_clip": {"learning_rate", "clip_range"},
-        "ppo_fixedkl": {"learning_rate"},
-        "ppo_klpen": {"learning_rate", "kl_target"},
-    }
-
-
 @pytest.mark.parametrize("algo", ALGOS)
 def test_every_environment_of_the_zoos_ppo_is_there(exp_manager: ModuleType, algo: str) -> None:
     theirs = zoo_ppo(exp_manager)
@@ -165,43 +146,28 @@ def test_every_environment_of_the_zoos_ppo_is_there(exp_manager: ModuleType, alg
     assert {"default", "atari", *PAPER_TASKS} <= set(YAMLS[algo])
 
 
+# Table 3, and the best setting of Table 1 for each algorithm
+TABLE_3 = {"n_timesteps": 1_000_000, "n_envs": 1, "n_steps": 2048, "learning_rate": 3e-4, "n_epochs": 10, "batch_size": 64}
+TABLE_3 |= {"gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.0}
+TABLE_1 = {"ppo_clip": {"clip_range": 0.2}, "ppo_fixedkl": {"kl_coef": 3.0}, "ppo_klpen": {"kl_target": 0.01}}
+TABLE_5 = {"n_timesteps": 10_000_000, "n_envs": 8, "n_steps": 128, "learning_rate": "lin_2.5e-4", "n_epochs": 3}
+TABLE_5 |= {"batch_size": 32 * 8, "gamma": 0.99, "gae_lambda": 0.95, "vf_coef": 1.0, "ent_coef": 0.01}
+
+
 @pytest.mark.parametrize("algo", ALGOS)
-def test_papers_tasks_have_table_3(algo: str) -> None:
-    # Table 3, and the best setting of Table 1 for each algorithm
-    expected = {
-        "n_timesteps": 1_000_000,
-        "n_envs": 1,
-        "n_steps": 2048,
-        "learning_rate": 3e-4,
-        "n_epochs": 10,
-        "batch_size": 64,
-        "gamma": 0.99,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.0,
-        **{"ppo_clip": {"clip_range": 0.2}, "ppo_fixedkl": {"kl_coef": 3.0}, "ppo_klpen": {"kl_target": 0.01}}[algo],
-    }
-    for task in PAPER_TASKS:
+def test_papers_tasks_have_table_3_and_atari_table_5(algo: str) -> None:
+    for task, expected in (*((task, TABLE_3 | TABLE_1[algo]) for task in PAPER_TASKS), ("atari", TABLE_5)):
         values = YAMLS[algo][task]
         assert {key: values[key] for key in expected} == expected, task
         assert ("clip_range" in values) == (algo == "ppo_clip"), task
 
 
-@pytest.mark.parametrize("algo", ALGOS)
-def test_atari_has_table_5(algo: str) -> None:
-    expected = {
-        "n_timesteps": 10_000_000,
-        "n_envs": 8,
-        "n_steps": 128,
-        "learning_rate": "lin_2.5e-4",
-        "n_epochs": 3,
-        "batch_size": 32 * 8,
-        "gamma": 0.99,
-        "gae_lambda": 0.95,
-        "vf_coef": 1.0,
-        "ent_coef": 0.01,
-    }
-    values = YAMLS[algo]["atari"]
-    assert {key: values[key] for key in expected} == expected
+def test_table_3_in_the_zoo(make_manager: Any) -> None:
+    config = str(zoo.hyperparams_path("ppo_clip").parent / "paper" / "table3_mujoco.yml")
+    model = build(make_manager("ppo_klpen", "Reacher-v4", config=config, hyperparams={"kl_target": 0.03}))
+    assert (model.n_steps, model.batch_size, model.n_epochs, model.kl_target) == (2048, 64, 10, 0.03)
+    assert (model.max_grad_norm, model.normalize_advantage, model.vf_coef) == (None, "batch", 1.0)
+    assert (model.action_space.high > 1e38).all()
 
 
 def test_table_4_adapts_the_step_size_and_anneals_the_deviation(make_manager: Any) -> None:
@@ -258,26 +224,25 @@ def test_every_entry_says_where_it_is_from(algo: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algo", "hyperparams", "attribute", "value"),
+    ("algo", "name", "text", "value"),
     [
-        ("ppo_clip", {"ent_coef": "lin_0.01"}, "ent_coef", 0.005),
-        ("ppo_clip", {"vf_coef": "lin_0.5"}, "vf_coef", 0.25),
-        ("ppo_clip", {"learning_rate": "lin_1e-3"}, "lr_schedule", 5e-4),
-        ("ppo_clip", {"clip_range": "lin_0.3"}, "clip_range", 0.15),
-        ("ppo_clip", {"clip_range_vf": "lin_.3"}, "clip_range_vf", 0.15),
-        ("ppo_fixedkl", {"kl_coef": "lin_4"}, "_kl_coef", 2.0),
-        ("ppo_fixedkl", {"clip_range": "lin_0.3"}, "clip_range", 0.15),
-        ("ppo_klpen", {"kl_target": "lin_0.02"}, "kl_target", 0.01),
-        ("ppo_klpen", {"ent_coef": "lin_0.01"}, "ent_coef", 0.005),
+        ("ppo_clip", "ent_coef", "lin_0.01", 0.005),
+        ("ppo_clip", "vf_coef", "lin_0.5", 0.25),
+        ("ppo_clip", "learning_rate", "lin_1e-3", 5e-4),
+        ("ppo_clip", "clip_range", "lin_0.3", 0.15),
+        ("ppo_clip", "clip_range_vf", "lin_.3", 0.15),
+        ("ppo_fixedkl", "kl_coef", "lin_4", 2.0),
+        ("ppo_fixedkl", "clip_range", "lin_0.3", 0.15),
+        ("ppo_klpen", "kl_target", "lin_0.02", 0.01),
     ],
 )
-def test_string_schedules(make_manager: Any, algo: str, hyperparams: dict[str, Any], attribute: str, value: float) -> None:
-    model = build(make_manager(algo, "CartPole-v1", hyperparams=hyperparams))
-    if attribute == "_kl_coef":
-        model._current_progress_remaining = 0.5
-        assert model.coefficients()["kl_coef"] == pytest.approx(value)
+def test_string_schedules(make_manager: Any, algo: str, name: str, text: str, value: float) -> None:
+    model = build(make_manager(algo, "CartPole-v1", hyperparams={name: text}))
+    if name == "learning_rate":
+        assert model.lr_schedule(0.5) == pytest.approx(value)
     else:
-        assert getattr(model, attribute)(0.5) == pytest.approx(value)
+        model._current_progress_remaining = 0.5
+        assert model.coefficients()[name] == pytest.approx(value)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch as th
@@ -21,10 +22,6 @@ def gaussian(parameters, cls=DiagGaussianDistribution):
     return cls(DIM).proba_distribution(mean.expand(BATCH, DIM), log_std / 4)
 
 
-def squashed_gaussian(parameters):
-    return gaussian(parameters, SquashedDiagGaussianDistribution)
-
-
 def gsde(parameters, squash_output=False):
     distribution = StateDependentNoiseDistribution(DIM, squash_output=squash_output)
     distribution.proba_distribution_net(latent_dim=2, latent_sde_dim=2)
@@ -32,10 +29,6 @@ def gsde(parameters, squash_output=False):
     return distribution.proba_distribution(
         parameters[:DIM].expand(BATCH, DIM), parameters[DIM : 3 * DIM].reshape(2, DIM) / 4, latent
     )
-
-
-def squashed_gsde(parameters):
-    return gsde(parameters, squash_output=True)
 
 
 def categorical(parameters):
@@ -50,29 +43,29 @@ def bernoulli(parameters):
     return BernoulliDistribution(DIM).proba_distribution(parameters[:DIM].expand(BATCH, DIM))
 
 
-DISTRIBUTIONS = [gaussian, squashed_gaussian, gsde, squashed_gsde, categorical, multi_categorical, bernoulli]
+DISTRIBUTIONS = {
+    "gaussian": gaussian,
+    "squashed gaussian": partial(gaussian, cls=SquashedDiagGaussianDistribution),
+    "gsde": gsde,
+    "squashed gsde": partial(gsde, squash_output=True),
+    "categorical": categorical,
+    "multicategorical": multi_categorical,
+    "bernoulli": bernoulli,
+}
+OLD = th.tensor([0.4, -0.8, 0.3, 0.9, -0.5, 0.7, -0.2, 0.6, -0.4])
+NEW = th.tensor([0.1, -0.2, 0.8, 0.2, -0.9, 0.1, 0.5, -0.1, 0.3])
 
 
-@pytest.fixture
-def old_parameters():
-    return th.tensor([0.4, -0.8, 0.3, 0.9, -0.5, 0.7, -0.2, 0.6, -0.4])
-
-
-@pytest.fixture
-def new_parameters():
-    return th.tensor([0.1, -0.2, 0.8, 0.2, -0.9, 0.1, 0.5, -0.1, 0.3], requires_grad=True)
-
-
-@pytest.mark.parametrize("make", DISTRIBUTIONS)
-def test_closed_form_agrees_with_monte_carlo(make, old_parameters, new_parameters):
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_closed_form_agrees_with_monte_carlo(name):
     th.manual_seed(0)
-    old, new = make(old_parameters), make(new_parameters.detach())
+    old, new = DISTRIBUTIONS[name](OLD), DISTRIBUTIONS[name](NEW)
     kl = kl_old_new(old, new)
     assert kl.shape == (BATCH,)
-    if make in (gsde, squashed_gsde):
+    if "gsde" in name:
         # gSDE's own sample() draws from one noise matrix; the distribution of one action is this Gaussian
         noise = old.distribution.sample()
-        actions = th.tanh(noise) if make is squashed_gsde else noise
+        actions = th.tanh(noise) if "squashed" in name else noise
     else:
         actions = old.sample()
     samples = old.log_prob(actions) - new.log_prob(actions)
@@ -81,14 +74,11 @@ def test_closed_form_agrees_with_monte_carlo(make, old_parameters, new_parameter
     assert abs(samples.mean() - kl[0]) < 4 * standard_error
 
 
-@pytest.mark.parametrize("make", DISTRIBUTIONS)
-def test_zero_for_equal_policies(make, old_parameters):
-    assert th.equal(kl_old_new(make(old_parameters), make(old_parameters.clone())), th.zeros(BATCH))
-
-
-@pytest.mark.parametrize("make", DISTRIBUTIONS)
-def test_only_the_new_policy_gets_a_gradient(make, old_parameters, new_parameters):
-    old_parameters.requires_grad_()
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_zero_for_equal_policies_and_a_gradient_of_the_new_one_alone(name):
+    make = DISTRIBUTIONS[name]
+    assert th.equal(kl_old_new(make(OLD), make(OLD.clone())), th.zeros(BATCH))
+    old_parameters, new_parameters = OLD.clone().requires_grad_(), NEW.clone().requires_grad_()
     kl_old_new(make(old_parameters), make(new_parameters)).sum().backward()
     assert new_parameters.grad.abs().max() > 0.01
     assert old_parameters.grad is None
@@ -106,28 +96,16 @@ def test_normal_direction_and_sum_over_dimensions():
     assert kl_normal(*double).tolist() == pytest.approx([0.886294], rel=1e-5)
 
 
-def test_categorical_direction():
+def test_directions_of_the_others_and_sums_over_dimensions():
     old, new = th.tensor([[0.5, 0.5]]).log(), th.tensor([[0.8, 0.2]]).log()
-    # 0.5 ln(0.5 / 0.8) + 0.5 ln(0.5 / 0.2) = -0.235002 + 0.458145
-    assert kl_categorical(old, new).item() == pytest.approx(0.223144, rel=1e-5)
-    # 0.8 ln(0.8 / 0.5) + 0.2 ln(0.2 / 0.5) = 0.376003 - 0.183258
-    assert kl_categorical(new, old).item() == pytest.approx(0.192745, rel=1e-5)
-
-
-def test_bernoulli_direction():
-    def logit(p):
-        return math.log(p / (1 - p))
-
-    old, new = th.tensor([[logit(0.5), 0.0]]), th.tensor([[logit(0.8), 0.0]])
-    # As the categorical above
-    assert kl_bernoulli(old, new).item() == pytest.approx(0.223144, rel=1e-5)
-    assert kl_bernoulli(new, old).item() == pytest.approx(0.192745, rel=1e-5)
-
-
-def test_multi_categorical_sums_over_dimensions():
+    # 0.5 ln(0.5 / 0.8) + 0.5 ln(0.5 / 0.2) = -0.235002 + 0.458145; 0.8 ln(0.8 / 0.5) + 0.2 ln(0.2 / 0.5) = 0.376003 - 0.183258
+    there, back = pytest.approx(0.223144, rel=1e-5), pytest.approx(0.192745, rel=1e-5)
+    assert (kl_categorical(old, new).item(), kl_categorical(new, old).item()) == (there, back)
+    # Logits of the same probabilities, ln(0.8 / 0.2), and of a second dimension that is the same in both
+    old, new = th.tensor([[0.0, 0.0]]), th.tensor([[1.386294, 0.0]])
+    assert (kl_bernoulli(old, new).item(), kl_bernoulli(new, old).item()) == (there, back)
     old = MultiCategoricalDistribution([2, 2]).proba_distribution(th.tensor([[0.5, 0.5, 0.8, 0.2]]).log())
     new = MultiCategoricalDistribution([2, 2]).proba_distribution(th.tensor([[0.8, 0.2, 0.5, 0.5]]).log())
-    # The two directions above
     assert kl_old_new(old, new).item() == pytest.approx(0.223144 + 0.192745, rel=1e-5)
 
 

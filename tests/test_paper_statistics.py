@@ -1,8 +1,9 @@
-"""Statistics of scores over several tasks, against numbers that are worked out by hand."""
+"""Statistics of scores, over several tasks or in one, against numbers that are worked out by hand."""
 
 import numpy as np
 import pytest
 
+from benchmarks import learning
 from benchmarks.paper import statistics
 
 
@@ -110,3 +111,18 @@ def test_rank_correlation():
     # 1 - 6 * (0 + 1 + 1 + 0) / (4 * 15)
     x = np.array([[10.0, 20.0, 30.0, 40.0], [40.0, 30.0, 20.0, 10.0]])
     np.testing.assert_allclose(statistics.rank_correlation(x, np.array([1.0, 3.0, 2.0, 4.0])), [0.8, -0.8])
+
+
+def test_probability_of_improvement_in_one_task():
+    # Of six pairs, 3 > 2 and twice 5 > 2, 5 > 4, and a tie of 2 with 2: (3 + 0.5) / 6
+    assert learning.probability_of_improvement(np.array([2.0, 3.0, 5.0]), np.array([2.0, 4.0])) == pytest.approx(3.5 / 6)
+
+
+def test_bootstrap_difference():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(3, 1, 400), rng.normal(1, 1, 400)
+    difference, low, high = learning.bootstrap_difference(ours, theirs, rng)
+    assert difference == pytest.approx(ours.mean() - theirs.mean())
+    # The standard error of the difference of two means of 400 is sqrt(2 / 400) = 0.0707
+    assert high - low == pytest.approx(2 * 1.96 * 0.0707, rel=0.1)
+    assert low < difference < high
