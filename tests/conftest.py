@@ -1,5 +1,4 @@
 import warnings
-from types import ModuleType
 
 import pytest
 import torch as th
@@ -15,7 +14,7 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def exp_manager() -> ModuleType:
+def exp_manager():
     with warnings.catch_warnings():
         # What the Zoo's imports warn of is not ours
         warnings.simplefilter("ignore")
@@ -25,7 +24,7 @@ def exp_manager() -> ModuleType:
 
 
 @pytest.fixture(params=["lanes", "no lanes"])
-def fast(request, monkeypatch) -> bool:
+def fast(request, monkeypatch):
     """Whether the fast lanes are on: a test runs with and without them."""
     if request.param == "no lanes":
         monkeypatch.setenv("SB3_PPO_VARIANTS_FAST", "0")
@@ -55,13 +54,13 @@ def auto_compiles(monkeypatch):
 SHARED = ("trained", "directory", "dist")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     if config.getoption("dist", "no") == "load":
         config.option.dist = "loadgroup"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config, items):
     for item in items if config.pluginmanager.has_plugin("xdist") else []:
         for name in set(SHARED) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(name))

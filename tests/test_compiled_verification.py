@@ -187,20 +187,19 @@ def in_an_object(model):
     model.policy.features_extractor.config.scale *= 0.9
 
 
-def in_the_progress(model):
-    model.policy.features_extractor.model = model
+ANNEAL = {
+    "an object": in_an_object,
+    "the progress": lambda model: setattr(model.policy.features_extractor, "model", model),
+    "the objective": lambda model: setattr(THIS, "WEIGHT", 0.9 * WEIGHT),
+}
 
 
-def in_the_objective(model):
-    THIS.WEIGHT *= 0.9
-
-
-@pytest.mark.parametrize("anneal", [in_an_object, in_the_progress, in_the_objective])
+@pytest.mark.parametrize("anneal", ANNEAL)
 def test_annealing_ends_compiling_and_costs_no_wrong_update(anneal, auto_compiles, monkeypatch, capsys):
     def learn(compile_):
         monkeypatch.setattr(THIS, "WEIGHT", 1.0)
         models.append(make_model(Weighted, n_epochs=3, verbose=1, compile=compile_, **with_extractor(Configurable)))
-        return models[-1].learn(52 * 6, InEachRollout(anneal), log_interval=None)
+        return models[-1].learn(52 * 6, InEachRollout(ANNEAL[anneal]), log_interval=None)
 
     models = []
     auto, reference = learn("auto"), learn(False)
@@ -255,44 +254,20 @@ def compile_with(mistake, monkeypatch):
     monkeypatch.setattr(inductor, "compile_graph", compile_graph)
 
 
-def wrong_metric(arguments, row):
-    row[2] += 0.01
-
-
-def wrong_norm(arguments, row):
-    row[-1] *= 1.01
-
-
-def wrong_parameter(arguments, row):
+MISTAKES = {
+    "value_loss is .* instead of": lambda arguments, row: row[2].add_(0.01),
+    "grad_norm is .* instead of": lambda arguments, row: row[-1].mul_(1.01),
     # The step size is 1e-3
-    arguments[0][1] += 1e-4
+    "a parameter is off by 0.0001": lambda arguments, row: arguments[0][1].add_(1e-4),
+    "exp_avg of policy.* is off by": lambda arguments, row: arguments[1][:320].mul_(1.1),
+    "exp_avg_sq of policy.* is off by": lambda arguments, row: arguments[2][:320].mul_(1.1),
+    "exp_avg of policy.* is off by nan": lambda arguments, row: arguments[1][1].fill_(np.nan),
+}
 
 
-def wrong_moments(arguments, row):
-    arguments[1][:320] *= 1.1
-
-
-def wrong_second_moments(arguments, row):
-    arguments[2][:320] *= 1.1
-
-
-def nan_in_the_moments(arguments, row):
-    arguments[1][1] = np.nan
-
-
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        (wrong_metric, "value_loss is .* instead of"),
-        (wrong_norm, "grad_norm is .* instead of"),
-        (wrong_parameter, "a parameter is off by 0.0001"),
-        (wrong_moments, "exp_avg of policy.* is off by"),
-        (wrong_second_moments, "exp_avg_sq of policy.* is off by"),
-        (nan_in_the_moments, "exp_avg of policy.* is off by nan"),
-    ],
-)
-def test_mistakes_of_a_compiler_are_found_before_they_count(mistake, message, monkeypatch):
-    compile_with(mistake, monkeypatch)
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_of_a_compiler_are_found_before_they_count(message, monkeypatch):
+    compile_with(MISTAKES[message], monkeypatch)
     # Without moments from before, of which some would be small beside those of the first step
     model = make_model(learning_rate=1e-3, n_epochs=3, compile=True)
     fresh = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -405,7 +380,7 @@ def test_steps_that_draw_from_torch_are_compared_on_the_same_numbers(monkeypatch
     reference, compiled = reference_and_compiled(model)
     assert reference.off(compiled) < 1e-5
     assert len(interpreted) == 2
-    compile_with(wrong_norm, monkeypatch)
+    compile_with(MISTAKES["grad_norm is .* instead of"], monkeypatch)
     with pytest.raises(CompilationError, match="grad_norm is"):
         Update(configurable(extractor=Noisy), True)
 

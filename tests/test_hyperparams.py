@@ -5,7 +5,6 @@ import functools
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,9 +19,7 @@ from sb3_ppo_variants import AdaptiveLearningRate, PPOFixedKL, zoo
 from sb3_ppo_variants.callbacks import AnnealLogStd
 
 ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
-YAMLS: dict[str, dict[str, dict[str, Any]]] = {
-    algo: yaml.safe_load(zoo.hyperparams_path(algo).read_text(encoding="utf-8")) for algo in ALGOS
-}
+YAMLS = {algo: yaml.safe_load(zoo.hyperparams_path(algo).read_text(encoding="utf-8")) for algo in ALGOS}
 # All entries of ppo_clip; those of the others differ by one coefficient, so of them one for each of its values
 COEFFICIENTS = {"ppo_fixedkl": "kl_coef", "ppo_klpen": "kl_target"}
 ENTRIES = [("ppo_clip", entry) for entry in YAMLS["ppo_clip"]]
@@ -37,7 +34,7 @@ PAPER_TASKS = [
 ]
 IMAGE = spaces.Box(0, 255, (84, 84, 1), np.uint8)
 # (part of the id, observations and actions behind the entry's wrappers) of what may not be installed; the first match counts
-STUB_SPACES: list[tuple[str, spaces.Space, spaces.Space]] = [
+STUB_SPACES = [
     ("atari", IMAGE, spaces.Discrete(6)),
     ("NotListed", spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),
     ("CarRacing", IMAGE, spaces.Box(-1, 1, (3,))),
@@ -55,7 +52,7 @@ STUB_SPACES: list[tuple[str, spaces.Space, spaces.Space]] = [
 class StubEnv(SpaceEnv):
     """The spaces of an environment that is not installed."""
 
-    def __init__(self, env_id: str, render_mode: str | None = None) -> None:
+    def __init__(self, env_id, render_mode=None):
         super().__init__(*next(stub for stub in STUB_SPACES if stub[0] in env_id)[1:])
 
 
@@ -63,7 +60,7 @@ class AtariEnvStub(StubEnv):
     """The Zoo knows an Atari game by the name of its class."""
 
 
-def installed(env_id: str) -> bool:
+def installed(env_id):
     try:
         gym.make(env_id).close()
     except (gym.error.Error, ImportError):
@@ -71,11 +68,11 @@ def installed(env_id: str) -> bool:
     return True
 
 
-def without_wrappers(base: Any) -> Any:
+def without_wrappers(base):
     """An experiment manager that leaves out an entry's wrappers, which the stubs' spaces already stand for."""
 
     class ManagerWithoutWrappers(base):
-        def create_envs(self, *args: Any, **kwargs: Any) -> Any:
+        def create_envs(self, *args, **kwargs):
             self.env_wrapper = None
             return super().create_envs(*args, **kwargs)
 
@@ -83,12 +80,12 @@ def without_wrappers(base: Any) -> Any:
 
 
 @pytest.fixture
-def make_manager(exp_manager: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def make_manager(exp_manager, tmp_path, monkeypatch):
     """Make an experiment manager as the Zoo's ``train`` does, on a stub where the environment is not installed."""
     # MuJoCo writes its warnings to a file in the working directory
     monkeypatch.chdir(tmp_path)
 
-    def make(algo: str, env_id: str, **kwargs: Any) -> Any:
+    def make(algo, env_id, **kwargs):
         manager_class = exp_manager.ExperimentManager
         if not installed(env_id):
             stub = "AtariEnvStub" if env_id.startswith("atari") else "StubEnv"
@@ -96,7 +93,7 @@ def make_manager(exp_manager: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
             monkeypatch.setitem(gym.registry, env_id, spec)
             for name in ("minigrid", "minigrid.wrappers"):
                 module = ModuleType(name)
-                module.FlatObsWrapper = gym.Wrapper  # type: ignore[attr-defined]
+                module.FlatObsWrapper = gym.Wrapper
                 monkeypatch.setitem(sys.modules, name, module)
 
             manager_class = without_wrappers(manager_class)
@@ -106,20 +103,20 @@ def make_manager(exp_manager: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     return make
 
 
-def zoo_ppo(exp_manager: ModuleType) -> dict[str, dict[str, Any]]:
+def zoo_ppo(exp_manager):
     """The Zoo's hyperparameters for its own PPO."""
     path = Path(str(exp_manager.__file__)).parent / "hyperparams" / "ppo.yml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def build(manager: Any) -> Any:
+def build(manager):
     model, _ = manager.setup_experiment()
     model.env.close()
     return model
 
 
 @pytest.mark.parametrize(("algo", "entry"), ENTRIES)
-def test_entry_builds_its_algorithm(make_manager: Any, exp_manager: ModuleType, algo: str, entry: str) -> None:
+def test_entry_builds_its_algorithm(make_manager, exp_manager, algo, entry):
     if entry == "default" and entry not in zoo_ppo(exp_manager):
         pytest.skip("this RL Zoo knows no default entries")
     manager = make_manager(algo, {"default": "NotListed-v0", "atari": "atari/Stub-v0"}.get(entry, entry))
@@ -139,7 +136,7 @@ def test_entry_builds_its_algorithm(make_manager: Any, exp_manager: ModuleType, 
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_every_environment_of_the_zoos_ppo_is_there(exp_manager: ModuleType, algo: str) -> None:
+def test_every_environment_of_the_zoos_ppo_is_there(exp_manager, algo):
     theirs = zoo_ppo(exp_manager)
     assert len(theirs) > 40
     assert not set(theirs) - set(YAMLS[algo])
@@ -155,14 +152,14 @@ TABLE_5 |= {"batch_size": 32 * 8, "gamma": 0.99, "gae_lambda": 0.95, "vf_coef": 
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_papers_tasks_have_table_3_and_atari_table_5(algo: str) -> None:
+def test_papers_tasks_have_table_3_and_atari_table_5(algo):
     for task, expected in (*((task, TABLE_3 | TABLE_1[algo]) for task in PAPER_TASKS), ("atari", TABLE_5)):
         values = YAMLS[algo][task]
         assert {key: values[key] for key in expected} == expected, task
         assert ("clip_range" in values) == (algo == "ppo_clip"), task
 
 
-def test_table_3_in_the_zoo(make_manager: Any) -> None:
+def test_table_3_in_the_zoo(make_manager):
     config = str(zoo.hyperparams_path("ppo_clip").parent / "paper" / "table3_mujoco.yml")
     model = build(make_manager("ppo_klpen", "Reacher-v4", config=config, hyperparams={"kl_target": 0.03}))
     assert (model.n_steps, model.batch_size, model.n_epochs, model.kl_target) == (2048, 64, 10, 0.03)
@@ -170,7 +167,7 @@ def test_table_3_in_the_zoo(make_manager: Any) -> None:
     assert (model.action_space.high > 1e38).all()
 
 
-def test_table_4_adapts_the_step_size_and_anneals_the_deviation(make_manager: Any) -> None:
+def test_table_4_adapts_the_step_size_and_anneals_the_deviation(make_manager):
     config = zoo.hyperparams_path("ppo_clip").parent / "paper" / "table4_roboschool.yml"
     manager = make_manager("ppo_clip", "HumanoidBulletEnv-v0", config=str(config))
     model = build(manager)
@@ -179,7 +176,7 @@ def test_table_4_adapts_the_step_size_and_anneals_the_deviation(make_manager: An
     assert (type(callback), callback.initial, callback.final) == (AnnealLogStd, -0.7, -1.6)
 
 
-def test_other_entries_of_ppo_clip_are_the_zoos(exp_manager: ModuleType) -> None:
+def test_other_entries_of_ppo_clip_are_the_zoos(exp_manager):
     theirs = zoo_ppo(exp_manager)
     carried_over = set(theirs) - {"default", "atari", *PAPER_TASKS}
     assert len(carried_over) > 35
@@ -195,7 +192,7 @@ def test_other_entries_of_ppo_clip_are_the_zoos(exp_manager: ModuleType) -> None
 
 
 @pytest.mark.parametrize("algo", ["ppo_fixedkl", "ppo_klpen"])
-def test_kl_entries_differ_from_ppo_clip_by_the_rule_of_their_header(algo: str) -> None:
+def test_kl_entries_differ_from_ppo_clip_by_the_rule_of_their_header(algo):
     # kl_coef = 3 * 0.2 / epsilon, kl_target = 0.01 * (epsilon / 0.2)^2
     rule = {
         "ppo_fixedkl": {"0.1": 6.0, "0.18": 3.33, "0.2": 3.0, "0.3": 2.0, "0.4": 1.5},
@@ -214,7 +211,7 @@ def test_kl_entries_differ_from_ppo_clip_by_the_rule_of_their_header(algo: str) 
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_every_entry_says_where_it_is_from(algo: str) -> None:
+def test_every_entry_says_where_it_is_from(algo):
     lines = zoo.hyperparams_path(algo).read_text(encoding="utf-8").splitlines()
     entries = [number for number, line in enumerate(lines) if line[:1].isalnum()]
     assert len(entries) == len(YAMLS[algo])
@@ -236,7 +233,7 @@ def test_every_entry_says_where_it_is_from(algo: str) -> None:
         ("ppo_klpen", "kl_target", "lin_0.02", 0.01),
     ],
 )
-def test_string_schedules(make_manager: Any, algo: str, name: str, text: str, value: float) -> None:
+def test_string_schedules(make_manager, algo, name, text, value):
     model = build(make_manager(algo, "CartPole-v1", hyperparams={name: text}))
     if name == "learning_rate":
         assert model.lr_schedule(0.5) == pytest.approx(value)
@@ -249,7 +246,7 @@ def test_string_schedules(make_manager: Any, algo: str, name: str, text: str, va
     ("algo", "name"),
     [("ppo_clip", "clip_range_vf"), ("ppo_fixedkl", "clip_range"), ("ppo_klpen", "clip_range"), ("ppo_clip", "target_kl")],
 )
-def test_null_turns_a_coefficient_off(make_manager: Any, algo: str, name: str) -> None:
+def test_null_turns_a_coefficient_off(make_manager, algo, name):
     assert getattr(build(make_manager(algo, "CartPole-v1", hyperparams={name: None})), name) is None
 
 
@@ -265,17 +262,17 @@ def test_null_turns_a_coefficient_off(make_manager: Any, algo: str, name: str) -
         ("ppo_clip", {"clip_range": "adaptive_0.01"}, "clip_range must be .* but is the text 'adaptive_0.01'$"),
     ],
 )
-def test_bad_values_are_named(make_manager: Any, algo: str, hyperparams: dict[str, Any], message: str) -> None:
+def test_bad_values_are_named(make_manager, algo, hyperparams, message):
     with pytest.raises(ValueError, match=message):
         build(make_manager(algo, "CartPole-v1", hyperparams=hyperparams))
 
 
-def test_target_kl_is_no_target_of_beta(make_manager: Any) -> None:
+def test_target_kl_is_no_target_of_beta(make_manager):
     model = build(make_manager("ppo_klpen", "HalfCheetah-v4", hyperparams={"target_kl": 0.02}))
     assert (model.target_kl, model.kl_target) == (0.02, 0.01)
 
 
-def test_objects_in_a_python_file(make_manager: Any, tmp_path: Path) -> None:
+def test_objects_in_a_python_file(make_manager, tmp_path):
     """The Zoo itself takes no schedules that are objects."""
     config = tmp_path / "mine.py"
     config.write_text(
@@ -286,11 +283,11 @@ def test_objects_in_a_python_file(make_manager: Any, tmp_path: Path) -> None:
     assert build(make_manager("ppo_clip", "CartPole-v1", config=str(config))).adapted_learning_rate == 1e-3
 
 
-def test_beta_when_training_continues(make_manager: Any, tmp_path: Path) -> None:
+def test_beta_when_training_continues(make_manager, tmp_path):
     """beta goes on, whatever the first one is to be, unless another one is given."""
     build(make_manager("ppo_klpen", "CartPole-v1", hyperparams={"init_kl_coef": 2.0})).save(tmp_path / "model.zip")
 
-    def beta(algo: str, **hyperparams: Any) -> float:
+    def beta(algo, **hyperparams):
         path = str(tmp_path / "model.zip")
         return float(build(make_manager(algo, "CartPole-v1", trained_agent=path, hyperparams=hyperparams)).kl_coef)
 
@@ -299,7 +296,7 @@ def test_beta_when_training_continues(make_manager: Any, tmp_path: Path) -> None
     assert beta("ppo_fixedkl", kl_coef=0.5) == 0.5
 
 
-def test_models_of_other_algorithms_go_on(make_manager: Any, tmp_path: Path) -> None:
+def test_models_of_other_algorithms_go_on(make_manager, tmp_path):
     """With the hyperparameters of the entry, and without what means something else there."""
     for saved in ("ppo", "ppo_clip", "ppo_fixedkl", "ppo_klpen"):
         hyperparams = {"kl_coef": "lin_3.0"} if saved == "ppo_fixedkl" else {}
@@ -319,13 +316,13 @@ def test_models_of_other_algorithms_go_on(make_manager: Any, tmp_path: Path) -> 
 class Weighted(PPOFixedKL):
     """A user's own algorithm."""
 
-    def __init__(self, *args: Any, weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *args, weight=1.0, **kwargs):
         self.weight = weight
         super().__init__(*args, **kwargs)
 
 
 @pytest.mark.parametrize("algo", ["ppo_fixedkl", "mine"])
-def test_own_algorithms(make_manager: Any, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_algorithms(make_manager, algo, tmp_path, monkeypatch):
     from rl_zoo3.utils import ALGOS
 
     monkeypatch.setitem(ALGOS, algo, Weighted)
@@ -337,7 +334,7 @@ def test_own_algorithms(make_manager: Any, algo: str, tmp_path: Path, monkeypatc
     assert (type(model), model.weight, model.kl_coef) == (Weighted, 2.0, 3.0)
 
 
-def test_algorithms_that_are_no_classes(make_manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_algorithms_that_are_no_classes(make_manager, monkeypatch):
     from rl_zoo3.utils import ALGOS
 
     monkeypatch.setitem(ALGOS, "ppo", functools.partial(PPO, target_kl=0.02))

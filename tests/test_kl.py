@@ -109,8 +109,17 @@ def test_directions_of_the_others_and_sums_over_dimensions():
     assert kl_old_new(old, new).item() == pytest.approx(0.223144 + 0.192745, rel=1e-5)
 
 
-def test_independent_categoricals_in_one_distribution():
-    """Such a distribution of torch's has logits of another shape."""
+def test_gaussians_and_categoricals_in_one_distribution():
+    """Independent distributions as one event: of Gaussians the same KL; categoricals have logits of another shape."""
+    kls = []
+    for wrap in (lambda normal: normal, lambda normal: th.distributions.Independent(normal, 1)):
+        old, new = DiagGaussianDistribution(3), DiagGaussianDistribution(3)
+        old.distribution = wrap(th.distributions.Normal(th.zeros(5, 3), th.ones(5, 3)))
+        new.distribution = wrap(th.distributions.Normal(th.ones(5, 3), th.ones(5, 3)))
+        kls.append(kl_old_new(old, new))
+    # 3 * 1^2 / 2
+    assert th.equal(*kls)
+    assert kls[0].tolist() == [1.5] * 5
     distribution = CategoricalDistribution(3)
     distribution.distribution = th.distributions.Independent(th.distributions.Categorical(logits=th.zeros(5, 2, 3)), 1)
     with pytest.raises(NotImplementedError, match=r"No closed form of .* is known for CategoricalDistribution"):

@@ -34,7 +34,7 @@ print(exp_manager.ExperimentManager(argparse.Namespace(), "ppo_klpen", "CartPole
 """
 
 
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments, cwd):
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SB3_", "PIP_"))}
     result = subprocess.run(list(map(str, arguments)), cwd=cwd, env=environ, text=True, capture_output=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -42,7 +42,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory):
     """A copy of what the package is built from, so that the working tree stays clean."""
     source = tmp_path_factory.mktemp("source")
     for path in (ROOT / name for name in SOURCES):
@@ -54,7 +54,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dist(source: Path) -> Path:
+def dist(source):
     """The sdist, and the wheel built from it."""
     pytest.importorskip("build", reason="building needs the package `build`")
     run(sys.executable, "-m", "build", "--no-isolation", cwd=source)
@@ -62,12 +62,12 @@ def dist(source: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(dist: Path) -> Path:
+def wheel(dist):
     return next(dist.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
-def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dependencies(tmp_path_factory):
     """All that is installed where the tests run, without this package and without ``.pth`` files."""
     directory = tmp_path_factory.mktemp("dependencies")
     paths = sysconfig.get_paths()
@@ -81,35 +81,35 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Environment:
     """A virtual environment that sees packages in a directory besides its own."""
 
-    def __init__(self, path: Path, dependencies: Path) -> None:
+    def __init__(self, path, dependencies):
         venv.create(path, symlinks=True)
         self.python = path / "bin" / "python"
         purelib = run(self.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=path).stdout.strip()
         self.site_packages = Path(purelib)
         (self.site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
 
-    def run(self, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments, cwd):
         return run(self.python, *arguments, cwd=cwd)
 
-    def install(self, *what: str | Path, cwd: Path) -> None:
+    def install(self, *what, cwd):
         options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
         self.run("-m", "pip", "--disable-pip-version-check", "install", *options, *what, cwd=cwd)
 
-    def uninstall(self, cwd: Path) -> None:
+    def uninstall(self, cwd):
         self.run("-m", "pip", "--disable-pip-version-check", "uninstall", "--yes", "--quiet", "sb3_ppo_variants", cwd=cwd)
 
-    def installed(self) -> set[str]:
+    def installed(self):
         """All files in site-packages, and the scripts."""
         roots = (self.site_packages, self.python.parent)
         return {str(path) for root in roots for path in root.rglob("*") if "__pycache__" not in path.parts}
 
 
 @pytest.fixture
-def environment(dependencies: Path, tmp_path: Path) -> Environment:
+def environment(dependencies, tmp_path):
     return Environment(tmp_path / "environment", dependencies)
 
 
-def test_wheel(wheel: Path) -> None:
+def test_wheel(wheel):
     assert len(PAPER_FILES) == 3
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -134,14 +134,14 @@ def test_wheel(wheel: Path) -> None:
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_sdist(dist: Path) -> None:
+def test_sdist(dist):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"hyperparams/paper/{path.name}" for path in PAPER_FILES} <= names
     assert {*(f"hyperparams/{algo}.yml" for algo in ALGOS), "sb3_ppo_variants.pth", "README.md", "LICENSE"} <= names
 
 
-def test_version_has_one_source() -> None:
+def test_version_has_one_source():
     import sb3_ppo_variants
 
     assert sb3_ppo_variants.__version__ == VERSION
@@ -151,7 +151,7 @@ def test_version_has_one_source() -> None:
 ARGUMENTS = ["--algo", "ppo_klpen", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--num-threads", "1"]
 
 
-def test_wheel_in_an_environment(environment: Environment, wheel: Path, source: Path, tmp_path: Path) -> None:
+def test_wheel_in_an_environment(environment, wheel, source, tmp_path):
     before = environment.installed()
     environment.install(wheel, cwd=tmp_path)
     # At start-up the hook alone
@@ -182,7 +182,7 @@ def test_wheel_in_an_environment(environment: Environment, wheel: Path, source: 
     assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]
 
 
-def test_editable_installation(environment: Environment, source: Path, tmp_path: Path) -> None:
+def test_editable_installation(environment, source, tmp_path):
     before = environment.installed()
     environment.install("-e", source, cwd=tmp_path)
     assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["True"]

@@ -183,29 +183,18 @@ class FlatValues(ActorCriticPolicy):
         return actions, values.flatten(), log_prob
 
 
-class OverwritesActions(OwnPolicy):
-    def evaluate_actions(self, obs, actions):
-        return super().evaluate_actions(obs, actions.mul_(0.5))
-
-
-class InFloat64(OwnPolicy):
-    def evaluate_actions(self, obs, actions):
-        values, log_prob, entropy = super().evaluate_actions(obs, actions)
-        return values, log_prob.double(), entropy
-
-
-class GradientPenalty(OwnPolicy):
-    """Needs gradients in its evaluation."""
+class Evaluates(ActorCriticPolicy):
+    """Overwrites the actions, evaluates in float64, and needs gradients for it."""
 
     def evaluate_actions(self, obs, actions):
-        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        values, log_prob, entropy = super().evaluate_actions(obs, actions.mul_(0.5))
         (gradient,) = th.autograd.grad(log_prob.sum(), self.action_net.bias, create_graph=True)
-        return values + 1e-3 * gradient.norm(), log_prob, entropy
+        return values + 1e-3 * gradient.norm(), log_prob.double(), entropy
 
 
 @pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout")
 @pytest.mark.parametrize("buffer", [None, HalvedAdvantages])
-@pytest.mark.parametrize("policy", [FlatValues, OverwritesActions, InFloat64, GradientPenalty, OwnNetworks])
+@pytest.mark.parametrize("policy", [FlatValues, Evaluates, OwnPolicy, OwnNetworks])
 def test_custom_policies(policy, buffer, both):
     _, actual = both(policy, n_updates=2, n_epochs=2, rollout_buffer_class=buffer)
     assert actual[1][-1]["train/kl"] > 0

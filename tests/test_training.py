@@ -208,12 +208,11 @@ class Estimated(Laplace):
         return None
 
 
-class AsOne(DiagGaussianDistribution):
-    """The same Gaussian, as one event."""
+class WithoutTorch(DiagGaussianDistribution):
+    """Holds no distribution of torch's under the usual name."""
 
     def proba_distribution(self, mean_actions, log_std):
         self.gaussian = th.distributions.Normal(mean_actions, log_std.exp().expand_as(mean_actions))
-        self.distribution = th.distributions.Independent(self.gaussian, 1)
         return self
 
     def log_prob(self, actions):
@@ -224,15 +223,6 @@ class AsOne(DiagGaussianDistribution):
 
     def sample(self):
         return self.gaussian.rsample()
-
-
-class WithoutTorch(AsOne):
-    """Holds no distribution of torch's under the usual name."""
-
-    def proba_distribution(self, mean_actions, log_std):
-        super().proba_distribution(mean_actions, log_std)
-        del self.distribution
-        return self
 
 
 def policy_with(distribution):
@@ -259,11 +249,6 @@ def test_distributions_without_closed_form(distribution):
     # Without a weight nobody asks for it
     unclipped, _ = train(PPOFixedKL, policy, kl_coef=0, clip_range=0.2, ent_coef=0.01)
     assert equal(unclipped.policy.state_dict(), expected.policy.state_dict())
-
-
-def test_distribution_of_torch_in_another_form():
-    kl = [updates(train(PPOKLPen, policy)[1])[-1]["train/kl"] for policy in (policy_with(AsOne), "MlpPolicy")]
-    assert kl[0] == pytest.approx(kl[1], rel=1e-3)
 
 
 class HeadWithASpare(th.nn.Module):

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import importlib.util
 import inspect
 import json
 import os
@@ -11,19 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_ppo_variants import NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen, ProximalPolicyOptimization, zoo
+from sb3_ppo_variants import NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen, zoo
 
 HOOK = "_sb3_ppo_variants_hook"
 OPT_OUT = "SB3_PPO_VARIANTS_NO_ZOO"
-CLASSES: dict[str, type[ProximalPolicyOptimization]] = {"ppo_clip": PPOClip, "ppo_fixedkl": PPOFixedKL, "ppo_klpen": PPOKLPen}
+CLASSES = {"ppo_clip": PPOClip, "ppo_fixedkl": PPOFixedKL, "ppo_klpen": PPOKLPen}
 ENV_ID = "CartPole-v1"
 SHORT = ["--env", ENV_ID, "--num-threads", "1", "--seed", "1", "--device", "cpu", "--eval-freq", "-1"]
 
@@ -36,7 +32,7 @@ for module, arguments in json.loads(sys.argv[1]):
 """
 
 
-def python(*arguments: str, cwd: Path, env: dict[str, str] | None = None, check: bool = True) -> Any:
+def python(*arguments, cwd, env=None, check=True):
     """Run Python in a scratch directory as a user would who has installed this package."""
     bin_dir = str(Path(sys.executable).parent)
     environ = {name: value for name, value in os.environ.items() if name not in (OPT_OUT, "PYTHONPATH", "PYTHONWARNINGS")}
@@ -48,20 +44,19 @@ def python(*arguments: str, cwd: Path, env: dict[str, str] | None = None, check:
     return result
 
 
-def run_modules(commands: Sequence[tuple[str, Sequence[str]]], cwd: Path, first: str = "") -> str:
+def run_modules(commands, cwd, first=""):
     """The output of several of the Zoo's modules, given by name and arguments, after some code."""
-    output: str = python("-c", first + RUN_MODULES, json.dumps(commands), cwd=cwd).stdout
-    return output
+    return python("-c", first + RUN_MODULES, json.dumps(commands), cwd=cwd).stdout
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hook_is_installed(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _hook_is_installed(tmp_path_factory):
     active = python("-c", f"import sys; print({HOOK!r} in sys.modules)", cwd=tmp_path_factory.mktemp("hook")).stdout
     if active != "True\n":
         pytest.fail("The start-up hook is not installed: run `pip install -e .`", pytrace=False)
 
 
-def saved_model(cwd: Path, algo: str, run_id: int = 1, logs: str = "logs") -> Path:
+def saved_model(cwd, algo, run_id=1, logs="logs"):
     return cwd / logs / algo / f"{ENV_ID}_{run_id}" / f"{ENV_ID}.zip"
 
 
@@ -73,7 +68,7 @@ TARGETS = ["kl_target:1e-12", "learning_rate:'adaptive_1e-12'", "n_epochs:2"]
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def trained(tmp_path_factory):
     """A directory with logs/ of two trainings of each algorithm (one is too few for the Zoo's plot_from_file), and with others
     of other settings; and what each has printed."""
     cwd = tmp_path_factory.mktemp("trained")
@@ -92,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 @pytest.mark.parametrize("algo", CLASSES)
-def test_train_saves_a_model_of_the_class(trained: Any, algo: str) -> None:
+def test_train_saves_a_model_of_the_class(trained, algo):
     cwd, outputs = trained
     used = Path(outputs[2 * list(CLASSES).index(algo)].splitlines()[0])
     # By content, as the tests may import the source tree and the Zoo what is installed
@@ -105,7 +100,7 @@ def test_train_saves_a_model_of_the_class(trained: Any, algo: str) -> None:
     assert {"ppo_clip": "- lin_0.2", "ppo_fixedkl": "- 3.0", "ppo_klpen": "- lin_0.01"}[algo] in config
 
 
-def test_conf_and_params_take_schedules_and_none(trained: Any) -> None:
+def test_conf_and_params_take_schedules_and_none(trained):
     cwd, (*_, conf, params, _, _) = trained
     assert conf.startswith("mine.yml\n")
     # The first update is made at half time
@@ -115,7 +110,7 @@ def test_conf_and_params_take_schedules_and_none(trained: Any) -> None:
     assert model.clip_range is model.max_grad_norm is None
 
 
-def test_continued_training_goes_on_with_beta_and_step_size(trained: Any) -> None:
+def test_continued_training_goes_on_with_beta_and_step_size(trained):
     # Two updates of 256 steps each: 3e-4 / 1.5^2, 3e-4 / 1.5^4
     for run_id, beta, step_size in ((1, 4.0, 1.3333e-4), (2, 16.0, 5.9259e-5)):
         data, _, _ = load_from_zip_file(saved_model(trained[0], "ppo_klpen", run_id, "continued"))
@@ -123,7 +118,7 @@ def test_continued_training_goes_on_with_beta_and_step_size(trained: Any) -> Non
         assert (data["kl_coef"], data["adapted_learning_rate"]) == (beta, pytest.approx(step_size, rel=1e-4))
 
 
-def test_enjoy_video_plots_and_benchmark(trained: Any, tmp_path: Path) -> None:
+def test_enjoy_video_plots_and_benchmark(trained, tmp_path):
     cwd, _ = trained
     # The Zoo's benchmark runs `python enjoy.py`, which it has in the root of its repository
     (cwd / "enjoy.py").write_text("from rl_zoo3.enjoy import enjoy\n\nenjoy()\n")
@@ -156,13 +151,13 @@ optuna.Trial.suggest_int = lambda self, name, low, high: suggest_int(self, name,
 """
 
 
-def columns(report: Path) -> set[str]:
+def columns(report):
     with report.open() as file:
         names = next(csv.reader(file))
     return {name.removeprefix("params_") for name in names if name.startswith("params_")}
 
 
-def test_hyperparameter_search(tmp_path: Path) -> None:
+def test_hyperparameter_search(tmp_path):
     search = ["--env", ENV_ID, "-n", "128", "--seed", "1", "--device", "cpu", "--num-threads", "1", "-optimize"]
     search += ["--n-trials", "2", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1"]
     search += ["--no-optim-plots", "-params", "n_envs:1"]
@@ -190,11 +185,11 @@ def test_hyperparameter_search(tmp_path: Path) -> None:
     assert saved_model(tmp_path, "ppo_klpen", logs="found").is_file()
 
 
-def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager: ModuleType) -> None:
+def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager):
     import optuna
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 
-    def trials(algo: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def trials(algo):
         # The first three at random, the others by what those have found
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=3, seed=1))
         found = []
@@ -212,7 +207,7 @@ def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager: ModuleType) -> Non
         assert trials(algo)[0][1].items() > theirs[0][1].items()
 
 
-def test_registering_again_changes_nothing(exp_manager: ModuleType) -> None:
+def test_registering_again_changes_nothing(exp_manager):
     from rl_zoo3 import hyperparams_opt, utils
 
     assert pickle.loads(pickle.dumps(exp_manager.ExperimentManager)) is exp_manager.ExperimentManager
@@ -223,9 +218,9 @@ def test_registering_again_changes_nothing(exp_manager: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("algo", ["ppo_klpen", "ppo"])
-def test_config_of_the_experiment_manager(exp_manager: ModuleType, algo: str, tmp_path: Path) -> None:
+def test_config_of_the_experiment_manager(exp_manager, algo, tmp_path):
     manager_class = exp_manager.ExperimentManager
-    given: list[Any] = [argparse.Namespace(), algo, ENV_ID, str(tmp_path)]
+    given = [argparse.Namespace(), algo, ENV_ID, str(tmp_path)]
     own = {"ppo_klpen": zoo.hyperparams_path("ppo_klpen")}
     default = Path(str(exp_manager.__file__)).parent / "hyperparams" / "ppo.yml"
     assert Path(manager_class(*given).config) == own.get(algo, default)
@@ -238,10 +233,8 @@ def test_config_of_the_experiment_manager(exp_manager: ModuleType, algo: str, tm
 @pytest.mark.parametrize(
     "hyperparams", [{"clip_range": None}, {"ent_coef": "lin_0.1"}, {"learning_rate": "exp_0.1"}, {"unknown": 1}]
 )
-def test_other_algorithms_are_preprocessed_as_before(
-    exp_manager: ModuleType, hyperparams: dict[str, Any], tmp_path: Path
-) -> None:
-    def outcome(manager_class: Any) -> Any:
+def test_other_algorithms_are_preprocessed_as_before(exp_manager, hyperparams, tmp_path):
+    def outcome(manager_class):
         manager = manager_class(argparse.Namespace(), "ppo", ENV_ID, str(tmp_path), verbose=0)
         try:
             return repr(manager._preprocess_hyperparams({"n_timesteps": 1, "policy": "MlpPolicy"} | hyperparams))
@@ -251,10 +244,10 @@ def test_other_algorithms_are_preprocessed_as_before(
     assert outcome(exp_manager.ExperimentManager) == outcome(exp_manager.ExperimentManager.__mro__[1])
 
 
-def test_search_prunes_a_trial_that_blows_up(exp_manager: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_prunes_a_trial_that_blows_up(exp_manager, tmp_path, monkeypatch):
     import optuna
 
-    def blow_up(self: Any) -> None:
+    def blow_up(self):
         raise NonFiniteUpdateError("blown up")
 
     monkeypatch.setattr(PPOKLPen, "train", blow_up)
@@ -287,7 +280,7 @@ print("RESULT", json.dumps([tables, numbers]))
 """
 
 
-def test_other_algorithms_are_unchanged(tmp_path: Path) -> None:
+def test_other_algorithms_are_unchanged(tmp_path):
     results = []
     for number, env in enumerate([{}, {OPT_OUT: "1"}]):
         output = python("-W", "ignore", "-c", OTHERS, str(tmp_path / str(number)), cwd=tmp_path, env=env).stdout
@@ -314,20 +307,20 @@ assert len(rl_zoo3.train.ExperimentManager.__mro__) == 3
 """
 
 
-def test_opt_out_and_register_by_hand(tmp_path: Path) -> None:
+def test_opt_out_and_register_by_hand(tmp_path):
     result = python("-c", REGISTER_BY_HAND, cwd=tmp_path, env={OPT_OUT: "1"})
     assert result.stdout.splitlines()[-1] == "exit 2"
     assert "invalid choice: 'ppo_klpen'" in result.stderr
 
 
-def test_algorithms_train_without_the_zoo(tmp_path: Path) -> None:
+def test_algorithms_train_without_the_zoo(tmp_path):
     code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_ppo_variants import PPOKLPen; "
     code += "PPOKLPen('MlpPolicy', 'CartPole-v1', n_steps=64).learn(64)"
     python("-c", code, cwd=tmp_path)
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> Path:
+def packages(tmp_path):
     """Small packages in place of the Zoo and of this one."""
     modules = {"utils": "STATE = 'executed'", "hyperparams_opt": "", "exp_manager": "import rl_zoo3.hyperparams_opt"}
     code = "import sys\ndef register_module(name): print('registered', name, vars(sys.modules[name]).get('STATE'))"
@@ -350,7 +343,7 @@ class Delegating:
         self.busy = True
         try: return importlib.util.find_spec(name)
         finally: self.busy = False
-sys.meta_path.insert({position}, Delegating())
+sys.meta_path.insert(0, Delegating())
 import rl_zoo3.utils
 """
 HOOK_AT_WORK = {
@@ -363,32 +356,23 @@ HOOK_AT_WORK = {
         "import importlib.util; importlib.util.find_spec('rl_zoo3.utils'); print('looked'); import rl_zoo3.utils",
         ["looked", REGISTERED],
     ),
-    "a finder before it that delegates, too": (DELEGATING.format(position=0), [REGISTERED]),
-    "a finder after it that delegates, too": (DELEGATING.format(position=1), [REGISTERED]),
+    "another finder that delegates, too": (DELEGATING, [REGISTERED]),
 }
 
 
 @pytest.mark.parametrize("case", HOOK_AT_WORK)
-def test_hook(case: str, packages: Path) -> None:
+def test_hook(case, packages):
     code, expected = HOOK_AT_WORK[case]
     assert python("-c", code, cwd=packages).stdout.splitlines() == expected
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", False), ("yes", False), ("", True), ("0", True)])
-def test_opt_out_of_the_hook(packages: Path, value: str, on: bool) -> None:
+def test_opt_out_of_the_hook(packages, value, on):
     result = python("-c", "import rl_zoo3.utils", cwd=packages, env={OPT_OUT: value})
     assert ("registered" in result.stdout) == on
 
 
-def test_spec_and_loader_are_as_without_the_hook(packages: Path) -> None:
-    code = "import rl_zoo3.utils as m; "
-    code += "print(m.__spec__, type(m.__loader__), vars(m.__loader__), m.__file__, m.__cached__ == m.__spec__.cached)"
-    outputs = [python("-c", code, cwd=packages, env={OPT_OUT: value}).stdout.splitlines()[-1] for value in ("0", "1")]
-    # The loader's address differs from run to run
-    assert re.sub("0x[0-9a-f]+", "", outputs[0]) == re.sub("0x[0-9a-f]+", "", outputs[1])
-
-
-def test_failures_around_the_hook(packages: Path) -> None:
+def test_failures_around_the_hook(packages):
     (packages / "sb3_ppo_variants" / "zoo.py").write_text("raise RuntimeError('broken')\n")
     result = python("-c", "import rl_zoo3.utils, rl_zoo3.exp_manager; print(rl_zoo3.utils.STATE)", cwd=packages)
     assert result.stdout == "executed\n"
@@ -398,23 +382,3 @@ def test_failures_around_the_hook(packages: Path) -> None:
     result = python("-c", "import rl_zoo3.utils", cwd=packages, check=False)
     assert result.stderr.splitlines()[-1] == "ImportError: theirs"
     assert "registered" not in result.stdout
-
-
-def test_start_up_is_cheap(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec(HOOK)
-    assert spec is not None
-    assert spec.origin is not None
-    code = f"""
-import os, sys, time
-# Not turned off
-os.environ.pop({OPT_OUT!r}, None)
-before = set(sys.modules)
-source = compile(open({spec.origin!r}).read(), "hook", "exec")
-start = time.perf_counter()
-exec(source, {{"__name__": "hook"}})
-print(time.perf_counter() - start, *sorted(set(sys.modules) - before))
-"""
-    runs = [python("-c", code, cwd=tmp_path, env={OPT_OUT: "1"}).stdout.split() for _ in range(5)]
-    assert min(float(seconds) for seconds, *_ in runs) < 5e-4
-    # Nothing is imported that a bare interpreter has not
-    assert all(not imported for _, *imported in runs)
