@@ -68,9 +68,7 @@ def test_auto_compiles_earlier_for_images():
         return PPOClip("CnnPolicy", env, n_steps=64, batch_size=64, n_epochs=4)
 
     # 6 images count as a step: 4 x 64 / 6 = 42.7 steps in a rollout, 12,000 in 281.25 of them
-    assert not is_compiled(model(), 281 * 64)
-    assert is_compiled(model(), 281 * 64 + 1)
-    assert is_compiled(model(), *[1] * 282)
+    assert [is_compiled(model(), 281 * 64 + more) for more in (0, 1)] == [False, True]
 
 
 @pytest.mark.parametrize(("cls", "action"), [(PPOClip, "discrete"), (PPOFixedKL, "box")])
@@ -161,11 +159,11 @@ def test_reasons_not_to_compile(kwargs, reason):
 def test_reason_that_appears_after_the_rollout_and_passes():
     model = make_model(compile=True)
     own = type(model.rollout_buffer)
+    halve = InEachRollout(lambda model: setattr(model.rollout_buffer, "__class__", HalvedAdvantages), at_end=True)
     with pytest.raises(CompilationError, match="HalvedAdvantages, not one of SB3's own"):
-        model.learn(52, InEachRollout(lambda model: setattr(model.rollout_buffer, "__class__", HalvedAdvantages), at_end=True))
+        model.learn(52, halve)
     model.rollout_buffer.__class__ = own
-    model.learn(52)
-    assert model._uses_compiled
+    assert model.learn(52)._uses_compiled
 
 
 def both_paths(callback, n_updates=6, **kwargs):

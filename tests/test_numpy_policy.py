@@ -156,26 +156,20 @@ def test_distribution_of_the_actions(action):
         assert np.abs(frequencies - probs).max() < 4 * 0.5 / np.sqrt(n_steps)
 
 
-def test_probability_that_becomes_zero():
+def test_changed_parameters_count_in_the_next_rollout_and_a_probability_may_become_zero():
     """Also where NumPy has been told to raise errors."""
-    model = numpy_model("discrete")
-    with th.no_grad():
-        model.policy.action_net.bias[0] = -100
-    with np.errstate(all="raise"):
-        model.learn(52)
-    assert not (model.rollout_buffer.actions == 0).any()
-    assert model.logger.name_to_value["train/n_updates"] == 1
-
-
-def test_changed_parameters_count_in_the_next_rollout():
-    model = numpy_model(learning_rate=0.0)
-    for _ in range(2):
+    model = numpy_model("discrete", learning_rate=0.0)
+    for bias in (0.0, -100.0):
+        with th.no_grad():
+            model.policy.action_net.bias[0] = bias
         policy, callback = copy.deepcopy(model.policy), KeepRollout()
-        anneal = InEachStep(lambda model: model.policy.log_std.data.sub_(0.01))
-        model.learn(52, [anneal, callback], reset_num_timesteps=False)
+        anneal = InEachStep(lambda model: model.policy.action_net.bias.data.sub_(0.01))
+        with np.errstate(all="raise"):
+            model.learn(52, [anneal, callback], reset_num_timesteps=False)
         obs, actions, _, log_probs = callback.tensors()
         with th.no_grad():
             assert th.allclose(log_probs, policy.evaluate_actions(obs, actions)[1], atol=1e-5)
+        assert (actions == 0).any() == (bias == 0)
 
 
 @pytest.mark.parametrize("action", ["box", "discrete"])

@@ -161,40 +161,28 @@ def test_beta_of_a_loaded_model(tmp_path):
         assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0, kl_coef_bounds=(4, 16)).kl_coef == 8.0
 
 
-@pytest.mark.parametrize("cls", [PPOClip, PPOKLPen])
-def test_what_the_load_of_sb3_takes(cls, tmp_path):
-    """Files without some attributes, subclasses that pass their arguments on, and spaces."""
-
-    class Own(cls):
-        policy_aliases: ClassVar = {"Mine": ActorCriticPolicy}
-
-        def __init__(self, *args, weight=2, **kwargs):
-            self.weight = weight
-            super().__init__(*args, **kwargs)
-
-    pendulum(Own, policy="Mine", weight=3).save(tmp_path / "model", exclude=["clip_range"])
-    space = gym.spaces.Box(-3, 3, (1,), np.float32)
-    loaded = Own.load(tmp_path / "model", stats_window_size=3, action_space=space)
-    assert (loaded.weight, loaded._stats_window_size, loaded.action_space) == (3, 3, space)
-    assert arguments(loaded)["clip_range"] == (0.2 if cls is PPOClip else None)
-
-
 @pytest.mark.parametrize("cls", ALGORITHMS)
-def test_constructors_of_other_shapes(cls, tmp_path):
+def test_constructors_of_other_shapes_and_what_the_load_of_sb3_takes(cls, tmp_path):
     class EnvFirst(cls):
         def __init__(self, env, policy="MlpPolicy", **kwargs):
             super().__init__(policy, env, **kwargs)
 
     class ByKeyword(cls):
-        def __init__(self, *, policy="MlpPolicy", env=None, weight=2, **kwargs):
+        policy_aliases: ClassVar = {**cls.policy_aliases, "Mine": ActorCriticPolicy}
+
+        def __init__(self, *, policy="Mine", env=None, weight=2, **kwargs):
+            self.weight = weight
             super().__init__(policy, env, **kwargs)
 
     class Partial(cls):
-        __init__ = functools.partialmethod(cls.__init__, n_steps=64)
+        __init__ = functools.partialmethod(cls.__init__, policy="MlpPolicy", n_steps=64)
 
     for own in (EnvFirst, ByKeyword, Partial):
-        own(policy="MlpPolicy", env="Pendulum-v1", batch_size=32, device="cpu").save(tmp_path / "model")
-        assert own.load(tmp_path / "model", n_epochs=7).n_epochs == 7
+        own(env="Pendulum-v1", batch_size=32, device="cpu").save(tmp_path / "model", exclude=["clip_range"])
+        space = gym.spaces.Box(-3, 3, (1,), np.float32)
+        loaded = own.load(tmp_path / "model", n_epochs=7, action_space=space)
+        assert (loaded.n_epochs, loaded.action_space) == (7, space)
+        assert arguments(loaded)["clip_range"] == (0.2 if cls is PPOClip else None)
         for name in ("clip_rnage", "self", "kwargs"):
             with pytest.raises(TypeError, match=f"unexpected keyword argument: {name}$"):
                 own.load(tmp_path / "model", **{name: 1})
