@@ -57,10 +57,12 @@ SHARED = ("trained", "directory", "dist")
 def pytest_configure(config):
     if config.getoption("dist", "no") == "load":
         config.option.dist = "loadgroup"
+    # In the processes, which have been told before
+    config.option.loadgroup = hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    for item in items if config.pluginmanager.has_plugin("xdist") else []:
+    for item in items if config.option.loadgroup else []:
         for name in set(SHARED) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(name))

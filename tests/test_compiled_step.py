@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch as th
-from compiled_support import assert_steps_agree_in_float64, needs_new_torch, reference_and_compiled, trained
+from compiled_support import Update, assert_steps_agree_in_float64, needs_new_torch, reference_and_compiled, trained
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecTransposeImage, is_vecenv_wrapped
@@ -137,6 +137,12 @@ def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
     assert (compiled.rows[:-1, APPROX_KL] <= 1.05e-2).all()
     assert compiled.rows[-1, APPROX_KL] > 1.05e-2
     assert compiled.rows[:, -1].isnan().tolist() == reference.rows[:, -1].isnan().tolist() == [False] * (n_steps - 1) + [True]
+    # An update that ends before its first step leaves the optimizer as it was
+    model.policy.optimizer.state.clear()
+    model.target_kl = 1e-9
+    compiled = Update(model, True)
+    assert len(compiled.rows) == 1
+    assert compiled.optimizer["state"] == {}
 
 
 @pytest.mark.parametrize("compiles", [True, False])
