@@ -77,7 +77,8 @@ def closed_form(distribution: Any) -> ClosedForm:
     :return: the KL of its family, and its parameters
     :raises NotImplementedError: if it holds one of another family
     """
-    beneath: Any = getattr(distribution, "distribution", None)
+    # contrib's, of several heads with masks, hold a list under another name
+    beneath: Any = getattr(distribution, "distributions", None) or getattr(distribution, "distribution", None)
     if isinstance(beneath, list) and beneath and all(_is_a(Categorical, one) for one in beneath):
         return ClosedForm(kl_categoricals, tuple(one.logits for one in beneath))
     if _is_a(Categorical, beneath):

@@ -11,7 +11,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.policies import LOG_SQRT_2PI, Action, FeedForward, Observations, is_standard_mlp, networks
+from sb3_ppo_variants.policies import (
+    LOG_SQRT_2PI,
+    NOTHING,
+    Action,
+    FeedForward,
+    Given,
+    Observations,
+    is_standard_mlp,
+    networks,
+)
 
 
 class NumpyPolicy(FeedForward):
@@ -65,7 +74,7 @@ class NumpyPolicy(FeedForward):
             # Probabilities may become 0, also where NumPy has been told to raise an error then
             self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
 
-    def act(self, observations: Observations) -> Action:
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
         # The sum of the squares is quick to compute, and not finite if one of them is not

@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import torch as th
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
@@ -39,6 +40,8 @@ def unsupported_reason(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
 
 def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str | None:
     """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
+    if isinstance(policy, MaskableActorCriticPolicy):
+        return "policies with action masks are not compiled so far"
     if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
         return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
     reasons = {

@@ -7,7 +7,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch.distributions import Normal
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.policies import Action, FeedForward, Observations, has_hooks, is_of_libraries
+from sb3_ppo_variants.policies import NOTHING, Action, FeedForward, Given, Observations, has_hooks, is_of_libraries
 
 
 def lane(policy: ActorCriticPolicy) -> "StraightSde | None":
@@ -21,7 +21,7 @@ class StraightSde(FeedForward):
     """The operations of ``ActorCriticPolicy.forward``: the same numbers and random draws."""
 
     @th.no_grad()
-    def act(self, observations: Observations) -> Action:
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of a rollout, as ``FeedForward.act``."""
         checks.check_observation(observations)
         policy, distribution = self.policy, self.policy.action_dist
