@@ -85,7 +85,8 @@ def collect_rollouts(
             truncated = done and infos[idx].get("TimeLimit.truncated", False)
             if truncated and infos[idx].get("terminal_observation") is not None:
                 terminal = policy.seen(infos[idx]["terminal_observation"])
-                terminal_value = policy.value(terminal, self.policy.obs_to_tensor(terminal)[0])[0]
+                terminal_obs = self.policy.obs_to_tensor(terminal)[0]
+                terminal_value = policy.value(terminal, terminal_obs)[0]
                 rewards[idx] += self.gamma * terminal_value
 
         add(observations, actions, rewards, self._last_episode_starts, values, log_probs, **given)
