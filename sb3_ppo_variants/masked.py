@@ -1,5 +1,6 @@
 """The algorithm with a policy that takes action masks: what it does otherwise, as its methods or for them."""
 
+import importlib
 import warnings
 from typing import Any
 
@@ -20,9 +21,17 @@ POLICIES = {
 }
 
 
+def takes_masks(policy: Any) -> bool:
+    """Whether a policy takes masks: its class, its name, or, as the RL Zoo has it, the path of its class."""
+    if isinstance(policy, str) and "." in policy:
+        module, _, name = policy.rpartition(".")
+        policy = getattr(importlib.import_module(module), name)
+    return issubclass(policy, MaskableActorCriticPolicy) if isinstance(policy, type) else policy in POLICIES
+
+
 def is_masked(algorithm: Any) -> bool:
     """Whether the policy takes masks."""
-    return issubclass(algorithm.policy_class, MaskableActorCriticPolicy)
+    return takes_masks(algorithm.policy_class)
 
 
 def set_up(algorithm: Any) -> None:
@@ -46,7 +55,7 @@ def find_masks(algorithm: Any, is_reset: bool) -> masks.Masks | None:
     if is_masked(a):
         found = masks.Masks(a.env)
         a._print(f"Action masks come from {found.source}")
-        if is_reset:
+        if is_reset or a._last_action_masks is None:
             a._last_action_masks = found.after_reset(a._last_obs)
         return found
     name = None if a._has_warned_of_masks else masks.name_for(a.policy_class, a.env)

@@ -14,6 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 # The name of a mask in observations and infos, as in PettingZoo, RLlib and Gymnasium
 KEY = "action_mask"
 
+# The attribute of observations to which masks have been attached
+CARRIED = "action_masks"
+
 # Where masks come from, in the order in which they are looked for
 OBSERVATION = f"the key {KEY!r} of the observations"
 INFO = f"info[{KEY!r}] of reset and step"
@@ -61,7 +64,9 @@ def checked(masks: Any, heads: tuple[int, ...], whose: Callable[[int], str]) -> 
     n = sum(heads)
     # Rows of different lengths are no array
     rows = [np.asarray(mask) for mask in masks]
-    for i, row in enumerate(rows):
+    for i, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+        if mask is None:
+            raise ValueError(f"The action mask {whose(i)} is missing")
         if row.size != n:
             parts = (
                 ""
@@ -122,39 +127,35 @@ class Masks:
 
     def after_reset(self, observations: Any) -> Any:
         """The masks of the first step of all environments, as far as they are known by now."""
-        return self._of(observations, self.env.unwrapped.reset_infos, 0)
+        return self._of(observations, self.env.unwrapped.reset_infos)
 
-    def after_step(self, observations: Any, infos: Sequence[dict[str, Any]], dones: np.ndarray, timestep: int) -> Any:
+    def after_step(self, observations: Any, infos: Sequence[dict[str, Any]], dones: np.ndarray) -> Any:
         """The masks of the next step, as far as they are known by now: after an automatic reset, of the new episode."""
         if self.source == INFO and dones.any():
             reset_infos = self.env.unwrapped.reset_infos
             infos = [reset_infos[i] if done else infos[i] for i, done in enumerate(dones)]
-        return self._of(observations, infos, timestep)
+        return self._of(observations, infos)
 
-    def _of(self, observations: Any, infos: Sequence[dict[str, Any]], timestep: int) -> Any:
+    def _of(self, observations: Any, infos: Sequence[dict[str, Any]]) -> Any:
         if self.source == OBSERVATION:
             return observations[KEY]
         if self.source == INFO:
-            for i, info in enumerate(infos):
-                if KEY not in info:
-                    raise ValueError(
-                        f"There is no {KEY!r} in the info of environment {i} at timestep {timestep}, as there was"
-                    )
-            return [info[KEY] for info in infos]
+            return [info.get(KEY) for info in infos]
         return None
 
-    def before_step(self, known: Any, timestep: int) -> np.ndarray:
+    def before_step(self, known: Any, timestep: int | None = None) -> np.ndarray:
         """
         The masks of the step that is to come.
 
         :param known: what ``after_reset`` or ``after_step`` has returned
-        :param timestep: the present timestep, for errors
+        :param timestep: the present timestep, for errors, if it is known
         :return: truth values of shape ``(n_envs, n_actions)``
         :raises ValueError: if they are no masks, or leave no action
         """
         if self.source == METHOD:
             known = [method() for method in self.methods] if self.methods else self.env.env_method(EXPECTED_METHOD_NAME)
-        return checked(known, self.heads, lambda i: f"of environment {i} at timestep {timestep}")
+        when = "" if timestep is None else f" at timestep {timestep}"
+        return checked(known, self.heads, lambda i: f"of environment {i}{when}")
 
 
 def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces.Space:
@@ -194,8 +195,9 @@ def given_or_found(given: Any, observations: Any, space: spaces.Space) -> np.nda
     :return: shape ``(n_envs, n_actions)``; ``None`` for none
     :raises ValueError: if they are no masks, or leave no action
     """
-    if given is None and isinstance(observations, dict):
-        given = observations.get(KEY)
+    if given is None:
+        given = observations.get(KEY) if isinstance(observations, dict) else None
+        given = getattr(observations, CARRIED, given)
     if given is None:
         return None
     heads = heads_of(space)
@@ -215,3 +217,42 @@ def name_for(policy_class: type[BasePolicy], env: VecEnv) -> str | None:
     if issubclass(policy_class, MaskableActorCriticPolicy) or not is_supported or source_of(env) is None:
         return None
     return next((f"Maskable{name}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
+
+
+class _Array(np.ndarray):
+    """An array that may have attributes."""
+
+
+class _Dict(dict[str, np.ndarray]):
+    """A dictionary that may have attributes."""
+
+
+def attach_masks(env: VecEnv) -> None:
+    """
+    Attach action masks to the observations that an environment returns from now on, where they are not part of them: whoever
+    predicts from an observation alone, as SB3's ``evaluate_policy`` and the RL Zoo, then predicts with masks.
+
+    :param env: the environment, of which the methods ``reset`` and ``step_wait`` are replaced, as its type must stay
+    """
+    reset, step_wait = env.reset, env.step_wait
+    masks: Masks
+
+    def attached(observations: Any, known: Any) -> Any:
+        if masks.source == OBSERVATION:
+            return observations
+        carrier = _Dict(observations) if isinstance(observations, dict) else observations.view(_Array)
+        setattr(carrier, CARRIED, masks.before_step(known))
+        return carrier
+
+    def reset_with_masks() -> Any:
+        nonlocal masks
+        observations = reset()
+        masks = Masks(env)
+        return attached(observations, masks.after_reset(observations))
+
+    def step_wait_with_masks() -> Any:
+        observations, rewards, dones, infos = step_wait()
+        known = masks.after_step(observations, infos, dones)
+        return attached(observations, known), rewards, dones, infos
+
+    env.reset, env.step_wait = reset_with_masks, step_wait_with_masks  # type: ignore[method-assign]

@@ -69,7 +69,7 @@ def collect_rollouts(
         new_obs, rewards, dones, infos = step(clipped_actions)
         self.num_timesteps += env.num_envs
         if masks is not None:
-            self._last_action_masks = masks.after_step(new_obs, infos, dones, self.num_timesteps)
+            self._last_action_masks = masks.after_step(new_obs, infos, dones)
 
         callback.update_locals(locals())
         if not callback.on_step():

@@ -61,6 +61,9 @@ def load(
         replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
         if "kl_coef" in replaced and "init_kl_coef" in kwargs:
             replaced["kl_coef"] = kwargs["init_kl_coef"]
+        if "compile" not in saved:
+            # A model of MaskablePPO's, but for that alone, is none of the classes here
+            replaced["_mask_is_feature"] = True
         options = (env, device, custom_objects, print_system_info, force_reset)
         model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **replaced, **kwargs)  # type: ignore[attr-defined]
     except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
