@@ -74,8 +74,6 @@ def check_arguments(algorithm: Any) -> None:
         raise ValueError("env must be an environment or the id of one, but is None")
     is_masked, space = issubclass(cls, MaskableActorCriticPolicy), a.observation_space
     if is_masked:
-        if a.use_sde:
-            raise ValueError(f"use_sde must be False with {cls.__name__}, which takes action masks, but is {a.use_sde}")
         masks.heads_of(a.action_space)
         space = masks.visible_space(cls, space)
     has_extractor = "features_extractor_class" in a.policy_kwargs

@@ -64,7 +64,7 @@ def find_masks(algorithm: Any, is_reset: bool) -> masks.Masks | None:
         warnings.warn(
             f"{a.policy_class.__name__} takes no action masks, but the environment gives some, as {masks.source_of(a.env)}: "
             f"the policy {name!r} would use them",
-            stacklevel=6,
+            stacklevel=5,
         )
     return None
 

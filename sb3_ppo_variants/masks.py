@@ -64,25 +64,19 @@ def checked(masks: Any, heads: tuple[int, ...], whose: Callable[[int], str]) -> 
     n = sum(heads)
     # Rows of different lengths are no array
     rows = [np.asarray(mask) for mask in masks]
-    for i, (row, mask) in enumerate(zip(rows, masks, strict=True)):
-        if mask is None:
-            raise ValueError(f"The action mask {whose(i)} is missing")
+    for i, row in enumerate(rows):
+        if row.dtype.kind not in "biuf":
+            raise ValueError(f"The action mask {whose(i)} must be of bool or of 0 and 1, but is {row}")
         if row.size != n:
-            parts = (
-                ""
-                if len(heads) == 1
-                else f" ({len(heads)} parts of {', '.join(map(str, heads[:4]))}{', ...' * (len(heads) > 4)})"
-            )
+            parts = "" if len(heads) == 1 else f" (in {len(heads)} parts)"
             raise ValueError(f"The action mask {whose(i)} has {row.size} entries, but there are {n} actions{parts}")
     found = np.stack([row.reshape(n) for row in rows])
     if found.dtype != bool:
-        right = (found == 0) | (found == 1) if found.dtype.kind in "iuf" else np.zeros(found.shape, bool)
-        if not right.all():
-            i, j = np.argwhere(~right)[0]
+        wrong = (found != 0) & (found != 1)
+        if wrong.any():
+            i, j = np.argwhere(wrong)[0]
             hint = "; VecNormalize must leave it as it is: see its norm_obs_keys" if found.dtype.kind == "f" else ""
-            raise ValueError(
-                f"The action mask {whose(i)} must be of bool or of 0 and 1, but entry {j} is {found[i, j]!r}{hint}"
-            )
+            raise ValueError(f"The action mask {whose(i)} must be of bool or of 0 and 1, but entry {j} is {found[i, j]}{hint}")
         found = found == 1
     is_possible = np.logical_or.reduceat(found, _starts(heads), axis=1)
     if not is_possible.all():
