@@ -95,7 +95,11 @@ def source_of(env: VecEnv) -> str | None:
         return OBSERVATION
     if any(KEY in info for info in env.unwrapped.reset_infos):
         return INFO
-    return METHOD if is_masking_supported(env) else None
+    try:
+        return METHOD if is_masking_supported(env) else None
+    except NotImplementedError:
+        # A vectorized environment whose attributes cannot be asked for
+        return None
 
 
 class Masks:

@@ -22,7 +22,18 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from support import ACTION_SPACES, POLICIES, InEachStep, SpaceEnv, assert_same_training, equal, space_env, train
+from support import (
+    ACTION_SPACES,
+    POLICIES,
+    InEachStep,
+    NoisyExtractor,
+    RunningMeanExtractor,
+    SpaceEnv,
+    assert_same_training,
+    equal,
+    space_env,
+    train,
+)
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, masks
 from sb3_ppo_variants.kl import kl_from_parameters
@@ -88,6 +99,24 @@ def test_normalised_observations_and_rewards(monkeypatch):
         return make
 
     assert_contribs(monkeypatch, "MultiInputPolicy", make_env, n_updates=2)
+
+
+class Derived(MaskableActorCriticPolicy):
+    """A policy of a user's, with an evaluation of its own."""
+
+    def evaluate_actions(self, obs, actions, action_masks=None):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions, action_masks)
+        return 1.5 * values, log_prob, entropy
+
+
+@pytest.mark.parametrize("extractor", [NoisyExtractor, RunningMeanExtractor])
+def test_derived_policies(extractor):
+    kwargs = {"n_updates": 2, "policy_kwargs": {"features_extractor_class": extractor}}
+    expected = train(MaskablePPO, Derived, masked_env("box", "multibinary"), **kwargs)
+    for way in ("info", "observation"):
+        actual = train(PPOClip, Derived, masked_env("box", "multibinary", way), compile=False, **kwargs)
+        assert_same_training(expected, actual)
+        assert actual[1][-1]["train/kl"] > 0
 
 
 @pytest.mark.parametrize("action", ACTIONS)
