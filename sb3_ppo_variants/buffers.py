@@ -32,6 +32,7 @@ class MaskedDictRolloutBuffer(MaskableDictRolloutBuffer):
 
 # Buffers whose samples are those of the rollout, in any order
 OWN_BUFFERS = (RolloutBuffer, DictRolloutBuffer, MaskedRolloutBuffer, MaskedDictRolloutBuffer)
+BUFFERS_OF_VECTORS = (RolloutBuffer, MaskedRolloutBuffer)
 
 
 def masked_buffer(chosen: Any, space: spaces.Space) -> Any:

@@ -4,23 +4,30 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks, masks
-from sb3_ppo_variants.kl import ClosedForm, closed_form
+from sb3_ppo_variants.kl import ClosedForm, closed_form, form_of_parts
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch, Evaluation
 
@@ -35,6 +42,8 @@ LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 # takes, and images that fit into a cache are faster
 CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
+# contrib's logit of an invalid action, which thus has probability 0
+INVALID = -1e8
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -155,6 +164,34 @@ class Masked(FeedForward):
         """The masks."""
         return {"action_masks": samples.action_masks}
 
+    def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
+        policy: Any = self.policy
+        if not is_of_contrib(policy):
+            return super()._closed_forms(chunks)
+        forms = []
+        with evaluation_mode(policy):
+            for observations, given in chunks:
+                logits = policy.action_net(latents(policy, observations)[0])
+                parts = masked_log_probs(logits, given["action_masks"], masks.heads_of(policy.action_space))
+                forms.append(form_of_parts(parts))
+        return forms
+
+
+def masked_log_probs(logits: th.Tensor, action_masks: th.Tensor, heads: tuple[int, ...]) -> list[th.Tensor]:
+    """
+    Logarithms of the probabilities of all actions, of shape ``(batch, n_parts, n_actions)``: a tensor for parts of an action
+    that are next to each other and have as many actions, by one masked log-softmax.
+    """
+    found = []
+    start = 0
+    for n_actions, parts in groupby(heads):
+        stop = start + n_actions * len(list(parts))
+        shape = len(logits), -1, n_actions
+        mask = action_masks[:, start:stop].reshape(shape).bool()
+        found.append(F.log_softmax(th.where(mask, logits[:, start:stop].reshape(shape), INVALID), dim=-1))
+        start = stop
+    return found
+
 
 class PolicyFunction(nn.Module):
     """A function that calls a policy as the forward of a module, which is what ``functional_call`` calls."""
@@ -168,7 +205,8 @@ class PolicyFunction(nn.Module):
 def kind_of(policy: ActorCriticPolicy) -> FeedForward:
     """A policy as PPO sees it."""
     if isinstance(policy, MaskableActorCriticPolicy):
-        return Masked(policy)
+        masked: FeedForward = lane("masked", policy) or Masked(policy)
+        return masked
     kind: FeedForward = lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
     return kind
 
@@ -223,6 +261,20 @@ def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
     return all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
 
 
+def is_of_contrib(policy: Any) -> bool:
+    """Whether a policy is exactly one of contrib's with action masks, of library modules, which nobody watches."""
+    classes = (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy, MaskableMultiInputActorCriticPolicy)
+    return type(policy) in classes and is_of_libraries(policy) and not has_hooks(policy)
+
+
+def latents(policy: Any, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    """What the last layers of actor and critic see."""
+    features = policy.extract_features(observations)
+    if policy.share_features_extractor:
+        return tuple(policy.mlp_extractor(features))
+    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
+
+
 def has_hooks(policy: ActorCriticPolicy) -> bool:
     """Whether somebody watches the calls of a policy's modules, or its gradients, which must then be made as by SB3."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -235,15 +287,15 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy is exactly ``MlpPolicy`` for vectors, with a Gaussian or categorical distribution, on a CPU."""
+    """Whether the policy is ``MlpPolicy`` or ``MaskableMlpPolicy`` for vectors, Gaussian or categorical, on a CPU."""
     return (
-        type(policy) is ActorCriticPolicy
+        type(policy) in (ActorCriticPolicy, MaskableActorCriticPolicy)
         and is_of_libraries(policy)
         and not has_hooks(policy)
         and policy.device.type == "cpu"
         and type(policy.features_extractor) is FlattenExtractor
         and type(policy.mlp_extractor) is MlpExtractor
-        and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
+        and isinstance(policy.action_dist, DiagGaussianDistribution | CategoricalDistribution | MaskableDistribution)
         and isinstance(policy.observation_space, spaces.Box)
         and len(policy.observation_space.shape) == 1
         # Other actions are reshaped by the policy
