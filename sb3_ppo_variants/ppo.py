@@ -44,6 +44,9 @@ from sb3_ppo_variants.policies import FeedForward, kind_of
 from sb3_ppo_variants.rollout import Rollout
 from sb3_ppo_variants.transaction import transaction
 
+# Numbers of a distribution from which on another pass over the rollout takes some percent of an update
+MANY_ACTIONS = 256
+
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
 
@@ -258,7 +261,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         """Whether the KL of each sample is needed, or costs next to nothing: otherwise, only their mean is logged."""
         space = self.observation_space
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-        if not any(is_image_space(part, normalized_image=True) for part in parts):
+        has_images = any(is_image_space(part, normalized_image=True) for part in parts)
+        if not has_images and spaces.flatdim(self.action_space) <= MANY_ACTIONS:
             return True
         return self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
 
