@@ -371,7 +371,6 @@ def test_bad_masks(env, message):
         ({"env": lambda: space_env("dict", "discrete")()}, "policy must be MaskableMultiInputPolicy"),
         ({"policy": "MaskableMultiInputPolicy"}, "policy is for dictionaries of observations"),
         ({"rollout_buffer_class": type("Mine", (RolloutBuffer,), {})}, "rollout_buffer_class must keep action masks"),
-        ({"compile": True}, "compile=True is not possible: policies with action masks are not compiled so far"),
     ],
 )
 def test_bad_arguments(kwargs, message):
