@@ -16,7 +16,7 @@ PACKAGE = Path(sb3_ppo_variants.__file__).parent
 NAME = PACKAGE.name
 
 MAX_LINES_OF_A_FILE = 400
-MAX_LINES = 4_340
+MAX_LINES = 4_360
 MAX_FLOORS = 7
 
 TRAIN = f"""
