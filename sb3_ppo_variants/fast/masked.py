@@ -31,11 +31,9 @@ class StraightMasked(Masked):
     def _log_probs(self, latent: th.Tensor, masks: th.Tensor) -> list[th.Tensor]:
         """Log pi of all actions, for each part of an action, with masks of 0 and 1."""
         logits = self.policy.action_net(latent)
-        penalties = (INVALID * (1 - masks)).split(self.heads, dim=1)
         found = []
-        for head, mask, penalty in zip(
-            logits.split(self.heads, dim=1), masks.split(self.heads, dim=1), penalties, strict=True
-        ):
+        parts = (tensor.split(self.heads, dim=1) for tensor in (logits, masks, INVALID * (1 - masks)))
+        for head, mask, penalty in zip(*parts, strict=True):
             normalized = head - head.logsumexp(dim=-1, keepdim=True)
             # By products instead of where, which is slow
             masked = normalized * mask + penalty
@@ -44,7 +42,8 @@ class StraightMasked(Masked):
         return found
 
     def _masks(self, given: Given) -> th.Tensor:
-        return th.as_tensor(given["action_masks"], dtype=self.policy.action_net.weight.dtype, device=self.policy.device)
+        weight: Any = self.policy.action_net.weight
+        return th.as_tensor(given["action_masks"], dtype=weight.dtype, device=weight.device)
 
     @th.no_grad()
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:
@@ -75,7 +74,7 @@ class StraightMasked(Masked):
 
 
 class _LogSumExp(th.autograd.Function):
-    """``logsumexp`` over the last dimension, bit for bit, without exp of logits of invalid actions, whose underflow is slow."""
+    """``logsumexp`` over the last dimension, bit for bit, but without exp of invalid actions, whose underflow is slow."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, mask: th.Tensor) -> th.Tensor:
