@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 
-from sb3_ppo_variants import checks
+from sb3_ppo_variants import checks, masks
 
 
 def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def as_errors(what: str) -> Iterator[None]:
 def check_arguments(algorithm: Any) -> None:
     """Check the arguments of the constructor or ``load``. NumPy's numbers become Python's: torch takes no others somewhere."""
     a, cls = algorithm, algorithm.policy_class
-    if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy)):
+    if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy | MaskableActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"
         raise ValueError(f"policy must be an ActorCriticPolicy, but is {cls}: {why}")
     if issubclass(cls, RecurrentActorCriticPolicy):
@@ -67,9 +72,17 @@ def check_arguments(algorithm: Any) -> None:
         raise checks.ArgumentError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
     if not hasattr(a, "action_space"):
         raise ValueError("env must be an environment or the id of one, but is None")
-    needs_dict = cls is MultiInputActorCriticPolicy and "features_extractor_class" not in a.policy_kwargs
-    if needs_dict and not isinstance(a.observation_space, spaces.Dict):
+    is_masked, space = issubclass(cls, MaskableActorCriticPolicy), a.observation_space
+    if is_masked:
+        masks.heads_of(a.action_space)
+        space = masks.visible_space(cls, space)
+    has_extractor = "features_extractor_class" in a.policy_kwargs
+    needs_dict = cls in (MultiInputActorCriticPolicy, MaskableMultiInputActorCriticPolicy) and not has_extractor
+    if needs_dict and not isinstance(space, spaces.Dict):
         raise ValueError(f"policy is for dictionaries of observations, but those of env are {a.observation_space}")
+    needs_none = cls in (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy) and not has_extractor
+    if needs_none and isinstance(space, spaces.Dict):
+        raise ValueError(f"policy must be MaskableMultiInputPolicy for dictionaries of observations, but is {cls.__name__}")
 
 
 def check_rollout_size(algorithm: Any) -> None:

@@ -55,6 +55,16 @@ def kl_categoricals(*logits: th.Tensor) -> th.Tensor:
     return th.stack([kl_categorical(old, new) for old, new in zip(logits[:n], logits[n:], strict=True)]).sum(dim=0)
 
 
+def kl_side_by_side(old_log_probs: th.Tensor, log_probs: th.Tensor) -> th.Tensor:
+    """
+    KL of several independent categorical distributions from the logarithms of all their probabilities side by side, of shape
+    ``(batch, n_actions of all)``. An action that the old policy never takes contributes 0, as from action masks.
+    """
+    old_probs = old_log_probs.exp()
+    impossible = old_probs == 0
+    return (old_probs * (old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0))).sum(dim=1)
+
+
 class ClosedForm(NamedTuple):
     """
     An action distribution, as far as its KL goes.
@@ -77,6 +87,10 @@ def closed_form(distribution: Any) -> ClosedForm:
     :return: the KL of its family, and its parameters
     :raises NotImplementedError: if it holds one of another family
     """
+    # contrib's, of several parts with masks: there may be hundreds
+    parts = getattr(distribution, "distributions", None)
+    if parts and all(_is_a(Categorical, one) for one in parts):
+        return form_of_parts([one.logits for one in parts])
     beneath: Any = getattr(distribution, "distribution", None)
     if isinstance(beneath, list) and beneath and all(_is_a(Categorical, one) for one in beneath):
         return ClosedForm(kl_categoricals, tuple(one.logits for one in beneath))
@@ -89,6 +103,11 @@ def closed_form(distribution: Any) -> ClosedForm:
     if _is_a(Bernoulli, beneath):
         return ClosedForm(kl_bernoulli, (beneath.logits,))
     raise NotImplementedError(f"No closed form of KL[pi_old, pi] is known for {type(distribution).__name__}")
+
+
+def form_of_parts(log_probs: list[th.Tensor]) -> ClosedForm:
+    """The closed form of an action of several parts, from log pi of all actions for each, of shape ``(batch, ...)``."""
+    return ClosedForm(kl_side_by_side, (th.cat([part.flatten(1) for part in log_probs], dim=1),))
 
 
 def _is_a(family: type[Distribution], distribution: Any) -> TypeGuard[Any]:

@@ -16,7 +16,7 @@ APPROX_KL = METRICS.index("approx_kl")
 
 
 class Batch(NamedTuple):
-    """Samples of a rollout, each tensor of shape ``(batch, ...)``: those of SB3 (observations may be a dict), and pi_old."""
+    """Samples of a rollout, each tensor of shape ``(batch, ...)``: SB3's (observations may be a dict), pi_old's, and masks."""
 
     observations: Any
     actions: th.Tensor
@@ -26,6 +26,8 @@ class Batch(NamedTuple):
     returns: th.Tensor
     # Of pi_old(.|s), as in `kl.ClosedForm`; none where nobody asks for them, or none are known
     old_parameters: tuple[th.Tensor, ...]
+    # What the policy is given besides the observations, by the name that its methods have for it: action masks
+    given: dict[str, th.Tensor] = {}  # noqa: RUF012
 
     def select(self, index: th.Tensor) -> "Batch":
         """Some of the samples, in new tensors."""

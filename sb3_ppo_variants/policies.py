@@ -1,35 +1,49 @@
 """What PPO asks of a policy: to act, to value, to evaluate."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants import checks
-from sb3_ppo_variants.kl import ClosedForm, closed_form
+from sb3_ppo_variants import checks, masks
+from sb3_ppo_variants.kl import ClosedForm, closed_form, form_of_parts
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch, Evaluation
 
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
+# What a policy is given besides, by the name that its methods have for it
+Given = Mapping[str, Any]
+NOTHING: Given = MappingProxyType({})
 
 LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
 # Samples, and bytes of observations, per forward pass when a policy is evaluated on a whole rollout: bounds the memory that it
 # takes, and images that fit into a cache are faster
 CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
+# contrib's logit of an invalid action, which thus has probability 0
+INVALID = -1e8
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -53,12 +67,20 @@ class FeedForward:
         self.policy = policy
         self.is_custom = not is_of_libraries(policy)
 
+    def seen(self, observations: Any) -> Any:
+        """What the policy sees of observations that the environment returned."""
+        return observations
+
+    def of_samples(self, samples: Any) -> dict[str, th.Tensor]:
+        """What the policy was given, in samples of a rollout buffer."""
+        return {}
+
     @th.no_grad()
-    def act(self, observations: Observations) -> Action:
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of a rollout: what ``policy.forward`` makes of observations of shape ``(n_envs, ...)``."""
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with self._blamed(observations):
-            actions, values, log_probs = self.policy(obs_tensor)
+            actions, values, log_probs = self.policy(obs_tensor, **given)
             found = actions.cpu().numpy()
             if not (math.isfinite(values.sum()) and checks.all_finite(found)):
                 raise checks.NonFinitePolicyError.of(self.policy)
@@ -90,21 +112,23 @@ class FeedForward:
 
     def evaluate(self, batch: Batch) -> Evaluation:
         """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
-        return Evaluation(values.flatten(), log_prob, entropy, partial(self._closed_form, batch.observations))
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions, **batch.given)
+        form = partial(self._closed_form, batch.observations, batch.given)
+        return Evaluation(values.flatten(), log_prob, entropy, form)
 
-    def _closed_form(self, observations: PyTorchObs) -> ClosedForm:
-        # SB3's own evaluate_actions leaves its distributions there
+    def _closed_form(self, observations: PyTorchObs, given: Given) -> ClosedForm:
+        # The evaluate_actions of SB3 and contrib leaves its distributions there
         has_left_it = is_own(self.policy, "evaluate_actions", "_get_action_dist_from_latent")
-        return closed_form(self.policy.action_dist if has_left_it else self.policy.get_distribution(observations))
+        return closed_form(self.policy.action_dist if has_left_it else self.policy.get_distribution(observations, **given))
 
-    def distributions(self, observations: PyTorchObs) -> ClosedForm | None:
+    def distributions(self, observations: PyTorchObs, given: Given = NOTHING) -> ClosedForm | None:
         """What the KL of pi(.|s) is made of, for many observations, without gradients and in evaluation mode."""
         tensors = pytree.tree_leaves(observations)
         n_samples, n_bytes = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
         chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
         starts = range(0, n_samples, chunk_size)
-        chunks = [pytree.tree_map(lambda tensor, i=i: tensor[i : i + chunk_size], observations) for i in starts]
+        inputs = observations, dict(given)
+        chunks = [pytree.tree_map(lambda tensor, i=i: tensor[i : i + chunk_size], inputs) for i in starts]
         try:
             forms = self._closed_forms(chunks)
         except NotImplementedError:
@@ -112,10 +136,11 @@ class FeedForward:
         parameters = zip(*(form.parameters for form in forms), strict=True)
         return ClosedForm(forms[0].divergence, tuple(map(th.cat, parameters)))
 
-    def _closed_forms(self, chunks: list[PyTorchObs]) -> list[ClosedForm]:
+    def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
         with evaluation_mode(self.policy):
             # Copies, as a policy may change its input in place
-            return [closed_form(self.policy.get_distribution(pytree.tree_map(th.clone, chunk))) for chunk in chunks]
+            copies = [(pytree.tree_map(th.clone, observations), given) for observations, given in chunks]
+            return [closed_form(self.policy.get_distribution(observations, **given)) for observations, given in copies]
 
     def acts_otherwise(self, batch: Batch) -> bool:
         """Whether a custom policy has acted by another distribution than its ``get_distribution``, in some of the samples."""
@@ -124,8 +149,48 @@ class FeedForward:
         batch = batch.select(th.arange(min(N_CHECKED, len(batch.actions)), device=batch.actions.device))
         with evaluation_mode(self.policy):
             observations = pytree.tree_map(th.clone, batch.observations)
-            log_prob = self.policy.get_distribution(observations).log_prob(batch.actions)
+            log_prob = self.policy.get_distribution(observations, **batch.given).log_prob(batch.actions)
         return not th.allclose(log_prob.to(batch.old_log_prob.dtype), batch.old_log_prob, rtol=1e-2, atol=1e-2)
+
+
+class Masked(FeedForward):
+    """contrib's ``MaskableActorCriticPolicy``, which is given action masks."""
+
+    def seen(self, observations: Any) -> Any:
+        """All but the mask, which is no feature."""
+        return masks.features(self.policy, observations)
+
+    def of_samples(self, samples: Any) -> dict[str, th.Tensor]:
+        """The masks."""
+        return {"action_masks": samples.action_masks}
+
+    def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
+        policy: Any = self.policy
+        if not is_of_contrib(policy):
+            return super()._closed_forms(chunks)
+        forms = []
+        with evaluation_mode(policy):
+            for observations, given in chunks:
+                logits = policy.action_net(latents(policy, observations)[0])
+                parts = masked_log_probs(logits, given["action_masks"], masks.heads_of(policy.action_space))
+                forms.append(form_of_parts(parts))
+        return forms
+
+
+def masked_log_probs(logits: th.Tensor, action_masks: th.Tensor, heads: tuple[int, ...]) -> list[th.Tensor]:
+    """
+    Logarithms of the probabilities of all actions, of shape ``(batch, n_parts, n_actions)``: a tensor for parts of an action
+    that are next to each other and have as many actions, by one masked log-softmax.
+    """
+    found = []
+    start = 0
+    for n_actions, parts in groupby(heads):
+        stop = start + n_actions * len(list(parts))
+        shape = len(logits), -1, n_actions
+        mask = action_masks[:, start:stop].reshape(shape).bool()
+        found.append(F.log_softmax(th.where(mask, logits[:, start:stop].reshape(shape), INVALID), dim=-1))
+        start = stop
+    return found
 
 
 class PolicyFunction(nn.Module):
@@ -139,6 +204,9 @@ class PolicyFunction(nn.Module):
 
 def kind_of(policy: ActorCriticPolicy) -> FeedForward:
     """A policy as PPO sees it."""
+    if isinstance(policy, MaskableActorCriticPolicy):
+        masked: FeedForward = lane("masked", policy) or Masked(policy)
+        return masked
     kind: FeedForward = lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
     return kind
 
@@ -188,8 +256,23 @@ def is_of_libraries(policy: nn.Module) -> bool:
 
 
 def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
-    """Whether methods of a policy are SB3's own."""
-    return all(getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name) for name in methods)
+    """Whether methods of a policy are SB3's or contrib's own."""
+    base: type[BasePolicy] = MaskableActorCriticPolicy if isinstance(policy, MaskableActorCriticPolicy) else ActorCriticPolicy
+    return all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
+
+
+def is_of_contrib(policy: Any) -> bool:
+    """Whether a policy is exactly one of contrib's with action masks, of library modules, which nobody watches."""
+    classes = (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy, MaskableMultiInputActorCriticPolicy)
+    return type(policy) in classes and is_of_libraries(policy) and not has_hooks(policy)
+
+
+def latents(policy: Any, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    """What the last layers of actor and critic see."""
+    features = policy.extract_features(observations)
+    if policy.share_features_extractor:
+        return tuple(policy.mlp_extractor(features))
+    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
 
 
 def has_hooks(policy: ActorCriticPolicy) -> bool:
@@ -204,15 +287,15 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy is exactly ``MlpPolicy`` for vectors, with a Gaussian or categorical distribution, on a CPU."""
+    """Whether the policy is ``MlpPolicy`` or ``MaskableMlpPolicy`` for vectors, Gaussian or categorical, on a CPU."""
     return (
-        type(policy) is ActorCriticPolicy
+        type(policy) in (ActorCriticPolicy, MaskableActorCriticPolicy)
         and is_of_libraries(policy)
         and not has_hooks(policy)
         and policy.device.type == "cpu"
         and type(policy.features_extractor) is FlattenExtractor
         and type(policy.mlp_extractor) is MlpExtractor
-        and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
+        and isinstance(policy.action_dist, DiagGaussianDistribution | CategoricalDistribution | MaskableDistribution)
         and isinstance(policy.observation_space, spaces.Box)
         and len(policy.observation_space.shape) == 1
         # Other actions are reshaped by the policy

@@ -25,6 +25,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
@@ -32,15 +33,19 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch.nn import functional as F
 
-from sb3_ppo_variants import arguments, checks, rollout, saving
+from sb3_ppo_variants import arguments, checks, masked, rollout, saving
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import APPROX_KL, METRICS, Settings, ppo_loss
+from sb3_ppo_variants.masks import Masks
 from sb3_ppo_variants.objectives import WITHOUT_KL, Objective
 from sb3_ppo_variants.optimizer import Step
 from sb3_ppo_variants.policies import FeedForward, kind_of
 from sb3_ppo_variants.rollout import Rollout
 from sb3_ppo_variants.transaction import transaction
+
+# Numbers of a distribution from which on another pass over the rollout takes some percent of an update
+MANY_ACTIONS = 256
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
@@ -52,7 +57,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
         - L^S + vf_coef L^VF - ent_coef S
 
-    :param policy: the policy to use (MlpPolicy, CnnPolicy, ...)
+    :param policy: the policy to use (MlpPolicy, CnnPolicy, ...; with action masks MaskableMlpPolicy, MaskableCnnPolicy, ...)
     :param env: the environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: Adam's step size; a float, a schedule (a function of the remaining progress, from 1 to 0), or an
         ``AdaptiveLearningRate``
@@ -93,6 +98,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
+        **masked.POLICIES,
     }
     #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
     objective: Objective
@@ -100,6 +106,13 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     # What compiles is of the process that trains, not of the model
     _backend: Any = None
     _uses_compiled: bool = False
+
+    # Where the masks come from in this training, if the policy takes any, and what is known of those of the coming step
+    _masks: Masks | None = None
+    _last_action_masks: Any = None
+    # In saved models of MaskablePPO, which knows no other features than all of the observation
+    _mask_is_feature: bool = False
+    _has_warned_of_masks: bool = False
 
     def __init__(
         self,
@@ -156,7 +169,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         with arguments.as_errors("The policy or the rollout buffer cannot be built"):
-            super()._setup_model()
+            if masked.is_masked(self):
+                masked.set_up(self)
+            else:
+                super()._setup_model()
         for name in ("clip_range", "clip_range_vf"):
             value = getattr(self, name)
             if value is not None:
@@ -173,11 +189,11 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_backend", "_uses_compiled"]
+        return [*super()._excluded_save_params(), "_backend", "_uses_compiled", "_masks"]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled functions cannot be pickled
-        return {**self.__dict__, "_backend": None, "_uses_compiled": False}
+        # Neither compiled functions can be pickled, nor methods of environments
+        return {**self.__dict__, "_backend": None, "_uses_compiled": False, "_masks": None}
 
     def coefficients(self) -> dict[str, float]:
         """The coefficients of the loss in the coming update by name, but for those that are ``None``: no such clipping."""
@@ -211,6 +227,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         for group in self.policy.optimizer.param_groups:
             checks.check_number(where, float(group["lr"]), minimum=self._scheduled_minimum())
 
+    predict = masked.predict
+
     # Run pi_old for T timesteps, and estimate advantages
     collect_rollouts = rollout.collect_rollouts
 
@@ -243,7 +261,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         """Whether the KL of each sample is needed, or costs next to nothing: otherwise, only their mean is logged."""
         space = self.observation_space
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-        if not any(is_image_space(part, normalized_image=True) for part in parts):
+        has_images = any(is_image_space(part, normalized_image=True) for part in parts)
+        if not has_images and spaces.flatdim(self.action_space) <= MANY_ACTIONS:
             return True
         return self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
 
@@ -349,6 +368,14 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         with self._chosen_path(n_timesteps):
             name = type(self).__name__ if tb_log_name is None else tb_log_name
             return super().learn(n_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
+        is_reset = reset_num_timesteps or self._last_obs is None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        self._masks = masked.find_masks(self, is_reset)
+        return result
 
     def _chosen_path(self, n_timesteps: float) -> AbstractContextManager[None]:
         """Decide whether the coming ``learn`` compiles its updates; the context that it is to run in."""

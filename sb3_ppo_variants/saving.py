@@ -28,8 +28,9 @@ def load(
     **kwargs: Any,
 ) -> Algorithm:
     """
-    Load a model from a zip-file, as SB3, but with errors that name what is wrong. The file may be of its ``PPO`` or of another
-    of the variants: a ``clip_range`` or ``kl_coef`` that means something else there is not taken from it.
+    Load a model from a zip-file, as SB3, but with errors that name what is wrong. The file may be of its ``PPO``, of contrib's
+    ``MaskablePPO`` or of another of the variants: a ``clip_range`` or ``kl_coef`` that means something else there is not
+    taken from it.
 
     :param cls: the class of the algorithm
     :param path: path to the file (or a file-like)
@@ -61,6 +62,9 @@ def load(
         replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
         if "kl_coef" in replaced and "init_kl_coef" in kwargs:
             replaced["kl_coef"] = kwargs["init_kl_coef"]
+        if "compile" not in saved:
+            # For MaskablePPO, whatever is in the observation is a feature
+            replaced["_mask_is_feature"] = True
         options = (env, device, custom_objects, print_system_info, force_reset)
         model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **replaced, **kwargs)  # type: ignore[attr-defined]
     except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:

@@ -6,6 +6,7 @@ Where the hook does not run (``SB3_PPO_VARIANTS_NO_ZOO=1``, or the package is on
 ``register()`` does the same by hand. This module imports the Zoo only when one of the two is called.
 """
 
+import functools
 import importlib
 import inspect
 import re
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_ppo_variants import masked, masks
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPen
@@ -151,12 +153,19 @@ def _experiment_manager(base: Any) -> Any:
                     own[name] = value
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
             result.update(own)
+            self._takes_masks = masked.takes_masks(result.get("policy"))
             return (result, *others)
 
         def objective(self, trial: "optuna.Trial") -> float:
             if self._is_a(KLPenaltyPPO):
                 trial.set_user_attr(CLIPPING, self._hyperparams.get("clip_range") is not None)
             return float(super().objective(trial))
+
+        def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+            env = super().create_envs(n_envs, eval_env, no_log)
+            if eval_env and self._is_a(ProximalPolicyOptimization) and self._takes_masks:
+                masks.attach_masks(env)
+            return env
 
     # Pickled by reference (the Zoo does so for ARS), the name must lead to what stands there
     ExperimentManager.__module__ = base.__module__
@@ -169,6 +178,33 @@ def _register_algorithms() -> None:
 
     for algo, algorithm in ALGOS.items():
         utils.ALGOS.setdefault(algo, algorithm)
+    create_test_env = utils.create_test_env
+    if getattr(create_test_env, "_registered_by", None) != __name__:
+        _replace("create_test_env", create_test_env, _with_masks(create_test_env))
+
+
+def _with_masks(create_test_env: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function that takes the place of the Zoo's, by which enjoy and record_video get their environment."""
+
+    @functools.wraps(create_test_env)
+    def create(*args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(create_test_env).bind(*args, **kwargs).arguments
+        # Before the Zoo takes some of them out
+        takes_masks = masked.takes_masks((arguments.get("hyperparams") or {}).get("policy"))
+        env = create_test_env(*args, **kwargs)
+        if takes_masks:
+            masks.attach_masks(env)
+        return env
+
+    create._registered_by = __name__  # type: ignore[attr-defined]
+    return create
+
+
+def _replace(name: str, old: Any, new: Any) -> None:
+    """The Zoo's scripts, if imported before a late call of ``register``, hold a name of their own."""
+    for path, module in list(sys.modules.items()):
+        if path.partition(".")[0] == "rl_zoo3" and getattr(module, name, None) is old:
+            setattr(module, name, new)
 
 
 def _register_samplers() -> None:
@@ -185,11 +221,7 @@ def _register_manager() -> None:
     base = exp_manager.ExperimentManager
     if getattr(base, "_registered_by", None) == __name__:
         return
-    manager = _experiment_manager(base)
-    # The Zoo's scripts, if imported before a late call of register(), hold a name of their own
-    for name, module in list(sys.modules.items()):
-        if name.startswith("rl_zoo3.") and getattr(module, "ExperimentManager", None) is base:
-            module.ExperimentManager = manager  # type: ignore[attr-defined]
+    _replace("ExperimentManager", base, _experiment_manager(base))
 
 
 _REGISTRARS = {

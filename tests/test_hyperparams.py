@@ -37,6 +37,7 @@ IMAGE = spaces.Box(0, 255, (84, 84, 1), np.uint8)
 STUB_SPACES = [
     ("atari", IMAGE, spaces.Discrete(6)),
     ("NotListed", spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),
+    ("Taxi", spaces.Discrete(500), spaces.Discrete(6)),
     ("CarRacing", IMAGE, spaces.Box(-1, 1, (3,))),
     ("MiniGrid", spaces.Box(0, 255, (2835,), np.uint8), spaces.Discrete(7)),
     ("LunarLanderContinuous", spaces.Box(-1, 1, (8,)), spaces.Box(-1, 1, (2,))),
@@ -215,7 +216,7 @@ def test_every_entry_says_where_it_is_from(algo):
     lines = zoo.hyperparams_path(algo).read_text(encoding="utf-8").splitlines()
     entries = [number for number, line in enumerate(lines) if line[:1].isalnum()]
     assert len(entries) == len(YAMLS[algo])
-    origins = ("# Carried over from", "# Adapted from", "# From Table", "# Environments without")
+    origins = ("# Carried over from", "# Adapted from", "# From Table", "# Environments without", "# Found here")
     for number in entries:
         assert lines[number - 1].startswith(origins), lines[number]
 

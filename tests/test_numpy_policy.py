@@ -65,7 +65,7 @@ def numpy_model(action="box", n_envs=2, dtype=np.float32, **kwargs):
 def test_rollouts_are_the_policys(architecture, action, n_envs, monkeypatch):
     acting = []
     act = NumpyPolicy.act
-    monkeypatch.setattr(NumpyPolicy, "act", lambda self, observations: acting.append(self) or act(self, observations))
+    monkeypatch.setattr(NumpyPolicy, "act", lambda self, *inputs: acting.append(self) or act(self, *inputs))
     model = numpy_model(action, n_envs, dtype=np.float64, policy_kwargs=architecture)
     policy, callback = copy.deepcopy(model.policy), KeepRollout()
     with th.no_grad():

@@ -12,8 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from gymnasium.envs.registration import EnvSpec
+from masked_support import WAYS, GivesMasks
 from stable_baselines3.common.save_util import load_from_zip_file
+from support import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 
 from sb3_ppo_variants import NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen, zoo
 
@@ -259,6 +263,41 @@ def test_search_prunes_a_trial_that_blows_up(exp_manager, tmp_path, monkeypatch)
     study.enqueue_trial({"n_steps_pow": 5, "batch_size_pow": 5})
     study.optimize(manager.objective, n_trials=1)
     assert [trial.state.name for trial in study.trials] == ["PRUNED"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_masks_in_training_evaluation_and_enjoy(
+    exp_manager: ModuleType, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl_zoo3 import enjoy
+
+    env_id = f"Masked{way}-v0"
+
+    def make(render_mode: str | None = None) -> gym.Env:
+        return GivesMasks(SpaceEnv(OBSERVATION_SPACES["box"], ACTION_SPACES["multidiscrete"]), way)
+
+    # The environment accepts no invalid action
+    monkeypatch.setitem(gym.registry, env_id, EnvSpec(env_id, entry_point=make))
+    config = tmp_path / "mine.yml"
+    config.write_text(f"{env_id}: {{n_timesteps: 128, n_steps: 64, n_envs: 2, policy: MaskableMlpPolicy, normalize: false}}")
+    manager = exp_manager.ExperimentManager(
+        *(argparse.Namespace(env_kwargs=None), "ppo_klpen", env_id, str(tmp_path)),
+        config=str(config),
+        eval_freq=40,
+        n_eval_episodes=4,
+        n_eval_envs=2,
+        log_interval=1,
+        verbose=0,
+        seed=1,
+        device="cpu",
+    )
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    assert model._n_updates == 10
+    manager.save_trained_model(model)
+    options = ["--algo", "ppo_klpen", "--env", env_id, "-f", str(tmp_path), "-n", "100", "--no-render", "--verbose", "0"]
+    monkeypatch.setattr(sys, "argv", ["enjoy", *options, "--n-envs", "2", "--stochastic", "--device", "cpu"])
+    enjoy.enjoy()
 
 
 # What the Zoo does for algorithms that are not this package's

@@ -12,6 +12,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.compiled.step import CompiledStep
 from sb3_ppo_variants.compiled.support import CompilationError, image_work, unsupported_policy, unsupported_reason
@@ -59,7 +60,7 @@ class Backend:
 
     def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
         """The policy of a rollout."""
-        return NumpyPolicy(policy, buffer) if type(buffer) is RolloutBuffer and NumpyPolicy.supports(policy) else None
+        return NumpyPolicy(policy, buffer) if type(buffer) in BUFFERS_OF_VECTORS and NumpyPolicy.supports(policy) else None
 
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,7 +12,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.policies import LOG_SQRT_2PI, Action, FeedForward, Observations, is_standard_mlp, networks
+from sb3_ppo_variants.masks import heads_of
+from sb3_ppo_variants.policies import (
+    LOG_SQRT_2PI,
+    NOTHING,
+    Action,
+    FeedForward,
+    Given,
+    Observations,
+    is_standard_mlp,
+    kind_of,
+    networks,
+)
+
+# A logit of probability 0
+INVALID = np.float32(-1e8)
 
 
 class NumpyPolicy(FeedForward):
@@ -33,6 +48,7 @@ class NumpyPolicy(FeedForward):
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
+        self.kind = kind_of(policy)
         n_steps, n_envs = buffer.values.shape
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
@@ -61,11 +77,23 @@ class NumpyPolicy(FeedForward):
             # log pi(a|s) of a = mean + std * noise does not depend on the mean
             self.log_probs[:] = (-0.5 * noise**2 - log_std - LOG_SQRT_2PI).sum(dim=-1).numpy()
         else:
-            self.uniform = th.rand(n_steps, n_envs, 1).numpy()
+            self.heads = heads_of(policy.action_space)
+            self.uniform = th.rand(n_steps, n_envs * len(self.heads), 1).numpy()
+            self.action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+            # Rows of equal length, with places that are never taken: those of one more column
+            starts, width = np.cumsum((0, *self.heads[:-1])), max(self.heads)
+            is_place = np.arange(width) < np.array(self.heads)[:, None]
+            self.places = None if is_place.all() else np.where(is_place, starts[:, None] + np.arange(width), self.n_outputs)
+            self.padded = np.full((n_envs, self.n_outputs + 1), INVALID)
+            self.rows = np.arange(n_envs * len(self.heads))
             # Probabilities may become 0, also where NumPy has been told to raise an error then
             self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
 
-    def act(self, observations: Observations) -> Action:
+    def seen(self, observations: Any) -> Any:
+        """As the policy of that kind."""
+        return self.kind.seen(observations)
+
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
         # The sum of the squares is quick to compute, and not finite if one of them is not
@@ -86,13 +114,18 @@ class NumpyPolicy(FeedForward):
         obs_tensor, values, log_probs = th.from_numpy(observations), self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
             return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
-        # Inverse of the cumulative distribution
+        if given:
+            outputs = np.where(given["action_masks"], outputs, INVALID)
+        if self.places is not None:
+            self.padded[:, :-1] = outputs
+            outputs = self.padded[:, self.places]
+        outputs = outputs.reshape(len(self.rows), -1)
         logits = outputs - outputs.max(axis=1, keepdims=True)
-        probs = self.exp(logits)
-        cumulative = probs.cumsum(axis=1)
+        cumulative = self.exp(logits).cumsum(axis=1)
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
-        self.log_probs[step] = logits[np.arange(len(actions)), actions] - np.log(cumulative[:, -1])
-        return Action(obs_tensor, actions, values, log_probs)
+        found = logits[self.rows, actions] - np.log(cumulative[:, -1])
+        self.log_probs[step] = found if len(self.heads) == 1 else found.reshape(len(observations), -1).sum(axis=1)
+        return Action(obs_tensor, actions.reshape(self.action_shape), values, log_probs)
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -18,11 +18,12 @@ from torch.func import functional_call, grad_and_value
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.compiled import inductor, verification
+from sb3_ppo_variants.compiled.masked import compiled_kind
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
 from sb3_ppo_variants.objectives import Terms
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
-from sb3_ppo_variants.policies import FeedForward, PolicyFunction, is_of_libraries, kept_generators, kind_of
+from sb3_ppo_variants.policies import FeedForward, PolicyFunction, is_of_libraries, kept_generators
 from sb3_ppo_variants.rollout import Rollout
 
 # Compilations in a training: what changes more often is quicker without
@@ -121,7 +122,7 @@ class CompiledStep:
 
     def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
-        evaluation = kind_of(self.policy).evaluate(batch)
+        evaluation = compiled_kind(self.policy).evaluate(batch)
         return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
@@ -228,7 +229,8 @@ class CompiledStep:
             th.set_rng_state(generator_state)
         # SB3's own networks for images are trusted after the first time: another pass through them takes much of an update
         if is_new or is_custom or not self.has_nature_cnn:
-            row, found = self._compared(function, kind, data, coef_vector, index)
+            # By contrib's own methods, a policy with many parts of an action takes much of an update
+            row, found = self._compared(function, kind if is_new else compiled_kind(self.policy), data, coef_vector, index)
             difference = difference or found
         else:
             row = function([*self._leaves(data), coef_vector, index])[0]

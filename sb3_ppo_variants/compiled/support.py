@@ -7,10 +7,11 @@ import sysconfig
 from pathlib import Path
 
 import torch as th
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 
+from sb3_ppo_variants.buffers import OWN_BUFFERS
 from sb3_ppo_variants.optimizer import not_plain_adam, trainable
 from sb3_ppo_variants.policies import has_hooks
 
@@ -39,7 +40,7 @@ def unsupported_reason(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
 
 def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str | None:
     """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
-    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+    if type(buffer) not in OWN_BUFFERS:
         return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
     reasons = {
         "modules of the policy have hooks, which compiled code would not call": has_hooks(policy),

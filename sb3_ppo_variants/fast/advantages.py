@@ -5,14 +5,16 @@ from functools import partial
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_ppo_variants.buffers import OWN_BUFFERS
 
 
 def lane(buffer: RolloutBuffer) -> Callable[..., None] | None:
     """A function that does what ``buffer.compute_returns_and_advantage`` does."""
     # Other numbers are added up in a wider type
     has_floats = {type(buffer.gamma), type(buffer.gae_lambda)} <= {int, float}
-    is_own = type(buffer) in (RolloutBuffer, DictRolloutBuffer)
+    is_own = type(buffer) in OWN_BUFFERS
     return partial(compute_returns_and_advantage, buffer) if is_own and has_floats else None
 
 

@@ -13,7 +13,16 @@ from torch.nn import functional as F
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kl import ClosedForm, kl_categoricals, kl_normal
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.policies import LOG_SQRT_2PI, Action, FeedForward, Observations, is_standard_mlp, networks
+from sb3_ppo_variants.policies import (
+    LOG_SQRT_2PI,
+    NOTHING,
+    Action,
+    FeedForward,
+    Given,
+    Observations,
+    is_standard_mlp,
+    networks,
+)
 
 
 def lane(policy: ActorCriticPolicy) -> "StraightMlp | None":
@@ -39,7 +48,7 @@ class StraightMlp(FeedForward):
         return _apply(self.pi, observations), _apply(self.vf, observations)
 
     @th.no_grad()
-    def act(self, observations: Observations) -> Action:
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of a rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
         checks.check_observation(observations)
@@ -86,7 +95,7 @@ class StraightMlp(FeedForward):
 
     @th.no_grad()
     def _closed_forms(self, chunks: list[Any]) -> list[ClosedForm]:
-        return [self._form(_apply(self.pi, chunk.float())) for chunk in chunks]
+        return [self._form(_apply(self.pi, observations.float())) for observations, _ in chunks]
 
 
 def _apply(layers: list[Any], latent: th.Tensor) -> th.Tensor:

@@ -7,7 +7,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch.distributions import Normal
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.policies import Action, FeedForward, Observations, has_hooks, is_of_libraries
+from sb3_ppo_variants.policies import NOTHING, Action, FeedForward, Given, Observations, has_hooks, is_of_libraries, latents
 
 
 def lane(policy: ActorCriticPolicy) -> "StraightSde | None":
@@ -21,18 +21,13 @@ class StraightSde(FeedForward):
     """The operations of ``ActorCriticPolicy.forward``: the same numbers and random draws."""
 
     @th.no_grad()
-    def act(self, observations: Observations) -> Action:
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of a rollout, as ``FeedForward.act``."""
         checks.check_observation(observations)
         policy, distribution = self.policy, self.policy.action_dist
         assert isinstance(distribution, StateDependentNoiseDistribution)
         obs_tensor = obs_as_tensor(observations, policy.device)
-        features = policy.extract_features(obs_tensor)
-        if policy.share_features_extractor:
-            latent_pi, latent_vf = policy.mlp_extractor(features)
-        else:
-            extractor = policy.mlp_extractor
-            latent_pi, latent_vf = extractor.forward_actor(features[0]), extractor.forward_critic(features[1])
+        latent_pi, latent_vf = latents(policy, obs_tensor)
         values, mean = policy.value_net(latent_vf), policy.action_net(latent_pi)
         distribution._latent_sde = latent_pi
         variance = th.mm(latent_pi**2, distribution.get_std(policy.log_std) ** 2)
