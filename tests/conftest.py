@@ -1,3 +1,4 @@
+import re
 import warnings
 
 import pytest
@@ -50,19 +51,17 @@ def auto_compiles(monkeypatch):
     monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
 
 
-# Fixtures that take long and that several tests share: with several processes (`-n`), those run in one
-SHARED = ("trained", "directory", "dist")
+# Tests that share a fixture which takes long: of each file, those run in one process, where there are several (`-n`)
+SHARED = r"(test_packaging|test_paper)\.py|test_zoo\.py(?=::test_(train_saves|conf_and_params|continued_training|enjoy))"
 
 
-def pytest_configure(config):
-    if config.getoption("dist", "no") == "load":
-        config.option.dist = "loadgroup"
-    # In the processes, which have been told before
-    config.option.loadgroup = hasattr(config, "workerinput")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
 
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            shared = re.search(SHARED, nodeid)
+            return shared[0] if shared else nodeid
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    for item in items if config.option.loadgroup else []:
-        for name in set(SHARED) & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(name))
+    return Scheduling(config, log)

@@ -230,6 +230,26 @@ class InPlaceExtractor(LinearExtractor):
         return super().forward(observations.sub_(0.5).mul_(2.0))
 
 
+class NoisyExtractor(LinearExtractor):
+    """Draws random numbers also in evaluation."""
+
+    def forward(self, observations):
+        return super().forward(observations) + 0.1 * th.randn(len(observations), 8)
+
+
+class RunningMeanExtractor(LinearExtractor):
+    """Keeps a running mean of all observations that it sees."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("mean", th.zeros(8))
+
+    def forward(self, observations):
+        features = super().forward(observations)
+        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        return features - self.mean
+
+
 class BatchNormExtractor(BaseFeaturesExtractor):
     """Running statistics: what behaves differently in training and in evaluation."""
 

@@ -25,8 +25,10 @@ from support import (
     InEachStep,
     InPlaceExtractor,
     LinearExtractor,
+    NoisyExtractor,
     OwnNetworks,
     OwnPolicy,
+    RunningMeanExtractor,
     SpaceEnv,
     assert_same_training,
     equal,
@@ -86,26 +88,6 @@ class OwnOrder(RolloutBuffer):
         for index in np.split(self.rng.permutation(self.buffer_size * self.n_envs), 4):
             samples = {name: tensor[index] for name, tensor in everything._asdict().items()}
             yield OwnSamples(weights=th.ones(len(index)), **samples)
-
-
-class NoisyExtractor(LinearExtractor):
-    """Draws random numbers also in evaluation."""
-
-    def forward(self, observations):
-        return super().forward(observations) + 0.1 * th.randn(len(observations), 8)
-
-
-class RunningMeanExtractor(LinearExtractor):
-    """Keeps a running mean of all observations that it sees."""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.register_buffer("mean", th.zeros(8))
-
-    def forward(self, observations):
-        features = super().forward(observations)
-        self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
-        return features - self.mean
 
 
 SETTINGS = {

@@ -266,31 +266,22 @@ def test_search_prunes_a_trial_that_blows_up(exp_manager, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_masks_in_training_evaluation_and_enjoy(
-    exp_manager: ModuleType, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_in_training_evaluation_and_enjoy(exp_manager, way, tmp_path, monkeypatch):
     from rl_zoo3 import enjoy
 
     env_id = f"Masked{way}-v0"
 
-    def make(render_mode: str | None = None) -> gym.Env:
+    def make(render_mode=None):
         return GivesMasks(SpaceEnv(OBSERVATION_SPACES["box"], ACTION_SPACES["multidiscrete"]), way)
 
     # The environment accepts no invalid action
     monkeypatch.setitem(gym.registry, env_id, EnvSpec(env_id, entry_point=make))
     config = tmp_path / "mine.yml"
     config.write_text(f"{env_id}: {{n_timesteps: 128, n_steps: 64, n_envs: 2, policy: MaskableMlpPolicy, normalize: false}}")
-    manager = exp_manager.ExperimentManager(
-        *(argparse.Namespace(env_kwargs=None), "ppo_klpen", env_id, str(tmp_path)),
-        config=str(config),
-        eval_freq=40,
-        n_eval_episodes=4,
-        n_eval_envs=2,
-        log_interval=1,
-        verbose=0,
-        seed=1,
-        device="cpu",
-    )
+    kwargs = {"config": str(config), "eval_freq": 40, "n_eval_episodes": 4, "n_eval_envs": 2, "log_interval": 1}
+    kwargs |= {"verbose": 0, "seed": 1, "device": "cpu"}
+    arguments = (argparse.Namespace(env_kwargs=None), "ppo_klpen", env_id, str(tmp_path))
+    manager = exp_manager.ExperimentManager(*arguments, **kwargs)
     model, _ = manager.setup_experiment()
     manager.learn(model)
     assert model._n_updates == 10
