@@ -1,5 +1,5 @@
 """
-How fast training is: SB3's PPO, SBX's PPO (if it is installed) and this package's algorithms side by side.
+How fast training is: SB3's PPO, contrib's MaskablePPO, SBX's PPO (if it is installed) and this package's algorithms.
 
     python -m benchmarks.speed                # the table: some minutes
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
@@ -7,9 +7,10 @@ How fast training is: SB3's PPO, SBX's PPO (if it is installed) and this package
     python -m benchmarks.speed --profile      # where the time goes
 
 Each contestant trains in a process of its own, with one torch thread, and they take turns, rollout and update by rollout and
-update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO is taken within each turn, and its median
-is reported with the smallest and the largest. The first update, which compiles, is shown on its own and does not count, nor
-does the second. ``environment`` is the floor: what the environment's own steps take, with random actions.
+update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (with masks, to MaskablePPO) is taken within
+each turn, and its median is reported with the smallest and the largest. The first update, which compiles, is shown on its own
+and does not count, nor does the second. ``environment`` is the floor: what the environment's own steps take, with random
+actions.
 
 Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and speed.svg.
 """
@@ -29,7 +30,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Case:
     :param normalize: whether VecNormalize is used
     :param policy: name of the policy
     :param kwargs: hyperparameters
+    :param actions: name and argument of the action space of an environment that costs nothing, with action masks
     """
 
     env: str
@@ -61,6 +63,12 @@ class Case:
     normalize: bool = False
     policy: str = "MlpPolicy"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    actions: tuple[str, Any] | None = None
+
+
+def masked(kind: str, argument: Any, n_envs: int, n_steps: int) -> Case:
+    """A case with action masks."""
+    return Case("masks", n_envs, policy="MaskableMlpPolicy", kwargs={"n_steps": n_steps}, actions=(kind, argument))
 
 
 CASES = {
@@ -87,10 +95,15 @@ CASES = {
         policy="CnnPolicy",
         kwargs={"n_steps": 32, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "ent_coef": 0.01},
     ),
+    "masks, Discrete(12), 8 envs": masked("Discrete", 12, n_envs=8, n_steps=256),
+    "masks, Discrete(1400), 8 envs": masked("Discrete", 1400, n_envs=8, n_steps=128),
+    "masks, MultiDiscrete([7, 7, 7, 4]), 8 envs": masked("MultiDiscrete", [7, 7, 7, 4], n_envs=8, n_steps=256),
+    "masks, MultiBinary(339), 16 envs": masked("MultiBinary", 339, n_envs=16, n_steps=16),
 }
 
 CONTESTANTS = {
     "SB3 PPO": ("stable_baselines3", "PPO", {}),
+    "MaskablePPO": ("sb3_contrib", "MaskablePPO", {}),
     "SBX PPO": ("sbx", "PPO", {}),
     "PPOClip, reference": ("sb3_ppo_variants", "PPOClip", {"compile": False}),
     "PPOClip": ("sb3_ppo_variants", "PPOClip", {"compile": True}),
@@ -171,7 +184,35 @@ def make_env(case: Case) -> Any:
             self.steps += 1
             return self.images[self.steps % 16], float(action == self.steps % 6), False, self.steps == 200, {}
 
-    env = make_vec_env(Images if case.env == "images" else case.env, n_envs=case.n_envs, seed=0)
+    class Masks(gym.Env):
+        """Vectors and action masks that cost nothing."""
+
+        observation_space = gym.spaces.Box(-1, 1, (32,))
+
+        def __init__(self) -> None:
+            kind, argument = case.actions or ("Discrete", 2)
+            self.action_space = getattr(gym.spaces, kind)(argument)
+            sizes = {"Discrete": lambda n: [n], "MultiBinary": lambda n: [2] * n, "MultiDiscrete": lambda sizes: sizes}
+            parts: list[int] = sizes[kind](argument)
+            rng = np.random.default_rng(0)
+            self.vectors = rng.uniform(-1, 1, (64, 32)).astype(np.float32)
+            self.masks = rng.random((64, sum(parts))) < 0.5
+            for start, size in zip(np.cumsum([0, *parts[:-1]]), parts, strict=True):
+                self.masks[np.arange(64), start + rng.integers(size, size=64)] = True
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            self.steps = 0
+            return self.vectors[0], {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            self.steps += 1
+            return self.vectors[self.steps % 64], 1.0, False, self.steps == 200, {}
+
+        def action_masks(self) -> Any:
+            return self.masks[self.steps % 64]
+
+    own: dict[str, Any] = {"images": Images, "masks": Masks}
+    env = make_vec_env(own.get(case.env, case.env), n_envs=case.n_envs, seed=0)
     return VecNormalize(env) if case.normalize else env
 
 
@@ -187,7 +228,7 @@ def worker(case: Case, contestant: str) -> None:
 
     turn = network_alone(case) if contestant == FLOOR else training_turn(case, contestant)
     # The floor: the environments' own steps, with random actions
-    plain = make_env(Case(case.env, case.n_envs))
+    plain = make_env(replace(case, normalize=False))
     plain.reset()
     actions = [np.stack([plain.action_space.sample() for _ in range(case.n_envs)]) for _ in range(200)]
     for _ in sys.stdin:
@@ -215,9 +256,9 @@ def training_turn(case: Case, contestant: str) -> Iterator[dict[str, float]]:
         module, name, kwargs = "sb3_ppo_variants", "PPOClip", switch_off(ABLATIONS[contestant])
     else:
         module, name, kwargs = CONTESTANTS[contestant]
-    model = getattr(importlib.import_module(module), name)(
-        case.policy, make_env(case), seed=0, device="cpu", **case.kwargs, **kwargs
-    )
+    policy = "MlpPolicy" if name == "MaskablePPO" else case.policy
+    make_model = getattr(importlib.import_module(module), name)
+    model = make_model(policy, make_env(case), seed=0, device="cpu", **case.kwargs, **kwargs)
     steps = model.n_steps * case.n_envs
     times: dict[str, list[float]] = {"collect_rollouts": [], "train": []}
 
@@ -409,7 +450,10 @@ def contestants(case: str) -> list[str]:
     :param case: name of the case
     :return: names of the contestants
     """
-    names = [name for name in CONTESTANTS if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None]
+    if case in CASES and CASES[case].actions:
+        return ["MaskablePPO", "PPOClip, reference", "PPOClip", "PPOKLPen"]
+    names = [name for name in CONTESTANTS if name != "MaskablePPO"]
+    names = [name for name in names if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None]
     if CASES.get(case, Case("")).policy == "CnnPolicy":
         names.append(FLOOR)
     # The KL variants do the same work everywhere
@@ -585,13 +629,14 @@ def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> d
     :param case: name of the case
     :param name: name of the contestant
     :param turns: what was measured in each turn
-    :return: medians, and the ratio to SB3's PPO in each turn
+    :return: medians, and the ratio to the first contestant, SB3's PPO or contrib's MaskablePPO, in each turn
     """
 
     def total(times: dict[str, float]) -> float:
         return times["seconds"] if "seconds" in times else times["rollout_us"] + times["update_us"]
 
-    ratios = [total(turn["SB3 PPO"]) / total(turn[name]) for turn in turns]
+    peer = next(iter(turns[0]))
+    ratios = [total(turn[peer]) / total(turn[name]) for turn in turns]
     medians = {key: statistics.median(turn[name][key] for turn in turns) for key in turns[0][name]}
     return {
         "case": case,

@@ -3,7 +3,7 @@ Tables and chart of what benchmarks/speed.py has measured.
 
     python -m benchmarks.speed_report
 
-Reads benchmarks/results/speed.csv, and writes speed.md and speed.svg beside it.
+Reads benchmarks/results/speed.csv, and writes speed.md, speed.svg and speed_masks.svg beside it.
 """
 
 import csv
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-SB3 = "SB3 PPO"
+# With whom the others of a case are compared
+PEERS = {"SB3 PPO": "SB3's PPO", "MaskablePPO": "contrib's MaskablePPO"}
 
 
 def spread(row: Row) -> str:
@@ -23,9 +24,19 @@ def spread(row: Row) -> str:
     :return: the median ratio, and the smallest and the largest
     """
     ratio, low, high = (float(row[key]) for key in ("ratio", "ratio_min", "ratio_max"))
-    if low == high and row["contestant"] != SB3:
+    if low == high and row["contestant"] not in PEERS:
         return f"**{ratio:.2f}** (one turn)"
     return f"**{ratio:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def peer_of(rows: Sequence[Row]) -> str:
+    """
+    With whom the others are compared.
+
+    :param rows: the results
+    :return: in words
+    """
+    return next(words for name, words in PEERS.items() if any(row["contestant"] == name for row in rows))
 
 
 def overview(rows: Sequence[Row]) -> str:
@@ -35,8 +46,8 @@ def overview(rows: Sequence[Row]) -> str:
     :param rows: the results
     :return: Markdown
     """
-    names = [name for name in dict.fromkeys(row["contestant"] for row in rows) if name != SB3]
-    lines = [f"| times as fast as SB3's PPO | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    names = [name for name in dict.fromkeys(row["contestant"] for row in rows) if name not in PEERS]
+    lines = [f"| times as fast as {peer_of(rows)} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for case in dict.fromkeys(row["case"] for row in rows):
         cells = {row["contestant"]: spread(row) for row in rows if row["case"] == case}
         lines.append(f"| {case} | {' | '.join(cells.get(name, '') for name in names)} |")
@@ -51,8 +62,8 @@ def details(rows: Sequence[Row]) -> str:
     :return: Markdown
     """
     lines = [
-        "| case | | times as fast as SB3 (min to max) | rollout | update | environment | first update | peak memory | in the "
-        "first update, with the compiler |",
+        "| case | | times as fast as its peer (min to max) | rollout | update | environment | first update | peak memory | in "
+        "the first update, with the compiler |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -98,7 +109,7 @@ def chart(rows: Sequence[Row], path: Path) -> None:
         position += 1
     axes.set_yticks(ticks, cases)
     axes.invert_yaxis()
-    axes.set_xlabel("times as fast as SB3's PPO")
+    axes.set_xlabel(f"times as fast as {peer_of(rows)}")
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -114,9 +125,16 @@ def write(directory: Path) -> None:
     with (directory / "speed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     footer = "; ".join(dict.fromkeys(row[key] for key in ("machine", "versions") for row in rows))
-    text = f"{overview(rows)}\n\n{details(rows)}\n\n{footer}\n"
-    (directory / "speed.md").write_text(text, encoding="utf-8")
-    chart(rows, directory / "speed.svg")
+    with_masks = {row["case"] for row in rows if row["contestant"] == "MaskablePPO"}
+    parts = {
+        "speed.svg": [row for row in rows if row["case"] not in with_masks],
+        "speed_masks.svg": [row for row in rows if row["case"] in with_masks],
+    }
+    tables = [overview(part) for part in parts.values() if part]
+    (directory / "speed.md").write_text("\n\n".join([*tables, details(rows), footer]) + "\n", encoding="utf-8")
+    for name, part in parts.items():
+        if part:
+            chart(part, directory / name)
 
 
 if __name__ == "__main__":
