@@ -104,16 +104,17 @@ def test_wrapper_within_normalization_is_called_as_by_sb3():
     assert equal(expected.get_original_reward(), actual.get_original_reward())
 
 
-def test_infos_keep_their_type_and_belong_to_the_caller():
-    class DefaultEnv(SpaceEnv):
+@pytest.mark.parametrize("cls", [dict, functools.partial(defaultdict, float)])
+def test_infos_keep_their_type_and_belong_to_the_caller(cls):
+    class OwnInfo(SpaceEnv):
         def step(self, action):
             *rest, _ = super().step(action)
-            return *rest, defaultdict(float, array=np.ones(2), nested={"list": [1]})
+            return *rest, cls(array=np.ones(2), nested={"list": [1]})
 
-    env = DummyVecEnv([lambda: DefaultEnv(SPACES["float32"], spaces.Discrete(3))])
+    env = DummyVecEnv([lambda: OwnInfo(SPACES["float32"], spaces.Discrete(3))])
     env.reset()
     info = fast_env.lane(env)(np.array([0]))[3][0]
-    assert info["missing"] == 0.0
+    assert type(info) is type(cls())
     info["array"][0] = 7
     info["nested"]["list"].append(2)
     assert env.buf_infos[0]["array"][0] == 1

@@ -38,6 +38,8 @@ def train(compile):
 """
 START = f"""
 import importlib.util, sys
+# Nor is the RL Zoo needed
+sys.modules["rl_zoo3"] = None
 # An editable installation would find what is not in the copy
 sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", type(finder).__name__)]
 {TRAIN}

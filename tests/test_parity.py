@@ -97,7 +97,7 @@ SETTINGS = {
     "entropy": {"ent_coef": 0.02, "vf_coef": 0.8},
     "no advantage normalization": {"normalize_advantage": False, "batch_size": 1, "n_epochs": 1, "n_steps": 13},
     "value clipping": {"clip_range_vf": 0.1},
-    "early stop": {"target_kl": 1e-3, "learning_rate": 3e-3},
+    "early stop": {"target_kl": 1e-3, "learning_rate": 3e-3, "n_epochs": 3},
     "schedules": {name: LinearSchedule(0.3, 0.0, 1.0) for name in ("learning_rate", "clip_range", "clip_range_vf")},
     "gradient norm": {"max_grad_norm": 0.01},
     "sde": {"use_sde": True, "sde_sample_freq": 4},
@@ -123,7 +123,7 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_settings(setting, both):
-    expected, _ = both(n_updates=2, resume=True, **SETTINGS[setting])
+    expected, _ = both(n_updates=2, resume=True, **{"n_epochs": 2, **SETTINGS[setting]})
     if setting == "early stop":
         # 2 * 2 updates of 3 epochs, had none ended early
         assert 4 < expected[0]._n_updates < 12
@@ -166,17 +166,23 @@ class FlatValues(ActorCriticPolicy):
 
 
 class Evaluates(ActorCriticPolicy):
-    """Overwrites the actions, evaluates in float64, and needs gradients for it."""
+    """Overwrites the actions, and needs gradients in its evaluation."""
 
     def evaluate_actions(self, obs, actions):
         values, log_prob, entropy = super().evaluate_actions(obs, actions.mul_(0.5))
         (gradient,) = th.autograd.grad(log_prob.sum(), self.action_net.bias, create_graph=True)
-        return values + 1e-3 * gradient.norm(), log_prob.double(), entropy
+        return values + 1e-3 * gradient.norm(), log_prob, entropy
+
+
+class InFloat64(ActorCriticPolicy):
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        return values, log_prob.double(), entropy
 
 
 @pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout")
 @pytest.mark.parametrize("buffer", [None, HalvedAdvantages])
-@pytest.mark.parametrize("policy", [FlatValues, Evaluates, OwnPolicy, OwnNetworks])
+@pytest.mark.parametrize("policy", [FlatValues, Evaluates, InFloat64, OwnPolicy, OwnNetworks])
 def test_custom_policies(policy, buffer, both):
     _, actual = both(policy, n_updates=2, n_epochs=2, rollout_buffer_class=buffer)
     assert actual[1][-1]["train/kl"] > 0

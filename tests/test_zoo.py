@@ -168,8 +168,6 @@ def test_hyperparameter_search(tmp_path):
     study = ["--storage", "study.log", "--study-name", "study"]
     # (log folder, arguments)
     commands = [
-        ("plain", ["--algo", "ppo_clip", *search]),
-        ("plain", ["--algo", "ppo_fixedkl", *search]),
         ("plain", ["--algo", "ppo_klpen", *search, *study]),
         ("clipped", ["--algo", "ppo_klpen", *search, "clip_range:'lin_0.2'"]),
         # Train with what a trial has found
@@ -179,13 +177,9 @@ def test_hyperparameter_search(tmp_path):
 
     shared = {"batch_size_pow", "n_steps_pow", "one_minus_gamma", "one_minus_gae_lambda", "learning_rate", "ent_coef"}
     shared |= {"n_epochs", "max_grad_norm", "net_arch", "activation_fn"}
-    for logs, algo, own in (
-        ("plain", "ppo_clip", {"clip_range"}),
-        ("plain", "ppo_fixedkl", {"kl_coef"}),
-        ("plain", "ppo_klpen", {"kl_target", "init_kl_coef"}),
-        ("clipped", "ppo_klpen", {"kl_target", "init_kl_coef", "clip_range"}),
-    ):
-        assert columns(next((tmp_path / logs / algo).glob("report_*.csv"))) == shared | own, (logs, algo)
+    shared |= {"kl_target", "init_kl_coef"}
+    for logs, searched in (("plain", shared), ("clipped", shared | {"clip_range"})):
+        assert columns(next((tmp_path / logs / "ppo_klpen").glob("report_*.csv"))) == searched, logs
     assert saved_model(tmp_path, "ppo_klpen", logs="found").is_file()
 
 
@@ -208,7 +202,12 @@ def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager):
     assert trials("ppo_clip") == theirs
     for algo in ("ppo_fixedkl", "ppo_klpen"):
         # beta and d_targ are drawn last
-        assert trials(algo)[0][1].items() > theirs[0][1].items()
+        found = trials(algo)[0][1]
+        assert found.items() > theirs[0][1].items()
+        assert (
+            found.keys() - theirs[0][1].keys()
+            == {"ppo_fixedkl": {"kl_coef"}, "ppo_klpen": {"kl_target", "init_kl_coef"}}[algo]
+        )
 
 
 def test_registering_again_changes_nothing(exp_manager):
@@ -310,15 +309,6 @@ print("RESULT", json.dumps([tables, numbers]))
 """
 
 
-def test_other_algorithms_are_unchanged(tmp_path):
-    results = []
-    for number, env in enumerate([{}, {OPT_OUT: "1"}]):
-        output = python("-W", "ignore", "-c", OTHERS, str(tmp_path / str(number)), cwd=tmp_path, env=env).stdout
-        results.append(json.loads(output.split("RESULT ")[1]))
-    assert len(results[0][0][0]) >= 12
-    assert results[0] == results[1]
-
-
 REGISTER_BY_HAND = """
 import sys
 import rl_zoo3.exp_manager, rl_zoo3.train
@@ -337,16 +327,16 @@ assert len(rl_zoo3.train.ExperimentManager.__mro__) == 3
 """
 
 
-def test_opt_out_and_register_by_hand(tmp_path):
-    result = python("-c", REGISTER_BY_HAND, cwd=tmp_path, env={OPT_OUT: "1"})
-    assert result.stdout.splitlines()[-1] == "exit 2"
-    assert "invalid choice: 'ppo_klpen'" in result.stderr
-
-
-def test_algorithms_train_without_the_zoo(tmp_path):
-    code = "import sys; sys.modules['rl_zoo3'] = None; from sb3_ppo_variants import PPOKLPen; "
-    code += "PPOKLPen('MlpPolicy', 'CartPole-v1', n_steps=64).learn(64)"
-    python("-c", code, cwd=tmp_path)
+def test_other_algorithms_are_unchanged_and_opting_out_leaves_the_zoo_alone(tmp_path):
+    results = [
+        python("-W", "ignore", "-c", code, str(tmp_path / folder), cwd=tmp_path, env={OPT_OUT: opt_out})
+        for folder, opt_out, code in (("with", "0", OTHERS), ("without", "1", OTHERS + REGISTER_BY_HAND))
+    ]
+    ours, theirs = (json.loads(result.stdout.split("RESULT ")[1].splitlines()[0]) for result in results)
+    assert len(theirs[0][0]) >= 12
+    assert ours == theirs
+    assert results[1].stdout.splitlines()[-1] == "exit 2"
+    assert "invalid choice: 'ppo_klpen'" in results[1].stderr
 
 
 @pytest.fixture
