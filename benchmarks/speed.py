@@ -7,10 +7,9 @@ How fast training is: SB3's PPO, contrib's MaskablePPO, SBX's PPO (if it is inst
     python -m benchmarks.speed --profile      # where the time goes
 
 Each contestant trains in a process of its own, with one torch thread, and they take turns, rollout and update by rollout and
-update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (with masks, to MaskablePPO) is that
-within each turn, and its median is reported with the smallest and the largest. The first update, which compiles, is shown on its own
-and does not count, nor does the second. ``environment`` is the floor: what the environment's own steps take, with random
-actions.
+update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (with masks, to MaskablePPO) is that within
+each turn; its median is reported with the smallest and the largest. The first update, which compiles, is shown on its own and
+does not count, nor does the second. ``environment`` is the floor: what the environment's own steps take, with random actions.
 
 Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and speed.svg.
 """
