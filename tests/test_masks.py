@@ -36,6 +36,7 @@ from support import (
 )
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, masks
+from sb3_ppo_variants.fast.masked import IS_OLD
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.policies import Masked
 
@@ -80,6 +81,8 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_settings(setting, monkeypatch):
+    if setting == "early stop" and IS_OLD:
+        pytest.skip("contrib 2.7 counts the epochs that it leaves out")
     # Four updates of 3 epochs; the environments go on from the second to the third
     kwargs = {"n_updates": 2, "resume": True, **SETTINGS[setting]}
     expected = train(MaskablePPO, "MlpPolicy", masked_env("box", "multidiscrete", n_envs=3), **kwargs)

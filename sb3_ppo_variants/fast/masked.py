@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch as th
+from sb3_contrib.common.maskable import distributions
 from stable_baselines3.common.utils import obs_as_tensor
 from torch.nn import functional as F
 
@@ -12,13 +13,15 @@ from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import INVALID, NOTHING, Action, Given, Masked, Observations, is_of_contrib, latents
 
+# Before 2.8, contrib computes probabilities sooner, and so adds up gradients in another order
+IS_OLD = hasattr(distributions, "logits_to_probs")
 # Actions of a part from which on the underflow of those that are invalid takes time
 MANY = 64
 
 
 def lane(policy: Any) -> "StraightMasked | None":
     """A policy as PPO sees it."""
-    return StraightMasked(policy) if is_of_contrib(policy) else None
+    return StraightMasked(policy) if is_of_contrib(policy) and not IS_OLD else None
 
 
 class StraightMasked(Masked):
