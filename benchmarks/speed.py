@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,8 @@ def make_env(case: Case) -> Any:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
+    from benchmarks.masked_env import Free
+
     class Images(gym.Env):
         """Images that cost nothing, so that the convolutions are what is measured."""
 
@@ -183,35 +186,11 @@ def make_env(case: Case) -> Any:
             self.steps += 1
             return self.images[self.steps % 16], float(action == self.steps % 6), False, self.steps == 200, {}
 
-    class Masks(gym.Env):
-        """Vectors and action masks that cost nothing."""
-
-        observation_space = gym.spaces.Box(-1, 1, (32,))
-
-        def __init__(self) -> None:
-            kind, argument = case.actions or ("Discrete", 2)
-            self.action_space = getattr(gym.spaces, kind)(argument)
-            sizes = {"Discrete": lambda n: [n], "MultiBinary": lambda n: [2] * n, "MultiDiscrete": lambda sizes: sizes}
-            parts: list[int] = sizes[kind](argument)
-            rng = np.random.default_rng(0)
-            self.vectors = rng.uniform(-1, 1, (64, 32)).astype(np.float32)
-            self.masks = rng.random((64, sum(parts))) < 0.5
-            for start, size in zip(np.cumsum([0, *parts[:-1]]), parts, strict=True):
-                self.masks[np.arange(64), start + rng.integers(size, size=64)] = True
-
-        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-            self.steps = 0
-            return self.vectors[0], {}
-
-        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            self.steps += 1
-            return self.vectors[self.steps % 64], 1.0, False, self.steps == 200, {}
-
-        def action_masks(self) -> Any:
-            return self.masks[self.steps % 64]
-
-    own: dict[str, Any] = {"images": Images, "masks": Masks}
-    env = make_vec_env(own.get(case.env, case.env), n_envs=case.n_envs, seed=0)
+    single: Any = Images if case.env == "images" else case.env
+    if case.actions is not None:
+        kind, argument = case.actions
+        single = partial(Free, getattr(gym.spaces, kind)(argument))
+    env = make_vec_env(single, n_envs=case.n_envs, seed=0)
     return VecNormalize(env) if case.normalize else env
 
 
