@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import learning
+from benchmarks import learning, learning_masks
 from sb3_ppo_variants import PPOClip, ProximalPolicyOptimization, zoo
 
 README = Path(__file__).parents[1] / "README.md"
@@ -51,6 +51,9 @@ def test_tables_are_those_of_the_results(capsys):
     for line in capsys.readouterr().out.splitlines():
         assert line in readme
         assert line in document
+    assert learning_masks.report() == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line in readme
 
 
 def test_own_objective_trains():
