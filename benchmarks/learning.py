@@ -9,13 +9,14 @@ the file as they end, so that an interrupted call goes on where it was.
 """
 
 import argparse
-import csv
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import runs
 
 RESULTS = Path(__file__).parent / "results" / "learning.csv"
 ENVS = ("Hopper-v4", "HalfCheetah-v4")
@@ -55,37 +56,6 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def load() -> list[dict[str, str]]:
-    """The rows so far."""
-    if not RESULTS.is_file():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run_missing(jobs: int) -> None:
-    """
-    Make the runs that are not in the results.
-
-    :param jobs: number of processes
-    """
-    from joblib import Parallel, delayed
-
-    done = {(row["algorithm"], row["env"], int(row["seed"])) for row in load()}
-    planned = [(algorithm, env, seed) for seed in SEEDS for env in ENVS for algorithm in ALGORITHMS]
-    missing = [run for run in planned if run not in done]
-    RESULTS.parent.mkdir(exist_ok=True)
-    results = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(train)(*run) for run in missing)
-    for row in results:
-        new = not RESULTS.is_file()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        print(*row.values(), flush=True)
-
-
 def bootstrap_difference(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
     """
     Difference of the mean scores with a 95% bootstrap interval over the seeds of each.
@@ -117,7 +87,7 @@ def report() -> int:
 
     :return: number of runs that are missing
     """
-    rows = load()
+    rows = runs.load(RESULTS)
     rng = np.random.default_rng(0)
     print(
         f"| task, {TIMESTEPS} timesteps | SB3's PPO | PPOClip(compile=True) | difference (95% interval) | P(PPOClip > SB3) |"
@@ -147,7 +117,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only report")
     args = parser.parse_args()
     if not args.report:
-        run_missing(args.jobs)
+        planned = [(algorithm, env, seed) for seed in SEEDS for env in ENVS for algorithm in ALGORITHMS]
+        runs.run_missing(RESULTS, train, planned, args.jobs)
     sys.exit(1 if report() else 0)
 
 

@@ -15,7 +15,6 @@ Runs are appended to benchmarks/results/learning_masks.csv as they end, so that 
 """
 
 import argparse
-import csv
 import sys
 import warnings
 from functools import partial
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks import runs
 
 RESULTS = Path(__file__).parent / "results" / "learning_masks.csv"
 ALGORITHMS = ("MaskablePPO", "PPOClip", "PPOClip without masks")
@@ -131,37 +132,6 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def load() -> list[dict[str, str]]:
-    """The rows so far."""
-    if not RESULTS.is_file():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run_missing(jobs: int) -> None:
-    """
-    Make the runs that are not in the results.
-
-    :param jobs: number of processes
-    """
-    from joblib import Parallel, delayed
-
-    done = {(row["algorithm"], row["env"], int(row["seed"])) for row in load()}
-    planned = [(algorithm, env, seed) for seed in SEEDS for env in TASKS for algorithm in ALGORITHMS]
-    missing = [run for run in planned if run not in done]
-    RESULTS.parent.mkdir(exist_ok=True)
-    results = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(train)(*run) for run in missing)
-    for row in results:
-        new = not RESULTS.is_file()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        print(*row.values(), flush=True)
-
-
 def welch_interval(ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.9) -> tuple[float, float, float]:
     """
     Difference of the mean scores with Welch's interval.
@@ -183,7 +153,7 @@ def report() -> int:
 
     :return: number of runs that are missing
     """
-    rows = load()
+    rows = runs.load(RESULTS)
     columns = ("difference (90% interval)", f"equivalent within {MARGIN:.0%} of the range", "what masks buy (90% interval)")
     print(f"| task, timesteps | {' | '.join((*ALGORITHMS, *columns))} |")
     print("|---" * (1 + len(ALGORITHMS) + len(columns)) + "|")
@@ -213,7 +183,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only report")
     args = parser.parse_args()
     if not args.report:
-        run_missing(args.jobs)
+        planned = [(algorithm, env, seed) for seed in SEEDS for env in TASKS for algorithm in ALGORITHMS]
+        runs.run_missing(RESULTS, train, planned, args.jobs)
     sys.exit(1 if report() else 0)
 
 

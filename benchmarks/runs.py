@@ -1,0 +1,45 @@
+"""Runs whose results are kept as they end, so that an interrupted call goes on where it was."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+KEY = ("algorithm", "env", "seed")
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    """
+    The rows so far.
+
+    :param path: the file of the results
+    :return: a row for each run
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_missing(path: Path, train: Callable[..., dict[str, Any]], planned: Sequence[tuple[str, str, int]], jobs: int) -> None:
+    """
+    Make the runs that are not in the results, and append each as it ends.
+
+    :param path: the file of the results
+    :param train: makes the row of a run of an algorithm, a task and a seed
+    :param planned: all runs
+    :param jobs: number of processes
+    """
+    from joblib import Parallel, delayed
+
+    done = {tuple(row[name] for name in KEY) for row in load(path)}
+    missing = [run for run in planned if tuple(map(str, run)) not in done]
+    path.parent.mkdir(exist_ok=True)
+    for row in Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(train)(*run) for run in missing):
+        is_new = not path.is_file()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row, lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(*row.values(), flush=True)
