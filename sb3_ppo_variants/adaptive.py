@@ -51,13 +51,14 @@ class AdaptiveLearningRate:
     bounds: tuple[float, float] = (1e-5, 1e-2)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bounds, Sequence) and len(self.bounds) == 2 and isinstance(self.bounds[0], Real)):
+        is_pair = isinstance(self.bounds, Sequence) and len(self.bounds) == 2
+        if not (is_pair and all(isinstance(bound, Real) for bound in self.bounds)):
             raise TypeError(f"AdaptiveLearningRate: bounds must be a pair of numbers, but is {self.bounds!r}")
         for name, smallest in (("kl_target", 0), ("initial", 0), ("factor", 1), ("band", 1)):
             value = getattr(self, name)
             if not isinstance(value, Real):
                 raise TypeError(f"AdaptiveLearningRate: {name} must be a number, but is {value!r}")
-            if not smallest < value < float("inf"):
+            if not smallest < float(value) < float("inf"):
                 raise ValueError(f"AdaptiveLearningRate: {name} must be finite and greater than {smallest}, but is {value}")
         if not 0 < self.bounds[0] <= self.initial <= self.bounds[1]:
             what = f"initial must be within bounds {self.bounds} above 0, but is {self.initial}"

@@ -39,7 +39,7 @@ def check_arguments(algorithm: Any) -> None:
     a, cls = algorithm, algorithm.policy_class
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy | MaskableActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"
-        raise ValueError(f"policy must be an ActorCriticPolicy, but is {cls}: {why}")
+        raise ValueError(f"policy must be an ActorCriticPolicy, or contrib's with masks, but is {cls}: {why}")
     if issubclass(cls, RecurrentActorCriticPolicy):
         raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
     if isinstance(inspect.getattr_static(a, "objective"), FunctionType):

@@ -25,11 +25,10 @@ class AnnealLogStd(BaseCallback):
         if not isinstance(log_std, th.nn.Parameter):
             raise ValueError("AnnealLogStd needs a policy with Gaussian actions, that is with a log_std")
         self.log_std = log_std
-
         self.is_learned = log_std.requires_grad
 
     def _on_rollout_start(self) -> None:
-        self._on_training_end()
+        self.log_std.requires_grad_(self.is_learned)
         # The model's own count of the progress is still that of the training before
         progress = 1 - self.model.num_timesteps / self.model._total_timesteps
         self.log_std.data.fill_(self.final + (self.initial - self.final) * max(progress, 0.0))

@@ -5,20 +5,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 from sb3_ppo_variants import masks
 from sb3_ppo_variants.buffers import masked_buffer
-
-POLICIES = {
-    "MaskableMlpPolicy": MaskableActorCriticPolicy,
-    "MaskableCnnPolicy": MaskableActorCriticCnnPolicy,
-    "MaskableMultiInputPolicy": MaskableMultiInputActorCriticPolicy,
-}
 
 
 def takes_masks(policy: Any) -> bool:
@@ -26,7 +16,7 @@ def takes_masks(policy: Any) -> bool:
     if isinstance(policy, str) and "." in policy:
         module, _, name = policy.rpartition(".")
         policy = getattr(importlib.import_module(module), name)
-    return issubclass(policy, MaskableActorCriticPolicy) if isinstance(policy, type) else policy in POLICIES
+    return issubclass(policy, MaskableActorCriticPolicy) if isinstance(policy, type) else policy in masks.POLICIES
 
 
 def is_masked(algorithm: Any) -> bool:

@@ -6,13 +6,24 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 # The name of a mask in observations and infos, as in PettingZoo, RLlib and Gymnasium
 KEY = "action_mask"
+
+# contrib's policies by the names that they have here
+POLICIES: dict[str, type[BasePolicy]] = {
+    "MaskableMlpPolicy": MaskableActorCriticPolicy,
+    "MaskableCnnPolicy": MaskableActorCriticCnnPolicy,
+    "MaskableMultiInputPolicy": MaskableMultiInputActorCriticPolicy,
+}
 
 # The attribute of observations to which masks have been attached
 CARRIED = "action_masks"
@@ -206,13 +217,13 @@ def given_or_found(given: Any, observations: Any, space: spaces.Space) -> np.nda
 
 def name_for(policy_class: type[BasePolicy], env: VecEnv) -> str | None:
     """
-    Which policy would use the masks that an environment offers to another one.
+    Which policy would use the masks that an environment offers to one that takes none.
 
     :return: the name; ``None`` if it offers none, or there are no masks for its actions
     """
     names = {MultiInputActorCriticPolicy: "MultiInput", ActorCriticCnnPolicy: "Cnn", ActorCriticPolicy: "Mlp"}
     is_supported = isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
-    if issubclass(policy_class, MaskableActorCriticPolicy) or not is_supported or source_of(env) is None:
+    if not is_supported or source_of(env) is None:
         return None
     return next((f"Maskable{name}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
 

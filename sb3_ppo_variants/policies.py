@@ -12,11 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
@@ -237,8 +233,7 @@ def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
     finally:
         with th.no_grad():
             for module, name, buffer, before in buffers:
-                # The tensor itself, where a module has put another one in its place; one of which elements share memory, as by
-                # expand, cannot be written to, nor could the module
+                # A module may have put another tensor in its place. One whose elements share memory cannot be written to
                 module._buffers[name] = buffer if th.equal(buffer, before) else buffer.copy_(before)
 
 
@@ -263,8 +258,7 @@ def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
 
 def is_of_contrib(policy: Any) -> bool:
     """Whether a policy is exactly one of contrib's with action masks, of library modules, which nobody watches."""
-    classes = (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy, MaskableMultiInputActorCriticPolicy)
-    return type(policy) in classes and is_of_libraries(policy) and not has_hooks(policy)
+    return type(policy) in masks.POLICIES.values() and is_of_libraries(policy) and not has_hooks(policy)
 
 
 def latents(policy: Any, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:

@@ -37,7 +37,7 @@ from sb3_ppo_variants import arguments, checks, masked, rollout, saving
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import APPROX_KL, METRICS, Settings, ppo_loss
-from sb3_ppo_variants.masks import Masks
+from sb3_ppo_variants.masks import POLICIES, Masks
 from sb3_ppo_variants.objectives import WITHOUT_KL, Objective
 from sb3_ppo_variants.optimizer import Step
 from sb3_ppo_variants.policies import FeedForward, kind_of
@@ -98,7 +98,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
-        **masked.POLICIES,
+        **POLICIES,
     }
     #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
     objective: Objective

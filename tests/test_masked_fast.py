@@ -7,15 +7,19 @@ from compiled_support import assert_steps_agree_in_float64, needs_new_torch, ref
 from gymnasium import spaces
 from masked_support import masked_env
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from support import make_model
+from stable_baselines3.common.env_util import make_vec_env
+from support import SpaceEnv, make_model
 
+from benchmarks.masked_env import random_masks
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.buffers import MaskedRolloutBuffer
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.fast.masked import IS_OLD, MANY, StraightMasked
 from sb3_ppo_variants.kl import kl_side_by_side
 from sb3_ppo_variants.loss import Batch
+from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import Masked
+from sb3_ppo_variants.rollout import Rollout
 
 ACTION_SPACES = {
     "discrete": spaces.Discrete(7),
@@ -29,19 +33,6 @@ OBSERVATIONS = spaces.Box(-1, 1, (5,))
 
 class Derived(MaskableActorCriticPolicy):
     """A policy of a user's."""
-
-
-def heads_of(space):
-    return [space.n] if isinstance(space, spaces.Discrete) else [2] * space.n if hasattr(space, "n") else list(space.nvec)
-
-
-def random_masks(space, n, rng, p=0.4):
-    """With at least one valid action for each part, often with no other."""
-    heads = heads_of(space)
-    masks = rng.random((n, sum(heads))) < p
-    for start, size in zip(np.cumsum([0, *heads[:-1]]), heads, strict=True):
-        masks[np.arange(n), start + rng.integers(size, size=n)] = True
-    return masks
 
 
 def policy_of(space, scale=3.0):
@@ -58,7 +49,7 @@ def policy_of(space, scale=3.0):
 def test_lane_has_contribs_bits_and_gradients(name):
     space, rng = ACTION_SPACES[name], np.random.default_rng(0)
     policy = policy_of(space)
-    observations, masks = rng.uniform(-1, 1, (64, 5)).astype(np.float32), random_masks(space, 64, rng)
+    observations, masks = rng.uniform(-1, 1, (64, 5)).astype(np.float32), random_masks(heads_of(space), 64, rng, 0.4)
     found = []
     for kind in (Masked(policy), StraightMasked(policy)):
         th.manual_seed(1)
@@ -83,7 +74,7 @@ def test_no_invalid_action_in_numpy_and_the_right_frequencies(name):
     buffer = MaskedRolloutBuffer(n_steps, OBSERVATIONS, space, device="cpu", n_envs=n_envs)
     quick = NumpyPolicy(policy, buffer)
     # The same state and mask everywhere in the first half of the environments
-    observations, masks = rng.uniform(-1, 1, (n_envs, 5)).astype(np.float32), random_masks(space, n_envs, rng)
+    observations, masks = rng.uniform(-1, 1, (n_envs, 5)).astype(np.float32), random_masks(heads, n_envs, rng, 0.4)
     observations[: n_envs // 2], masks[: n_envs // 2] = observations[0], masks[0] | (np.arange(sum(heads)) % 3 == 0)
     starts = np.cumsum([0, *heads[:-1]])
     counts = np.zeros(sum(heads))
@@ -149,3 +140,14 @@ def test_kl_side_by_side_of_hand_worked_numbers():
     kl.sum().backward()
     # Minus the old probabilities; the probability 0 of a masked action gives exactly 0
     assert new.grad.tolist() == [[-0.5, -0.5, -0.25, -0.75, 0.0], [-1.0, 0.0, -1.0, 0.0, 0.0]]
+
+
+def test_kl_that_is_only_logged_with_many_actions():
+    space = spaces.Discrete(300)
+    env = make_vec_env(lambda: SpaceEnv(OBSERVATIONS, space), 2, seed=0)
+    for cls, n_measured in ((PPOClip, 7), (PPOKLPen, 52)):
+        model = make_model(cls, env=env, compile=False).learn(52)
+        # 52 states, or every 8th
+        old = Rollout(model.rollout_buffer, model.policy, needs_kl=model._needs_kl())
+        assert len(old.measured[0][0]) == n_measured
+        assert model.logger.name_to_value["train/kl"] > 0

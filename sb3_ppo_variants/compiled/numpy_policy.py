@@ -14,6 +14,7 @@ from torch import nn
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import (
+    INVALID,
     LOG_SQRT_2PI,
     NOTHING,
     Action,
@@ -24,9 +25,6 @@ from sb3_ppo_variants.policies import (
     kind_of,
     networks,
 )
-
-# A logit of probability 0
-INVALID = np.float32(-1e8)
 
 
 class NumpyPolicy(FeedForward):
@@ -84,7 +82,7 @@ class NumpyPolicy(FeedForward):
             starts, width = np.cumsum((0, *self.heads[:-1])), max(self.heads)
             is_place = np.arange(width) < np.array(self.heads)[:, None]
             self.places = None if is_place.all() else np.where(is_place, starts[:, None] + np.arange(width), self.n_outputs)
-            self.padded = np.full((n_envs, self.n_outputs + 1), INVALID)
+            self.padded = np.full((n_envs, self.n_outputs + 1), np.float32(INVALID))
             self.rows = np.arange(n_envs * len(self.heads))
             # Probabilities may become 0, also where NumPy has been told to raise an error then
             self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
@@ -115,7 +113,7 @@ class NumpyPolicy(FeedForward):
         if self.is_gaussian:
             return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
         if given:
-            outputs = np.where(given["action_masks"], outputs, INVALID)
+            outputs = np.where(given["action_masks"], outputs, np.float32(INVALID))
         if self.places is not None:
             self.padded[:, :-1] = outputs
             outputs = self.padded[:, self.places]

@@ -40,7 +40,7 @@ class StraightMasked(Masked):
             normalized = head - head.logsumexp(dim=-1, keepdim=True)
             # By products instead of where, which is slow
             masked = normalized * mask + penalty
-            total = _LogSumExp.apply(masked, mask) if len(mask[0]) >= MANY else masked.logsumexp(dim=-1, keepdim=True)
+            total = _LogSumExp.apply(masked, mask) if mask.shape[1] >= MANY else masked.logsumexp(dim=-1, keepdim=True)
             found.append(masked - total)
         return found
 
@@ -89,7 +89,8 @@ class _LogSumExp(th.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor, None]:
         x, mask, result = ctx.saved_tensors
-        return gradients[0] * (x - result).mul_(mask).exp_().mul_(mask), None
+        # What this gives invalid actions, the product of their logits with the mask takes away
+        return gradients[0] * (x - result).mul_(mask).exp_(), None
 
 
 def _form(heads: list[th.Tensor]) -> ClosedForm:
