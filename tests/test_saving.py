@@ -204,7 +204,7 @@ def test_models_of_other_algorithms(tmp_path):
         message = r"model is a model of another algorithm than PPO: it has no clip_range and no n_ep"
         with pytest.raises(ValueError, match=message):
             PPOKLPen.load(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, but is .*DQNPolicy"):
+    with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, or contrib's with masks, but is .*DQNPolicy"):
         PPOKLPen(DQNPolicy, "CartPole-v1")
 
 
