@@ -217,6 +217,8 @@ class CompiledStep:
         assert data is not None
         key, generator_state = self._key(data, index), th.get_rng_state()
         is_new = key not in self.functions
+        # Which parameters are unused is known of the last one only
+        is_trusted = not (is_new or is_custom) and key == self.last_key
         if is_new and is_custom:
             verification.check_purity(self, data.select(index))
         function = self._function(data, coef_vector, index)
@@ -224,13 +226,15 @@ class CompiledStep:
         if is_new:
             self.probes[key] = self._probe()
             # As if pi_old were another policy: at pi_old itself, the ratio is 1 and the KL 0, so that neither counts
-            _, difference = self._compared(function, kind, verification.with_another_pi_old(data), coef_vector, index)
+            another = verification.with_another_pi_old(data)
+            _, difference = self._compared(function, kind, another, coef_vector, index, is_trusted=False)
             self._load()
             th.set_rng_state(generator_state)
         # SB3's own networks for images are trusted after the first time: another pass through them takes much of an update
         if is_new or is_custom or not self.has_nature_cnn:
             # By contrib's own methods, a policy with many parts of an action takes much of an update
-            row, found = self._compared(function, kind if is_new else compiled_kind(self.policy), data, coef_vector, index)
+            seen = kind if is_new else compiled_kind(self.policy)
+            row, found = self._compared(function, seen, data, coef_vector, index, is_trusted)
             difference = difference or found
         else:
             row = function([*self._leaves(data), coef_vector, index])[0]
@@ -251,13 +255,13 @@ class CompiledStep:
         return self._first_step(old, coef_vector, index)
 
     def _compared(
-        self, function: Function, kind: FeedForward, data: Batch, coef_vector: th.Tensor, index: th.Tensor
+        self, function: Function, kind: FeedForward, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_trusted: bool
     ) -> tuple[th.Tensor, str | None]:
         """Make a step; what it has computed otherwise than SB3's methods, if anything."""
         before, generator_state = [flat.clone() for flat in self.flats], th.get_rng_state()
         row = function([*self._leaves(data), coef_vector, index])[0]
         # After a trace, so that what a policy keeps of its last pass is real again
-        return row, verification.difference(self, kind, data.select(index), before, generator_state, row)
+        return row, verification.difference(self, kind, data.select(index), before, generator_state, row, is_trusted)
 
     def _probe(self) -> th.Tensor:
         """What the objective makes of some numbers: the same as long as nothing but its arguments counts."""
