@@ -40,8 +40,6 @@ def check_arguments(algorithm: Any) -> None:
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy | MaskableActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"
         raise ValueError(f"policy must be an ActorCriticPolicy, or contrib's with masks, but is {cls}: {why}")
-    if issubclass(cls, RecurrentActorCriticPolicy):
-        raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
     if isinstance(inspect.getattr_static(a, "objective"), FunctionType):
         raise TypeError(f"objective of {type(a).__name__} must be a static method: objective = staticmethod(...)")
     for name in ("n_steps", "batch_size", "n_epochs"):
@@ -70,10 +68,11 @@ def check_arguments(algorithm: Any) -> None:
     a.compile = checks.check_choice("compile", a.compile, (True, False, "auto"))
     if a.normalize_advantage is True and a.batch_size == 1:
         raise checks.ArgumentError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
+    _check_sequence_length(a)
     if not hasattr(a, "action_space"):
         raise ValueError("env must be an environment or the id of one, but is None")
-    is_masked, space = issubclass(cls, MaskableActorCriticPolicy), a.observation_space
-    if is_masked:
+    space = a.observation_space
+    if masks.takes_masks(cls):
         masks.heads_of(a.action_space)
         space = masks.visible_space(cls, space)
     has_extractor = "features_extractor_class" in a.policy_kwargs
@@ -83,6 +82,18 @@ def check_arguments(algorithm: Any) -> None:
     needs_none = cls in (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy) and not has_extractor
     if needs_none and isinstance(space, spaces.Dict):
         raise ValueError(f"policy must be MaskableMultiInputPolicy for dictionaries of observations, but is {cls.__name__}")
+
+
+def _check_sequence_length(algorithm: Any) -> None:
+    a, length = algorithm, algorithm.sequence_length
+    if length is None:
+        return
+    a.sequence_length = length = checks.check_integer("sequence_length", length, minimum=1)
+    if not issubclass(a.policy_class, RecurrentActorCriticPolicy):
+        raise ValueError(f"sequence_length must be None with {a.policy_class.__name__}, which has no memory, but is {length}")
+    for name in ("n_steps", "batch_size"):
+        if getattr(a, name) % length > 0:
+            raise ValueError(f"{name} must be a multiple of sequence_length={length}, but is {getattr(a, name)}")
 
 
 def check_rollout_size(algorithm: Any) -> None:

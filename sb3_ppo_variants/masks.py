@@ -1,5 +1,6 @@
 """Action masks: what they are for an action space, where an environment gives them, and errors that say what is wrong."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +13,7 @@ from sb3_contrib.common.maskable.policies import (
     MaskableMultiInputActorCriticPolicy,
 )
 from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
+from sb3_contrib.common.recurrent.policies import RecurrentMultiInputActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -24,6 +26,9 @@ POLICIES: dict[str, type[BasePolicy]] = {
     "MaskableCnnPolicy": MaskableActorCriticCnnPolicy,
     "MaskableMultiInputPolicy": MaskableMultiInputActorCriticPolicy,
 }
+
+# Policies with masks for dictionaries of observations, even of one part
+FOR_DICTS = (MaskableMultiInputActorCriticPolicy, RecurrentMultiInputActorCriticPolicy)
 
 # The attribute of observations to which masks have been attached
 CARRIED = "action_masks"
@@ -167,6 +172,11 @@ class Masks:
         return checked(known, self.heads, lambda i: f"of environment {i}{when}")
 
 
+def takes_masks(policy_class: type) -> bool:
+    """Whether a class of policies takes masks: contrib's, or those of this package with memory."""
+    return "action_masks" in inspect.signature(policy_class.forward).parameters  # type: ignore[attr-defined]
+
+
 def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces.Space:
     """
     What of an observation space a policy with masks sees: all but the mask, and that as a Dict, if there are several parts, or
@@ -179,7 +189,7 @@ def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces
     if not (isinstance(space, spaces.Dict) and KEY in space.spaces):
         return space
     others = {name: part for name, part in space.spaces.items() if name != KEY}
-    is_for_dicts = len(others) != 1 or issubclass(policy_class, MaskableMultiInputActorCriticPolicy)
+    is_for_dicts = len(others) != 1 or issubclass(policy_class, FOR_DICTS)
     return spaces.Dict(others) if is_for_dicts else next(iter(others.values()))
 
 

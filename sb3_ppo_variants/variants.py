@@ -87,6 +87,7 @@ class PPOFixedKL(KLPenaltyPPO):
         *,
         kl_coef: float | Schedule = 3.0,
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
+        sequence_length: int | None = None,
     ) -> None:
         others = arguments.handed_on(locals(), "kl_coef")
         self.kl_coef = kl_coef
@@ -157,6 +158,7 @@ class PPOKLPen(KLPenaltyPPO):
         init_kl_coef: float = 1.0,
         kl_coef_bounds: tuple[float, float] = (1e-6, 1e6),
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
+        sequence_length: int | None = None,
     ) -> None:
         others = arguments.handed_on(locals(), "kl_target", "init_kl_coef", "kl_coef_bounds")
         self.kl_target = kl_target

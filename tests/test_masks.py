@@ -37,8 +37,8 @@ from support import (
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, masks
 from sb3_ppo_variants.fast.masked import IS_OLD
+from sb3_ppo_variants.kinds import Masked
 from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.policies import Masked
 
 CLASSES = [PPOClip, PPOFixedKL, PPOKLPen]
 ACTIONS = ["discrete", "multidiscrete", "multibinary"]

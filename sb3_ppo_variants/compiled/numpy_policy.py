@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import (
     INVALID,
@@ -22,7 +23,6 @@ from sb3_ppo_variants.policies import (
     Given,
     Observations,
     is_standard_mlp,
-    kind_of,
     networks,
 )
 
