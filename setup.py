@@ -49,7 +49,11 @@ setup(
     ],
     # Top-level in the repository, as in the Zoo's own; inside the package once installed
     package_dir={"sb3_ppo_variants.hyperparams": "hyperparams"},
-    package_data={"sb3_ppo_variants": ["py.typed", "version.txt"], "sb3_ppo_variants.hyperparams": ["*.yml", "paper/*.yml"]},
+    package_data={
+        "sb3_ppo_variants": ["py.typed", "version.txt"],
+        "sb3_ppo_variants.compiled": ["*.cpp"],
+        "sb3_ppo_variants.hyperparams": ["*.yml", "paper/*.yml"],
+    },
     py_modules=["_sb3_ppo_variants_hook"],
     # A path relative to `{name}-{version}.data/data` in the wheel: this lands in `{name}-{version}.data/purelib`, that is in
     # site-packages, where Python reads `.pth` files at start-up, for plain and for editable installs

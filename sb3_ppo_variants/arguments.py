@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_variants import checks, masks
+
+
+class Default(int):
+    """A default that is another one in contrib's ``RecurrentPPO``, and so with the policies of that."""
+
+
+N_STEPS, BATCH_SIZE = Default(2048), Default(64)
+WITH_MEMORY = 128
 
 
 def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
@@ -42,6 +46,9 @@ def check_arguments(algorithm: Any) -> None:
         raise ValueError(f"policy must be an ActorCriticPolicy, or contrib's with masks, but is {cls}: {why}")
     if isinstance(inspect.getattr_static(a, "objective"), FunctionType):
         raise TypeError(f"objective of {type(a).__name__} must be a static method: objective = staticmethod(...)")
+    for name in ("n_steps", "batch_size"):
+        if issubclass(cls, RecurrentActorCriticPolicy) and isinstance(getattr(a, name), Default):
+            setattr(a, name, WITH_MEMORY)
     for name in ("n_steps", "batch_size", "n_epochs"):
         setattr(a, name, checks.check_integer(name, getattr(a, name), minimum=1))
     checks.check_number("learning_rate", a.learning_rate, minimum=0, scheduled=True)
@@ -76,12 +83,12 @@ def check_arguments(algorithm: Any) -> None:
         masks.heads_of(a.action_space)
         space = masks.visible_space(cls, space)
     has_extractor = "features_extractor_class" in a.policy_kwargs
-    needs_dict = cls in (MultiInputActorCriticPolicy, MaskableMultiInputActorCriticPolicy) and not has_extractor
-    if needs_dict and not isinstance(space, spaces.Dict):
+    name = next((name for name, policy in a.policy_aliases.items() if policy is cls and not has_extractor), "")
+    if "MultiInput" in name and not isinstance(space, spaces.Dict):
         raise ValueError(f"policy is for dictionaries of observations, but those of env are {a.observation_space}")
-    needs_none = cls in (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy) and not has_extractor
-    if needs_none and isinstance(space, spaces.Dict):
-        raise ValueError(f"policy must be MaskableMultiInputPolicy for dictionaries of observations, but is {cls.__name__}")
+    if "MultiInput" not in name and name and isinstance(space, spaces.Dict):
+        needed = name.replace("Mlp", "MultiInput").replace("Cnn", "MultiInput")
+        raise ValueError(f"policy must be {needed} for dictionaries of observations, but is {cls.__name__}")
 
 
 def _check_sequence_length(algorithm: Any) -> None:

@@ -42,7 +42,7 @@ class MaskedRecurrentRolloutBuffer(RecurrentRolloutBuffer):
         self.action_masks = _all_true(self)
         super().reset()
 
-    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:
+    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
         """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
         self.action_masks[self.pos] = action_masks
         super().add(*args, **kwargs)
@@ -56,7 +56,7 @@ class MaskedRecurrentDictRolloutBuffer(RecurrentDictRolloutBuffer):
         self.action_masks = _all_true(self)
         super().reset()
 
-    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:
+    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
         """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
         self.action_masks[self.pos] = action_masks
         super().add(*args, **kwargs)

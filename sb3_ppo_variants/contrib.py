@@ -18,7 +18,7 @@ def takes_masks(policy: Any) -> bool:
     if isinstance(policy, str) and "." in policy:
         module, _, name = policy.rpartition(".")
         policy = getattr(importlib.import_module(module), name)
-    return masks.takes_masks(policy) if isinstance(policy, type) else policy in masks.POLICIES
+    return masks.takes_masks(policy) if isinstance(policy, type) else str(policy).startswith("Maskable")
 
 
 def is_masked(algorithm: Any) -> bool:

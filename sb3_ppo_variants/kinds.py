@@ -30,7 +30,7 @@ def kind_of(policy: Any, sequence_length: int | None = None) -> FeedForward:
     if isinstance(policy, RecurrentActorCriticPolicy):
         return (MaskedRecurrent if masks.takes_masks(type(policy)) else Recurrent)(policy, sequence_length)
     if isinstance(policy, MaskableActorCriticPolicy):
-        kind = lane("masked", policy) or Masked(policy)
+        kind = lane("masked", policy) or Masked(policy)  # type: ignore[arg-type]
     else:
         kind = lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
     return kind
@@ -127,7 +127,8 @@ class Recurrent(FeedForward):
         return data._replace(given={**data.given, "lstm_states": states_at(data.given["lstm_states"], firsts)})
 
     def _distribution(self, observations: PyTorchObs, given: Given) -> Any:
-        return self.policy.get_distribution(observations, **{**given, "lstm_states": given["lstm_states"].pi})[0]
+        policy: Any = self.policy
+        return policy.get_distribution(observations, **{**given, "lstm_states": given["lstm_states"].pi})[0]
 
     def _chunks(self, observations: PyTorchObs, given: Given) -> list[tuple[PyTorchObs, Given]]:
         return [(observations, given)]

@@ -1,7 +1,8 @@
 """Action masks: what they are for an action space, where an environment gives them, and errors that say what is wrong."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,11 @@ from sb3_contrib.common.maskable.policies import (
     MaskableMultiInputActorCriticPolicy,
 )
 from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
-from sb3_contrib.common.recurrent.policies import RecurrentMultiInputActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import (
+    RecurrentActorCriticCnnPolicy,
+    RecurrentActorCriticPolicy,
+    RecurrentMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -231,11 +236,16 @@ def name_for(policy_class: type[BasePolicy], env: VecEnv) -> str | None:
 
     :return: the name; ``None`` if it offers none, or there are no masks for its actions
     """
-    names = {MultiInputActorCriticPolicy: "MultiInput", ActorCriticCnnPolicy: "Cnn", ActorCriticPolicy: "Mlp"}
+    names: dict[Any, str] = {
+        MultiInputActorCriticPolicy | RecurrentMultiInputActorCriticPolicy: "MultiInput",
+        ActorCriticCnnPolicy | RecurrentActorCriticCnnPolicy: "Cnn",
+        ActorCriticPolicy: "Mlp",
+    }
+    memory = "Lstm" if issubclass(policy_class, RecurrentActorCriticPolicy) else ""
     is_supported = isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
     if not is_supported or source_of(env) is None:
         return None
-    return next((f"Maskable{name}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
+    return next((f"Maskable{name}{memory}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
 
 
 class _Array(np.ndarray):
@@ -275,3 +285,15 @@ def attach_masks(env: VecEnv) -> None:
         return attached(observations, known), rewards, dones, infos
 
     env.reset, env.step_wait = reset_with_masks, step_wait_with_masks  # type: ignore[method-assign]
+
+
+@contextmanager
+def attached_masks(env: VecEnv) -> Iterator[None]:
+    """As ``attach_masks``; afterwards the environment is as before."""
+    before = {name: method for name, method in vars(env).items() if name in ("reset", "step_wait")}
+    attach_masks(env)
+    try:
+        yield
+    finally:
+        del env.reset, env.step_wait
+        vars(env).update(before)

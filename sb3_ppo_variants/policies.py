@@ -21,9 +21,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants import checks, masks
+from sb3_ppo_variants import checks, masks, recurrent_policies
 from sb3_ppo_variants.kl import ClosedForm, closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
+from sb3_ppo_variants.recurrent_policies import MaskableMlpLstmPolicy
 
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -38,6 +39,14 @@ CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
 # contrib's logit of an invalid action, which thus has probability 0
 INVALID = -1e8
+# Policies for vectors
+OF_VECTORS = (
+    ActorCriticPolicy,
+    MaskableActorCriticPolicy,
+    RecurrentActorCriticPolicy,
+    recurrent_policies.MlpLstmPolicy,
+    recurrent_policies.MaskableMlpLstmPolicy,
+)
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -225,12 +234,13 @@ def kept_generators(device: th.device) -> Iterator[None]:
 def is_of_libraries(policy: nn.Module) -> bool:
     """Whether a policy and all of its modules are of SB3's and torch's own classes."""
     parts = [*policy.modules(), getattr(policy, "action_dist", None)]
-    return all(type(part).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "torch.")) for part in parts)
+    libraries = ("stable_baselines3.", "sb3_contrib.", "torch.", recurrent_policies.__name__)
+    return all(type(part).__module__.startswith(libraries) for part in parts)
 
 
 def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
     """Whether methods of a policy are SB3's or contrib's own."""
-    bases = MaskableActorCriticPolicy, RecurrentActorCriticPolicy, ActorCriticPolicy
+    bases = MaskableActorCriticPolicy, MaskableMlpLstmPolicy, RecurrentActorCriticPolicy, ActorCriticPolicy
     base = next(base for base in bases if isinstance(policy, base))
     return all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
 
@@ -260,9 +270,9 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy is ``MlpPolicy`` or ``MaskableMlpPolicy`` for vectors, Gaussian or categorical, on a CPU."""
+    """Whether the policy is one of ``OF_VECTORS`` for vectors, Gaussian or categorical, on a CPU."""
     return (
-        type(policy) in (ActorCriticPolicy, MaskableActorCriticPolicy)
+        type(policy) in OF_VECTORS
         and is_of_libraries(policy)
         and not has_hooks(policy)
         and policy.device.type == "cpu"

@@ -24,11 +24,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import (
-    RecurrentActorCriticCnnPolicy,
-    RecurrentActorCriticPolicy,
-    RecurrentMultiInputActorCriticPolicy,
-)
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -38,7 +33,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch.nn import functional as F
 
-from sb3_ppo_variants import arguments, checks, contrib, rollout, saving
+from sb3_ppo_variants import arguments, checks, contrib, recurrent_policies, rollout, saving
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.lanes import lane
@@ -63,12 +58,13 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
         - L^S + vf_coef L^VF - ent_coef S
 
-    :param policy: the policy to use (MlpPolicy, CnnPolicy, ...; with action masks MaskableMlpPolicy, MaskableCnnPolicy, ...)
+    :param policy: the policy to use: MlpPolicy, CnnPolicy, ...; with action masks MaskableMlpPolicy, ...; with a memory
+        MlpLstmPolicy, ...; with both MaskableMlpLstmPolicy, ...
     :param env: the environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: Adam's step size; a float, a schedule (a function of the remaining progress, from 1 to 0), or an
         ``AdaptiveLearningRate``
-    :param n_steps: T, the number of steps per environment and update
-    :param batch_size: M, the minibatch size
+    :param n_steps: T, the number of steps per environment and update; 2048 by default, and with a memory 128, as contrib
+    :param batch_size: M, the minibatch size; 64 by default, and with a memory 128, as contrib
     :param n_epochs: K, the number of passes over the rollout per update
     :param gamma: discount factor, equation (12)
     :param gae_lambda: lambda of the truncated generalized advantage estimator, equations (11) and (12)
@@ -107,9 +103,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
         **POLICIES,
-        "MlpLstmPolicy": RecurrentActorCriticPolicy,
-        "CnnLstmPolicy": RecurrentActorCriticCnnPolicy,
-        "MultiInputLstmPolicy": RecurrentMultiInputActorCriticPolicy,
+        **recurrent_policies.POLICIES,
     }
     #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
     objective: Objective
@@ -132,8 +126,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
+        n_steps: int = arguments.N_STEPS,
+        batch_size: int = arguments.BATCH_SIZE,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,

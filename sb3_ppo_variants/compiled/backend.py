@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS
 from sb3_ppo_variants.compiled.masked import compiled_kind
+from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.compiled.recurrent import OneCall, is_contribs, is_scannable
 from sb3_ppo_variants.compiled.step import CompiledStep
@@ -64,14 +64,15 @@ class Backend:
 
     def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
         """The policy of a rollout."""
+        if type(buffer) in BUFFERS_OF_VECTORS and NumpyMemory.supports(policy):
+            return NumpyMemory(policy, buffer)
         if not self.is_on:
             return None
         return NumpyPolicy(policy, buffer) if type(buffer) in BUFFERS_OF_VECTORS and NumpyPolicy.supports(policy) else None
 
     def kind(self, policy: Any, sequence_length: int | None) -> FeedForward | None:
         """The policy as an update sees it, if there is a quicker one, also of updates that are not compiled."""
-        is_quick = isinstance(policy, RecurrentActorCriticPolicy) and is_contribs(policy)
-        return OneCall(policy, sequence_length) if is_quick else None
+        return OneCall(policy, sequence_length) if is_contribs(policy) else None
 
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
@@ -124,7 +125,7 @@ class Backend:
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Torch's own choice is the number of cores, which may count twice as many as there are
         is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)
-        one_is_best = is_default and self.is_on and NumpyPolicy.supports(policy)
+        one_is_best = is_default and (NumpyMemory.supports(policy) or (self.is_on and NumpyPolicy.supports(policy)))
         try:
             if one_is_best:
                 th.set_num_threads(1)

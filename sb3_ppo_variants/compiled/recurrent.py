@@ -6,6 +6,7 @@ sequence; but sequences are cut there, so that only the first step of one can be
 from typing import Any, NamedTuple
 
 import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -26,7 +27,9 @@ class Sequences(NamedTuple):
 
 
 def is_contribs(policy: Any) -> bool:
-    """Whether a policy with memory is contrib's but for its networks."""
+    """Whether a policy has a memory, and is contrib's but for its networks."""
+    if not isinstance(policy, RecurrentActorCriticPolicy):
+        return False
     methods = ("forward", "evaluate_actions", "get_distribution", "predict_values", "_process_sequence")
     return is_own(policy, *methods, "_get_action_dist_from_latent")
 

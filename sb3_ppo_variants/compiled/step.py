@@ -245,8 +245,8 @@ class CompiledStep:
             _, difference = self._compared(function, kind, another, coef_vector, index, is_trusted=False)
             self._load()
             th.set_rng_state(generator_state)
-        # SB3's own networks for images are trusted after the first time: another pass through them takes much of an update
-        if is_new or is_custom or not self.has_nature_cnn:
+        # SB3's networks for images and LSTMs are trusted after the first time: another pass takes much of an update
+        if is_new or is_custom or not (self.has_nature_cnn or isinstance(self.kind, Scanned)):
             # By contrib's own methods, a policy with many parts of an action takes much of an update
             seen = kind if is_new else (old.kind if isinstance(old.kind, Recurrent) else self.kind)
             row, found = self._compared(function, seen, data, coef_vector, index, is_trusted)
