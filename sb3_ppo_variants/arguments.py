@@ -72,6 +72,9 @@ def check_arguments(algorithm: Any) -> None:
         raise checks.ArgumentError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
     if not hasattr(a, "action_space"):
         raise ValueError("env must be an environment or the id of one, but is None")
+    if a.use_sde and not isinstance(a.action_space, spaces.Box):
+        # SB3 looks at this in its constructor, not in load
+        raise ValueError(f"use_sde must be False where actions are not continuous, but those of env are {a.action_space}")
     is_masked, space = issubclass(cls, MaskableActorCriticPolicy), a.observation_space
     if is_masked:
         masks.heads_of(a.action_space)
