@@ -9,6 +9,8 @@ VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text(encoding="utf-8"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 MUJOCO = ["gymnasium[mujoco]>=1.0,<2"]
+# benchmarks/connect_four.py
+GAMES = ["pettingzoo>=1.25"]
 # The Zoo's console script, `enjoy`, `record_video`, `benchmark` and plots import these, but the Zoo does not require them
 ZOO_SCRIPTS = [
     "gymnasium[classic-control]>=1.0,<2",
@@ -72,8 +74,10 @@ setup(
     ],
     extras_require={
         "mujoco": MUJOCO,
+        "games": GAMES,
         "tests": [
             *MUJOCO,
+            *GAMES,
             "build",
             "filelock",
             "joblib>=1.4",

@@ -78,6 +78,9 @@ def check_arguments(algorithm: Any) -> None:
     _check_sequence_length(a)
     if not hasattr(a, "action_space"):
         raise ValueError("env must be an environment or the id of one, but is None")
+    if a.use_sde and not isinstance(a.action_space, spaces.Box):
+        # SB3 looks at this in its constructor, not in load
+        raise ValueError(f"use_sde must be False where actions are not continuous, but those of env are {a.action_space}")
     space = a.observation_space
     if masks.takes_masks(cls):
         masks.heads_of(a.action_space)
