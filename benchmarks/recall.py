@@ -44,8 +44,8 @@ class Recall(gym.Env):
 
 class MaskedRecall(Recall):
     """
-    Each cue has two actions, of which in each episode one is valid, and only the mask says which. So the best mean return is 1/2
-    without masks, 1/3 without memory, and 1 with both. An invalid action pays nothing.
+    Each cue has two actions, of which in each episode one is valid, and only the mask says which. An invalid action pays
+    nothing. So the best mean return is 1/2 without masks, 1/3 without memory, and 1 with both.
     """
 
     action_space = spaces.Discrete(2 * N_CUES)
@@ -55,12 +55,12 @@ class MaskedRecall(Recall):
         obs, _ = super().reset(seed=seed)
         self.mask = np.zeros(2 * N_CUES, bool)
         self.mask[2 * np.arange(N_CUES) + self.np_random.integers(2, size=N_CUES)] = True
-        return obs, {"action_mask": self.mask}
+        return obs, {"action_mask": self.mask.copy()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """As without masks, with the mask of the episode."""
-        *rest, _ = super().step(action)
-        return (*rest, {"action_mask": self.mask})
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"action_mask": self.mask.copy()}
 
     def action_masks(self) -> np.ndarray:
         """The mask of the coming step, for who does not look into ``info``."""
@@ -71,5 +71,5 @@ class MaskedRecall(Recall):
         return bool(self.mask[action]) and action // 2 == self.cue
 
 
-gym.register("Recall-v0", Recall)
-gym.register("MaskedRecall-v0", MaskedRecall)
+gym.register("Recall-v0", f"{__name__}:Recall")
+gym.register("MaskedRecall-v0", f"{__name__}:MaskedRecall")
