@@ -143,6 +143,9 @@ def welch_interval(ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.9
     """
     from scipy.stats import ttest_ind
 
+    if ours.std() == theirs.std() == 0:
+        # Without spread, which is where everybody solves the task, the interval is a point
+        return (float(ours.mean() - theirs.mean()),) * 3
     interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(confidence)
     return float(ours.mean() - theirs.mean()), float(interval.low), float(interval.high)
 

@@ -1,5 +1,6 @@
 """
-How fast training is: SB3's PPO, contrib's MaskablePPO, SBX's PPO (if it is installed) and this package's algorithms.
+How fast training is: SB3's PPO, contrib's MaskablePPO and RecurrentPPO, SBX's PPO (if it is installed) and this package's
+algorithms.
 
     python -m benchmarks.speed                # the table: some minutes
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
@@ -7,11 +8,12 @@ How fast training is: SB3's PPO, contrib's MaskablePPO, SBX's PPO (if it is inst
     python -m benchmarks.speed --profile      # where the time goes
 
 Each contestant trains in a process of its own, with one torch thread, and they take turns, rollout and update by rollout and
-update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (with masks, to MaskablePPO) is that within
-each turn; its median is reported with the smallest and the largest. The first update, which compiles, is shown on its own and
-does not count, nor does the second. ``environment`` is the floor: what the environment's own steps take, with random actions.
+update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (to MaskablePPO with masks, to RecurrentPPO
+with an LSTM) is that within each turn; its median is reported with the smallest and the largest. The first update, which
+compiles, is shown on its own and does not count, nor does the second. ``environment`` is the floor: what the environment's own
+steps take, with random actions.
 
-Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and speed.svg.
+Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and charts.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch as th
 
 from benchmarks import speed_report
 from benchmarks.provenance import current_commit
@@ -56,6 +59,7 @@ class Case:
     :param kwargs: hyperparameters
     :param actions: name and argument of the action space of an environment that costs nothing, with action masks
     :param has_floor: whether the network is what takes the time, so that it takes part alone, too
+    :param further: names of further contestants
     """
 
     env: str
@@ -66,6 +70,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     actions: tuple[str, Any] | None = None
     has_floor: bool = False
+    further: tuple[str, ...] = ()
 
 
 def masked(kind: str, argument: Any, n_envs: int, n_steps: int, has_floor: bool = False) -> Case:
@@ -74,24 +79,19 @@ def masked(kind: str, argument: Any, n_envs: int, n_steps: int, has_floor: bool 
     return Case("masks", n_envs, policy="MaskableMlpPolicy", kwargs=kwargs, actions=(kind, argument), has_floor=has_floor)
 
 
+# The Zoo's settings
+CARTPOLE = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "learning_rate": 1e-3}
+PENDULUM = {"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3, "use_sde": True, "sde_sample_freq": 4}
+# Of RecurrentPPO, what its cases with MuJoCo have in common
+LSTM_64 = {"n_steps": 256, "batch_size": 128, "policy_kwargs": {"lstm_hidden_size": 64}}
+
 CASES = {
     "HalfCheetah-v4, 1 env": Case("HalfCheetah-v4"),
     "HalfCheetah-v4, 8 envs": Case("HalfCheetah-v4", n_envs=8, kwargs={"n_steps": 256}),
     "HalfCheetah-v4, VecNormalize": Case("HalfCheetah-v4", normalize=True),
     "Hopper-v4, 1 env": Case("Hopper-v4"),
-    # The Zoo's settings
-    "CartPole-v1": Case(
-        "CartPole-v1",
-        n_envs=8,
-        updates=20,
-        kwargs={"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "learning_rate": 1e-3},
-    ),
-    # The Zoo's settings
-    "Pendulum-v1, gSDE": Case(
-        "Pendulum-v1",
-        n_envs=4,
-        kwargs={"n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3, "use_sde": True, "sde_sample_freq": 4},
-    ),
+    "CartPole-v1": Case("CartPole-v1", n_envs=8, updates=20, kwargs=CARTPOLE),
+    "Pendulum-v1, gSDE": Case("Pendulum-v1", n_envs=4, kwargs=PENDULUM),
     "images 84x84x4, 8 envs": Case(
         "images",
         n_envs=8,
@@ -103,16 +103,48 @@ CASES = {
     "masks, Discrete(1400), 8 envs": masked("Discrete", 1400, n_envs=8, n_steps=128, has_floor=True),
     "masks, MultiDiscrete([7, 7, 7, 4]), 8 envs": masked("MultiDiscrete", [7, 7, 7, 4], n_envs=8, n_steps=256),
     "masks, MultiBinary(339), 16 envs": masked("MultiBinary", 339, n_envs=16, n_steps=16),
+    # RecurrentPPO is fast where no episode starts in a rollout: four of them have a whole episode, of 1,000 steps
+    "LSTM, HalfCheetah-v4, 8 envs": Case(
+        "HalfCheetah-v4",
+        n_envs=8,
+        updates=4,
+        policy="MlpLstmPolicy",
+        kwargs=LSTM_64,
+        further=("PPOClip, sequences of 16", "PPOClip, sequences of 32"),
+    ),
+    "LSTM, Hopper-v4, 8 envs": Case("Hopper-v4", n_envs=8, policy="MlpLstmPolicy", kwargs=LSTM_64),
+    # contrib's default of 256 units
+    "LSTM of 256, CartPole-v1": Case("CartPole-v1", n_envs=8, updates=4, policy="MlpLstmPolicy", kwargs=CARTPOLE),
+    "LSTM, PendulumNoVel-v1, gSDE": Case(
+        "PendulumNoVel-v1",
+        n_envs=4,
+        normalize=True,
+        policy="MlpLstmPolicy",
+        kwargs={
+            **PENDULUM,
+            "batch_size": 128,
+            "policy_kwargs": {
+                "ortho_init": False,
+                "activation_fn": th.nn.ReLU,
+                "lstm_hidden_size": 64,
+                "enable_critic_lstm": True,
+                "net_arch": {"pi": [64], "vf": [64]},
+            },
+        },
+    ),
 }
 
-CONTESTANTS = {
+CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SB3 PPO": ("stable_baselines3", "PPO", {}),
     "MaskablePPO": ("sb3_contrib", "MaskablePPO", {}),
+    "RecurrentPPO": ("sb3_contrib", "RecurrentPPO", {}),
     "SBX PPO": ("sbx", "PPO", {}),
     "PPOClip, reference": ("sb3_ppo_variants", "PPOClip", {"compile": False}),
     "PPOClip": ("sb3_ppo_variants", "PPOClip", {"compile": True}),
     "PPOKLPen": ("sb3_ppo_variants", "PPOKLPen", {"compile": True}),
     "PPOFixedKL": ("sb3_ppo_variants", "PPOFixedKL", {"compile": True}),
+    "PPOClip, sequences of 16": ("sb3_ppo_variants", "PPOClip", {"compile": True, "sequence_length": 16}),
+    "PPOClip, sequences of 32": ("sb3_ppo_variants", "PPOClip", {"compile": True, "sequence_length": 32}),
 }
 
 # Takes part in cases with has_floor
@@ -173,6 +205,9 @@ def make_env(case: Case) -> Any:
     from stable_baselines3.common.vec_env import VecNormalize
 
     from benchmarks.masked_env import Free
+
+    if "NoVel" in case.env:
+        import rl_zoo3.import_envs  # noqa: F401
 
     class Images(gym.Env):
         """Images that cost nothing, so that the convolutions are what is measured."""
@@ -488,9 +523,11 @@ def contestants(case: str) -> list[str]:
     :return: names of the contestants
     """
     floor = [FLOOR] if case in CASES and CASES[case].has_floor else []
-    if case in CASES and CASES[case].actions:
-        return ["MaskablePPO", "PPOClip, reference", "PPOClip", "PPOKLPen", *floor]
-    names = [name for name in CONTESTANTS if name != "MaskablePPO"]
+    policy = CASES[case].policy if case in CASES else ""
+    for kind, peer in (("Maskable", "MaskablePPO"), ("Lstm", "RecurrentPPO")):
+        if kind in policy:
+            return [peer, "PPOClip, reference", "PPOClip", "PPOKLPen", *CASES[case].further, *floor]
+    names = [name for name in CONTESTANTS if CONTESTANTS[name][0] != "sb3_contrib" and "sequences" not in name]
     names = [name for name in names if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None] + floor
     # The KL variants do the same work everywhere
     return names if case == "HalfCheetah-v4, 1 env" else [name for name in names if "KL" not in name]
@@ -665,7 +702,7 @@ def summary(case: str, name: str, turns: list[dict[str, dict[str, float]]]) -> d
     :param case: name of the case
     :param name: name of the contestant
     :param turns: what was measured in each turn
-    :return: medians, and the ratio to the first contestant, SB3's PPO or contrib's MaskablePPO, in each turn
+    :return: medians, and the ratio to the first contestant, SB3's PPO or one of contrib, in each turn
     """
 
     def total(times: dict[str, float]) -> float:

@@ -3,7 +3,7 @@ Tables and chart of what benchmarks/speed.py has measured.
 
     python -m benchmarks.speed_report
 
-Reads benchmarks/results/speed.csv, and writes speed.md, speed.svg and speed_masks.svg beside it.
+Reads benchmarks/results/speed.csv, and writes speed.md, speed.svg, speed_masks.svg and speed_lstm.svg beside it.
 """
 
 import csv
@@ -13,7 +13,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 # With whom the others of a case are compared
-PEERS = {"SB3 PPO": "SB3's PPO", "MaskablePPO": "contrib's MaskablePPO"}
+PEERS = {"SB3 PPO": "SB3's PPO", "MaskablePPO": "contrib's MaskablePPO", "RecurrentPPO": "contrib's RecurrentPPO"}
+CHARTS = {"SB3 PPO": "speed.svg", "MaskablePPO": "speed_masks.svg", "RecurrentPPO": "speed_lstm.svg"}
 
 
 def spread(row: Row) -> str:
@@ -125,16 +126,12 @@ def write(directory: Path) -> None:
     with (directory / "speed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     footer = "; ".join(dict.fromkeys(row[key] for key in ("machine", "versions") for row in rows))
-    with_masks = {row["case"] for row in rows if row["contestant"] == "MaskablePPO"}
-    parts = {
-        "speed.svg": [row for row in rows if row["case"] not in with_masks],
-        "speed_masks.svg": [row for row in rows if row["case"] in with_masks],
-    }
-    tables = [overview(part) for part in parts.values() if part]
+    cases = {peer: {row["case"] for row in rows if row["contestant"] == peer} for peer in CHARTS}
+    parts = {CHARTS[peer]: [row for row in rows if row["case"] in own] for peer, own in cases.items() if own}
+    tables = [overview(part) for part in parts.values()]
     (directory / "speed.md").write_text("\n\n".join([*tables, details(rows), footer]) + "\n", encoding="utf-8")
     for name, part in parts.items():
-        if part:
-            chart(part, directory / name)
+        chart(part, directory / name)
 
 
 if __name__ == "__main__":

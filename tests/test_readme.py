@@ -39,9 +39,9 @@ def test_parameters_for_the_zoo_are_python(algo, line):
 def test_tables_are_those_of_the_results(capsys):
     """Measured tables stand in the documents as they were written by the benchmarks."""
     results = README.parent / "benchmarks" / "results"
-    overview, with_masks, _, footer = (results / "speed.md").read_text(encoding="utf-8").strip().split("\n\n")
+    *overviews, _, footer = (results / "speed.md").read_text(encoding="utf-8").strip().split("\n\n")
     readme = README.read_text(encoding="utf-8")
-    for text in (overview, with_masks, footer):
+    for text in (*overviews, footer):
         assert text in readme
     document = (README.parent / "docs" / "speed.md").read_text(encoding="utf-8")
     assert (results / "ablations.md").read_text(encoding="utf-8").strip() in document

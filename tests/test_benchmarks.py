@@ -1,0 +1,127 @@
+"""What the benchmarks measure with: tasks, contestants, intervals."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import benchmarks.recall  # noqa: F401
+from benchmarks import learning_recurrent, speed, speed_report
+from benchmarks.learning_masks import welch_interval
+
+
+def play(env, seed, choose):
+    """Observations, masks and return of an episode with actions that are chosen from the first observation and the mask."""
+    obs, info = env.reset(seed=seed)
+    first, observations, masks, total, ended = obs, [obs], [info.get("action_mask")], 0.0, False
+    while not ended:
+        obs, reward, ended, truncated, info = env.step(choose(first, masks[-1]))
+        assert not truncated
+        # Only the last action is paid
+        assert ended or reward == 0
+        observations.append(obs)
+        masks.append(info.get("action_mask"))
+        total += reward
+    return np.array(observations[:-1]), masks, total
+
+
+def the_cue(first, _):
+    return int(first.argmax())
+
+
+def mean_return(env, choose, n=600):
+    return np.mean([play(env, seed, choose)[2] for seed in range(n)])
+
+
+@pytest.mark.parametrize("env_id", ["Recall-v0", "MaskedRecall-v0"])
+def test_recall_is_an_environment(env_id):
+    check_env(gym.make(env_id).unwrapped, skip_render_check=True)
+
+
+def test_recall_shows_the_cue_first_and_asks_for_it_last():
+    lengths, cues = set(), set()
+    for seed in range(60):
+        observations, _, total = play(gym.make("Recall-v0"), seed, the_cue)
+        assert total == 1
+        assert observations[0, :3].sum() == 1
+        assert observations[0, 3] == 0
+        assert not observations[1:-1].any()
+        assert observations[-1].tolist() == [0, 0, 0, 1]
+        lengths.add(len(observations))
+        cues.add(int(observations[0].argmax()))
+    # The cue, three to five blank ones, "now"
+    assert lengths == {5, 6, 7}
+    assert cues == {0, 1, 2}
+
+
+def test_recall_without_memory_is_chance():
+    # 1/3 with a standard deviation of 0.02
+    assert mean_return(gym.make("Recall-v0"), lambda *_: 1) == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_masked_recall_needs_memory_and_masks():
+    env = gym.make("MaskedRecall-v0")
+    _, masks, _ = play(env, 3, lambda *_: 0)
+    assert (env.unwrapped.action_masks() == masks[0]).all()
+    # One of the two actions of each cue, and through the episode the same
+    assert masks[0].reshape(3, 2).sum(axis=1).tolist() == [1, 1, 1]
+    assert all((mask == masks[0]).all() for mask in masks)
+    # The valid one of the cue; the first one of the cue; the first valid one
+    assert mean_return(env, lambda first, mask: 2 * the_cue(first, mask) + int(mask[2 * the_cue(first, mask) + 1])) == 1
+    assert mean_return(env, lambda first, mask: 2 * the_cue(first, mask)) == pytest.approx(1 / 2, abs=0.06)
+    assert mean_return(env, lambda _, mask: int(mask.argmax())) == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_welch_interval():
+    # Variances 1 and 4, standard error sqrt(1/3 + 4/3) = 1.29099, 2.94118 degrees of freedom, of which 95% are below 2.37268
+    expected = (-2.0, -2 - 1.29099 * 2.37268, -2 + 1.29099 * 2.37268)
+    assert welch_interval(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(expected, rel=1e-4)
+    # Where all runs have the same score
+    assert welch_interval(np.ones(3), np.full(3, 0.5)) == (0.5, 0.5, 0.5)
+
+
+def test_who_takes_part_in_the_learning_of_recurrent_policies():
+    ours, whole = ["RecurrentPPO", "PPOClip", "PPOKLPen"], learning_recurrent.TASKS
+    assert whole["CartPoleNoVel-v1"].algorithms() == ours
+    assert whole["Recall-v0"].algorithms() == [*ours, "PPOClip without memory"]
+    # contrib has no masks with an LSTM
+    assert whole["MaskedRecall-v0"].algorithms() == [*ours[1:], "PPOClip without memory", "PPOClip without masks"]
+
+
+@pytest.mark.parametrize("name", ["RecurrentPPO", "PPOClip without memory"])
+def test_run_of_the_learning_of_recurrent_policies(name, monkeypatch, tmp_path):
+    config = tmp_path / "recall.yml"
+    config.write_text(learning_recurrent.CONFIG.read_text().replace("n_timesteps: 16384", "n_timesteps: 1"))
+    monkeypatch.setattr(learning_recurrent, "CONFIG", config)
+    row = learning_recurrent.train(name, "Recall-v0", 0)
+    # One rollout
+    assert (row["algorithm"], row["env"], row["seed"], row["timesteps"]) == (name, "Recall-v0", 0, 8 * 128)
+    assert 0 <= row["score"] <= 1
+
+
+def test_contestants_of_the_speed():
+    ours = ["PPOClip, reference", "PPOClip", "PPOKLPen"]
+    assert speed.contestants("masks, Discrete(12), 8 envs") == ["MaskablePPO", *ours]
+    assert speed.contestants("LSTM, Hopper-v4, 8 envs") == ["RecurrentPPO", *ours]
+    sequences = ["PPOClip, sequences of 16", "PPOClip, sequences of 32"]
+    assert speed.contestants("LSTM, HalfCheetah-v4, 8 envs") == ["RecurrentPPO", *ours, *sequences]
+    # Also learn(...), which is no case. SBX may be missing
+    for case in ("CartPole-v1", ""):
+        assert [name for name in speed.contestants(case) if name != "SBX PPO"] == ["SB3 PPO", *ours[:2]]
+
+
+def test_speed_report_has_a_table_and_a_chart_for_each_peer(tmp_path):
+    columns = "case,contestant,ratio,ratio_min,ratio_max,seconds,machine,versions\n"
+    rows = [
+        f"{peer[0]},{name},{ratio},{ratio},2.5,1,m,v\n" for peer in speed_report.PEERS for name, ratio in ((peer, 1), ("x", 2))
+    ]
+    (tmp_path / "speed.csv").write_text(columns + "".join(rows))
+    speed_report.write(tmp_path)
+    *tables, _, _ = (tmp_path / "speed.md").read_text().split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == [
+        "| times as fast as SB3's PPO | x |",
+        "| times as fast as contrib's MaskablePPO | x |",
+        "| times as fast as contrib's RecurrentPPO | x |",
+    ]
+    assert tables[2].splitlines()[2:] == ["| R | **2.00** (2.00 to 2.50) |"]
+    assert sorted(file.name for file in tmp_path.glob("*.svg")) == ["speed.svg", "speed_lstm.svg", "speed_masks.svg"]
