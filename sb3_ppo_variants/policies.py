@@ -110,7 +110,7 @@ class FeedForward:
         return Action(obs_tensor, found, values, log_probs, *states)
 
     @th.no_grad()
-    def value(self, observations: Observations, memory: Given, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
+    def value(self, observations: Observations, memory: Given = NOTHING, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
         """The values of observations after which there is no step; ``memory`` is for policies that have one."""
         obs_tensor = obs_as_tensor(observations, self.policy.device) if obs_tensor is None else obs_tensor
         with self._blamed(observations):
@@ -241,8 +241,16 @@ def is_of_libraries(policy: nn.Module) -> bool:
 def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
     """Whether methods of a policy are SB3's or contrib's own."""
     bases = MaskableActorCriticPolicy, MaskableMlpLstmPolicy, RecurrentActorCriticPolicy, ActorCriticPolicy
-    base = next(base for base in bases if isinstance(policy, base))
+    base = next((base for base in bases if isinstance(policy, base)), ActorCriticPolicy)
     return all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
+
+
+def has_contribs_memory(policy: Any) -> bool:
+    """Whether a policy has a memory, and is contrib's but for its networks."""
+    if not isinstance(policy, RecurrentActorCriticPolicy):
+        return False
+    methods = ("forward", "evaluate_actions", "get_distribution", "predict_values", "_process_sequence")
+    return is_own(policy, *methods, "_get_action_dist_from_latent")
 
 
 def is_of_contrib(policy: Any) -> bool:

@@ -28,7 +28,6 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch.nn import functional as F
@@ -44,9 +43,6 @@ from sb3_ppo_variants.optimizer import Step
 from sb3_ppo_variants.policies import FeedForward
 from sb3_ppo_variants.rollout import Rollout
 from sb3_ppo_variants.transaction import transaction
-
-# Numbers of a distribution from which on another pass over the rollout takes some percent of an update
-MANY_ACTIONS = 256
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
@@ -273,12 +269,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
     def _needs_kl(self) -> bool:
         """Whether the KL of each sample is needed, or costs next to nothing: otherwise, only their mean is logged."""
-        space = self.observation_space
-        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-        has_images = any(is_image_space(part, normalized_image=True) for part in parts)
-        if not has_images and spaces.flatdim(self.action_space) <= MANY_ACTIONS:
-            return True
-        return self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
+        is_used = self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
+        return is_used or rollout.has_cheap_kl(self.observation_space, self.action_space)
 
     def _optimize(self, old: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
         """

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
@@ -25,6 +26,9 @@ from sb3_ppo_variants.policies import NOTHING, FeedForward, Given, PolicyFunctio
 
 # The KL that is only logged is that of every 8th state where evaluating pi_old on all would take some percent of the time
 KL_STRIDE = 8
+
+# Numbers of a distribution from which on that is so; and with images
+MANY_ACTIONS = 256
 
 
 def collect_rollouts(
@@ -205,6 +209,13 @@ class Rollout:
 ARRAYS = ("observations", "actions", "values", "log_probs", "advantages", "returns", "action_masks", "episode_starts")
 
 
+def has_cheap_kl(observation_space: spaces.Space, action_space: spaces.Space) -> bool:
+    """Whether evaluating pi_old on all states takes next to no time."""
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    has_images = any(is_image_space(part, normalized_image=True) for part in parts)
+    return not has_images and spaces.flatdim(action_space) <= MANY_ACTIONS
+
+
 def whole_rollout(buffer: RolloutBuffer) -> Any:
     """All samples of one of ``OWN_BUFFERS``, in the order that the minibatches of its ``get`` refer to, named as those."""
     if not buffer.full:
@@ -221,6 +232,9 @@ def whole_rollout(buffer: RolloutBuffer) -> Any:
     if not is_recurrent:
         return buffer._get_samples(slice(None))  # type: ignore[arg-type]
     arrays = {name: pytree.tree_map(buffer.to_torch, getattr(buffer, name)) for name in ARRAYS if hasattr(buffer, name)}
+    if not arrays["actions"].is_floating_point():
+        # As SB3's buffers; distributions of MultiBinary actions take no integers
+        arrays["actions"] = arrays["actions"].float()
     states = [buffer.to_torch(getattr(buffer, name), copy=False) for name in STATES]
     for name, array in (("old_values", "values"), ("old_log_prob", "log_probs")):
         arrays[name] = arrays.pop(array).flatten()

@@ -15,7 +15,7 @@ from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.buffers import MaskedRolloutBuffer
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.fast.masked import IS_OLD, MANY, StraightMasked
-from sb3_ppo_variants.kinds import Masked
+from sb3_ppo_variants.kinds import Masked, kind_of
 from sb3_ppo_variants.kl import kl_side_by_side
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.masks import heads_of
@@ -148,6 +148,6 @@ def test_kl_that_is_only_logged_with_many_actions():
     for cls, n_measured in ((PPOClip, 7), (PPOKLPen, 52)):
         model = make_model(cls, env=env, compile=False).learn(52)
         # 52 states, or every 8th
-        old = Rollout(model.rollout_buffer, model.policy, needs_kl=model._needs_kl())
+        old = Rollout(model.rollout_buffer, kind_of(model.policy), needs_kl=model._needs_kl())
         assert len(old.measured[0][0]) == n_measured
         assert model.logger.name_to_value["train/kl"] > 0

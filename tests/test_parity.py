@@ -38,7 +38,7 @@ from support import (
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, policies, ppo, rollout
+from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, kinds, lanes, ppo, rollout
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_each_lane_by_itself_changes_nothing(off, action, monkeypatch):
         served.update([name] if made is not None else [])
         return made
 
-    for module in (policies, ppo, rollout):
+    for module in (kinds, ppo, rollout):
         monkeypatch.setattr(module, "lane", lane)
     assert_same_training(expected, train(PPOClip, make_env=make_env, compile=False))
     assert asked | {"sde"} == {"adam", "advantages", "buffer", "env", "mlp", "sde"}

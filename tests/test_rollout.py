@@ -233,7 +233,8 @@ def test_pi_old_is_that_of_the_start_of_the_update():
 def test_kl_that_is_only_logged_is_that_of_some_of_the_images(needs_kl):
     model = one_rollout("CnnPolicy", "image")
     old = Rollout(model.rollout_buffer, kind_of(model.policy), needs_kl=needs_kl)
-    ((observations, _, parameters),) = old.measured
+    (measured,) = old.measured
+    observations, parameters = measured.observations, measured.old_parameters
     # 52 states, or every 8th
     assert KL_STRIDE == 8
     assert len(observations) == len(parameters[0]) == (52 if needs_kl else 7)

@@ -16,11 +16,11 @@ from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS
 from sb3_ppo_variants.compiled.masked import compiled_kind
 from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
-from sb3_ppo_variants.compiled.recurrent import OneCall, is_contribs, is_scannable
+from sb3_ppo_variants.compiled.recurrent import OneCall, is_scannable
 from sb3_ppo_variants.compiled.step import CompiledStep
 from sb3_ppo_variants.compiled.support import CompilationError, image_work, unsupported_policy, unsupported_reason
 from sb3_ppo_variants.loss import Settings
-from sb3_ppo_variants.policies import FeedForward
+from sb3_ppo_variants.policies import FeedForward, has_contribs_memory
 from sb3_ppo_variants.rollout import Rollout
 
 # Minibatch steps in a `learn` from which on compile="auto" compiles: that saves most of a millisecond in each, and compiling
@@ -72,7 +72,7 @@ class Backend:
 
     def kind(self, policy: Any, sequence_length: int | None) -> FeedForward | None:
         """The policy as an update sees it, if there is a quicker one, also of updates that are not compiled."""
-        return OneCall(policy, sequence_length) if is_contribs(policy) else None
+        return OneCall(policy, sequence_length) if has_contribs_memory(policy) else None
 
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""

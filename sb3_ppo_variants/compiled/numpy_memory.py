@@ -9,8 +9,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_ppo_variants.buffers import STATES
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy, has_stackable_layers
-from sb3_ppo_variants.compiled.recurrent import is_contribs, is_scannable
-from sb3_ppo_variants.policies import Given, is_standard_mlp
+from sb3_ppo_variants.compiled.recurrent import is_scannable
+from sb3_ppo_variants.policies import Given, has_contribs_memory, is_standard_mlp
 
 
 class NumpyMemory(NumpyPolicy):
@@ -24,7 +24,9 @@ class NumpyMemory(NumpyPolicy):
     @staticmethod
     def supports(policy: Any) -> bool:
         """Whether the policy is contrib's for vectors."""
-        return is_contribs(policy) and is_scannable(policy) and is_standard_mlp(policy) and has_stackable_layers(policy)
+        return (
+            has_contribs_memory(policy) and is_scannable(policy) and is_standard_mlp(policy) and has_stackable_layers(policy)
+        )
 
     def __init__(self, policy: Any, buffer: RolloutBuffer) -> None:
         super().__init__(policy, buffer)

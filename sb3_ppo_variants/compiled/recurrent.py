@@ -6,7 +6,6 @@ sequence; but sequences are cut there, so that only the first step of one can be
 from typing import Any, NamedTuple
 
 import torch as th
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -15,7 +14,7 @@ from sb3_ppo_variants.compiled.lstm import remember
 from sb3_ppo_variants.kinds import MaskedRecurrent, Recurrent, states_at
 from sb3_ppo_variants.kl import closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.policies import Given, is_own
+from sb3_ppo_variants.policies import Given
 
 
 class Sequences(NamedTuple):
@@ -24,14 +23,6 @@ class Sequences(NamedTuple):
     place: th.Tensor
     length: int
     n_sequences: int
-
-
-def is_contribs(policy: Any) -> bool:
-    """Whether a policy has a memory, and is contrib's but for its networks."""
-    if not isinstance(policy, RecurrentActorCriticPolicy):
-        return False
-    methods = ("forward", "evaluate_actions", "get_distribution", "predict_values", "_process_sequence")
-    return is_own(policy, *methods, "_get_action_dist_from_latent")
 
 
 def is_scannable(policy: Any) -> bool:

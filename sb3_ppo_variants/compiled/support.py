@@ -7,13 +7,14 @@ import sysconfig
 from pathlib import Path
 
 import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_ppo_variants.buffers import OWN_BUFFERS
 from sb3_ppo_variants.optimizer import not_plain_adam, trainable
-from sb3_ppo_variants.policies import has_hooks
+from sb3_ppo_variants.policies import has_contribs_memory, has_hooks
 
 # The oldest torch whose Inductor this package has been tested with
 OLDEST_TORCH = (2, 13)
@@ -42,6 +43,8 @@ def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
     """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
     if type(buffer) not in OWN_BUFFERS:
         return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
+    if isinstance(policy, RecurrentActorCriticPolicy) and not has_contribs_memory(policy):
+        return "the policy has methods of its own, and only those of contrib's policies with a memory are known"
     reasons = {
         "modules of the policy have hooks, which compiled code would not call": has_hooks(policy),
         "all parameters of the policy are frozen": not trainable(policy),
