@@ -28,7 +28,7 @@ format: $(VENV)/installed-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The oldest stable-baselines3, sb3-contrib, rl-zoo3 and gymnasium that setup.py allows
+# The oldest stable-baselines3, sb3-contrib, rl-zoo3, gymnasium and pettingzoo that setup.py allows
 test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest -n 2
 

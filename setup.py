@@ -9,6 +9,8 @@ VERSION = (ROOT / "sb3_ppo_variants" / "version.txt").read_text(encoding="utf-8"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 MUJOCO = ["gymnasium[mujoco]>=1.0,<2"]
+# benchmarks/connect_four.py
+GAMES = ["pettingzoo>=1.25"]
 # The Zoo's console script, `enjoy`, `record_video`, `benchmark` and plots import these, but the Zoo does not require them
 ZOO_SCRIPTS = [
     "gymnasium[classic-control]>=1.0,<2",
@@ -49,7 +51,11 @@ setup(
     ],
     # Top-level in the repository, as in the Zoo's own; inside the package once installed
     package_dir={"sb3_ppo_variants.hyperparams": "hyperparams"},
-    package_data={"sb3_ppo_variants": ["py.typed", "version.txt"], "sb3_ppo_variants.hyperparams": ["*.yml", "paper/*.yml"]},
+    package_data={
+        "sb3_ppo_variants": ["py.typed", "version.txt"],
+        "sb3_ppo_variants.compiled": ["*.cpp"],
+        "sb3_ppo_variants.hyperparams": ["*.yml", "paper/*.yml"],
+    },
     py_modules=["_sb3_ppo_variants_hook"],
     # A path relative to `{name}-{version}.data/data` in the wheel: this lands in `{name}-{version}.data/purelib`, that is in
     # site-packages, where Python reads `.pth` files at start-up, for plain and for editable installs
@@ -68,8 +74,10 @@ setup(
     ],
     extras_require={
         "mujoco": MUJOCO,
+        "games": GAMES,
         "tests": [
             *MUJOCO,
+            *GAMES,
             "build",
             "filelock",
             "joblib>=1.4",

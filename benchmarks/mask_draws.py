@@ -27,8 +27,9 @@ from benchmarks.provenance import current_commit
 from sb3_ppo_variants.buffers import MaskedRolloutBuffer
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.fast.masked import StraightMasked
+from sb3_ppo_variants.kinds import Masked
 from sb3_ppo_variants.masks import heads_of
-from sb3_ppo_variants.policies import FeedForward, Masked
+from sb3_ppo_variants.policies import FeedForward
 
 RESULTS = Path(__file__).parent / "results" / "mask_draws.csv"
 # Spaces, and their share of the draws: a draw of a large one takes as long as many of a small one

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,6 +58,7 @@ class Case:
     :param policy: name of the policy
     :param kwargs: hyperparameters
     :param actions: name and argument of the action space of an environment that costs nothing, with action masks
+    :param has_floor: whether the network is what takes the time, so that it takes part alone, too
     :param further: names of further contestants
     """
 
@@ -68,12 +69,14 @@ class Case:
     policy: str = "MlpPolicy"
     kwargs: dict[str, Any] = field(default_factory=dict)
     actions: tuple[str, Any] | None = None
+    has_floor: bool = False
     further: tuple[str, ...] = ()
 
 
-def masked(kind: str, argument: Any, n_envs: int, n_steps: int) -> Case:
+def masked(kind: str, argument: Any, n_envs: int, n_steps: int, has_floor: bool = False) -> Case:
     """A case with action masks."""
-    return Case("masks", n_envs, policy="MaskableMlpPolicy", kwargs={"n_steps": n_steps}, actions=(kind, argument))
+    kwargs = {"n_steps": n_steps, "batch_size": 64, "n_epochs": 10}
+    return Case("masks", n_envs, policy="MaskableMlpPolicy", kwargs=kwargs, actions=(kind, argument), has_floor=has_floor)
 
 
 # The Zoo's settings
@@ -94,9 +97,10 @@ CASES = {
         n_envs=8,
         policy="CnnPolicy",
         kwargs={"n_steps": 32, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "ent_coef": 0.01},
+        has_floor=True,
     ),
     "masks, Discrete(12), 8 envs": masked("Discrete", 12, n_envs=8, n_steps=256),
-    "masks, Discrete(1400), 8 envs": masked("Discrete", 1400, n_envs=8, n_steps=128),
+    "masks, Discrete(1400), 8 envs": masked("Discrete", 1400, n_envs=8, n_steps=128, has_floor=True),
     "masks, MultiDiscrete([7, 7, 7, 4]), 8 envs": masked("MultiDiscrete", [7, 7, 7, 4], n_envs=8, n_steps=256),
     "masks, MultiBinary(339), 16 envs": masked("MultiBinary", 339, n_envs=16, n_steps=16),
     # RecurrentPPO is fast where no episode starts in a rollout: four of them have a whole episode, of 1,000 steps
@@ -143,7 +147,7 @@ CONTESTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "PPOClip, sequences of 32": ("sb3_ppo_variants", "PPOClip", {"compile": True, "sequence_length": 32}),
 }
 
-# Takes part where the network is what takes the time
+# Takes part in cases with has_floor
 FLOOR = "floor: the network alone"
 
 PRODUCTS = "matrix products as they are written"
@@ -303,30 +307,85 @@ def training_turn(case: Case, contestant: str) -> Iterator[dict[str, float]]:
 
 def network_alone(case: Case) -> Iterator[dict[str, float]]:
     """
-    The turns of the floor of image tasks: the passes of SB3's convolutional network that no PPO can do without, and nothing
-    else, in the memory layout that is faster on this machine.
+    The turns of the floor: the passes of the networks that no PPO can do without, and nothing else.
 
     :param case: the case
     :return: for each turn, microseconds per timestep of rollouts and updates
+    """
+    step_of_rollout, step_of_update = (convolutions if case.policy == "CnnPolicy" else matrix_products)(case)
+    steps = case.kwargs["n_steps"] * case.n_envs
+    while True:
+        start = time.perf_counter()
+        for _ in range(case.kwargs["n_steps"]):
+            step_of_rollout()
+        between = time.perf_counter()
+        for _ in range(case.kwargs["n_epochs"] * steps // case.kwargs["batch_size"]):
+            step_of_update()
+        yield {"rollout_us": (between - start) / steps * 1e6, "update_us": (time.perf_counter() - between) / steps * 1e6}
+
+
+def convolutions(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
+    """
+    The passes of SB3's convolutional network, in the memory layout that is faster on this machine.
+
+    :param case: a case with images
+    :return: that of a step of the rollout, and those of a minibatch
     """
     import torch as th
     from stable_baselines3.common.torch_layers import NatureCNN
 
     space = make_env(case).observation_space
     network = NatureCNN(space)
-    steps = case.kwargs["n_steps"] * case.n_envs
     batches = [th.rand(n, *space.shape) for n in (case.n_envs, case.kwargs["batch_size"])]
     small, large = (batch.contiguous(memory_format=th.channels_last) for batch in batches)
-    while True:
-        start = time.perf_counter()
-        with th.no_grad():
-            for _ in range(case.kwargs["n_steps"]):
-                network(small)
-        between = time.perf_counter()
-        for _ in range(case.kwargs["n_epochs"] * steps // case.kwargs["batch_size"]):
-            network.zero_grad()
-            network(large).sum().backward()
-        yield {"rollout_us": (between - start) / steps * 1e6, "update_us": (time.perf_counter() - between) / steps * 1e6}
+
+    @th.no_grad()
+    def step_of_rollout() -> None:
+        network(small)
+
+    def step_of_update() -> None:
+        network.zero_grad()
+        network(large).sum().backward()
+
+    return step_of_rollout, step_of_update
+
+
+def matrix_products(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
+    """
+    The matrix products of the two networks of ``MlpPolicy``: no biases, no activations, no loss and no optimizer.
+
+    :param case: a case with vectors
+    :return: those of a step of the rollout, and of a minibatch
+    """
+    import torch as th
+
+    from sb3_ppo_variants import PPOClip
+    from sb3_ppo_variants.policies import networks
+
+    policy = PPOClip(case.policy, make_env(case), device="cpu").policy
+
+    def products(n: int, with_backward: bool) -> Callable[[], None]:
+        pairs = []
+        for network in networks(policy):
+            layers = [layer.weight.detach() for layer in network if isinstance(layer, th.nn.Linear)]
+            for i, weight in enumerate(layers):
+                n_outputs, n_inputs = weight.shape
+                inputs, gradient = th.rand(n, n_inputs), th.rand(n, n_outputs)
+                pairs.append((inputs, weight.t()))
+                if with_backward:
+                    pairs.append((gradient.t(), inputs))
+                # Nobody needs the gradient of the observations
+                if with_backward and i > 0:
+                    pairs.append((gradient, weight))
+        results = [a @ b for a, b in pairs]
+
+        def step() -> None:
+            for (a, b), result in zip(pairs, results, strict=True):
+                th.mm(a, b, out=result)
+
+        return step
+
+    return products(case.n_envs, False), products(case.kwargs["batch_size"], True)
 
 
 def whole_run(contestant: str, timesteps: int) -> dict[str, float]:
@@ -463,14 +522,13 @@ def contestants(case: str) -> list[str]:
     :param case: name of the case
     :return: names of the contestants
     """
+    floor = [FLOOR] if case in CASES and CASES[case].has_floor else []
     policy = CASES[case].policy if case in CASES else ""
     for kind, peer in (("Maskable", "MaskablePPO"), ("Lstm", "RecurrentPPO")):
         if kind in policy:
-            return [peer, "PPOClip, reference", "PPOClip", "PPOKLPen", *CASES[case].further]
+            return [peer, "PPOClip, reference", "PPOClip", "PPOKLPen", *CASES[case].further, *floor]
     names = [name for name in CONTESTANTS if CONTESTANTS[name][0] != "sb3_contrib" and "sequences" not in name]
-    names = [name for name in names if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None]
-    if policy == "CnnPolicy":
-        names.append(FLOOR)
+    names = [name for name in names if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None] + floor
     # The KL variants do the same work everywhere
     return names if case == "HalfCheetah-v4, 1 env" else [name for name in names if "KL" not in name]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.callbacks import AnnealLogStd
 from sb3_ppo_variants.checks import NonFiniteEnvironmentError, NonFinitePolicyError, NonFiniteUpdateError
+from sb3_ppo_variants.evaluation import evaluate_policy
 from sb3_ppo_variants.objectives import Terms
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 from sb3_ppo_variants.variants import PPOClip, PPOFixedKL, PPOKLPen
@@ -23,4 +24,5 @@ __all__ = [
     "ProximalPolicyOptimization",
     "Terms",
     "__version__",
+    "evaluate_policy",
 ]

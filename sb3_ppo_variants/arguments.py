@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_variants import checks, masks
+
+
+class Default(int):
+    """A default that is another one in contrib's ``RecurrentPPO``, and so with the policies of that."""
+
+
+N_STEPS, BATCH_SIZE = Default(2048), Default(64)
+WITH_MEMORY = 128
 
 
 def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
@@ -40,10 +44,11 @@ def check_arguments(algorithm: Any) -> None:
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy | MaskableActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"
         raise ValueError(f"policy must be an ActorCriticPolicy, or contrib's with masks, but is {cls}: {why}")
-    if issubclass(cls, RecurrentActorCriticPolicy):
-        raise ValueError(f"policy must act on observations alone, but {cls.__name__} is recurrent")
     if isinstance(inspect.getattr_static(a, "objective"), FunctionType):
         raise TypeError(f"objective of {type(a).__name__} must be a static method: objective = staticmethod(...)")
+    for name in ("n_steps", "batch_size"):
+        if issubclass(cls, RecurrentActorCriticPolicy) and isinstance(getattr(a, name), Default):
+            setattr(a, name, WITH_MEMORY)
     for name in ("n_steps", "batch_size", "n_epochs"):
         setattr(a, name, checks.check_integer(name, getattr(a, name), minimum=1))
     checks.check_number("learning_rate", a.learning_rate, minimum=0, scheduled=True)
@@ -70,19 +75,35 @@ def check_arguments(algorithm: Any) -> None:
     a.compile = checks.check_choice("compile", a.compile, (True, False, "auto"))
     if a.normalize_advantage is True and a.batch_size == 1:
         raise checks.ArgumentError("batch_size must be greater than 1 with normalize_advantage=True, but is 1")
+    _check_sequence_length(a)
     if not hasattr(a, "action_space"):
         raise ValueError("env must be an environment or the id of one, but is None")
-    is_masked, space = issubclass(cls, MaskableActorCriticPolicy), a.observation_space
-    if is_masked:
+    if a.use_sde and not isinstance(a.action_space, spaces.Box):
+        # SB3 looks at this in its constructor, not in load
+        raise ValueError(f"use_sde must be False where actions are not continuous, but those of env are {a.action_space}")
+    space = a.observation_space
+    if masks.takes_masks(cls):
         masks.heads_of(a.action_space)
         space = masks.visible_space(cls, space)
     has_extractor = "features_extractor_class" in a.policy_kwargs
-    needs_dict = cls in (MultiInputActorCriticPolicy, MaskableMultiInputActorCriticPolicy) and not has_extractor
-    if needs_dict and not isinstance(space, spaces.Dict):
+    name = next((name for name, policy in a.policy_aliases.items() if policy is cls and not has_extractor), "")
+    if "MultiInput" in name and not isinstance(space, spaces.Dict):
         raise ValueError(f"policy is for dictionaries of observations, but those of env are {a.observation_space}")
-    needs_none = cls in (MaskableActorCriticPolicy, MaskableActorCriticCnnPolicy) and not has_extractor
-    if needs_none and isinstance(space, spaces.Dict):
-        raise ValueError(f"policy must be MaskableMultiInputPolicy for dictionaries of observations, but is {cls.__name__}")
+    if "MultiInput" not in name and name and isinstance(space, spaces.Dict):
+        needed = name.replace("Mlp", "MultiInput").replace("Cnn", "MultiInput")
+        raise ValueError(f"policy must be {needed} for dictionaries of observations, but is {cls.__name__}")
+
+
+def _check_sequence_length(algorithm: Any) -> None:
+    a, length = algorithm, algorithm.sequence_length
+    if length is None:
+        return
+    a.sequence_length = length = checks.check_integer("sequence_length", length, minimum=1)
+    if not issubclass(a.policy_class, RecurrentActorCriticPolicy):
+        raise ValueError(f"sequence_length must be None with {a.policy_class.__name__}, which has no memory, but is {length}")
+    for name in ("n_steps", "batch_size"):
+        if getattr(a, name) % length > 0:
+            raise ValueError(f"{name} must be a multiple of sequence_length={length}, but is {getattr(a, name)}")
 
 
 def check_rollout_size(algorithm: Any) -> None:

@@ -1,13 +1,19 @@
-"""contrib's rollout buffers for policies with action masks, with masks of one byte an action."""
+"""contrib's rollout buffers, for action masks with one byte an action, for memory, and for both."""
 
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_ppo_variants.masks import heads_of
+
+
+def _all_true(buffer: Any) -> np.ndarray:
+    buffer.mask_dims = sum(heads_of(buffer.action_space))
+    return np.ones((buffer.buffer_size, buffer.n_envs, buffer.mask_dims), dtype=bool)
 
 
 class MaskedRolloutBuffer(MaskableRolloutBuffer):
@@ -15,8 +21,7 @@ class MaskedRolloutBuffer(MaskableRolloutBuffer):
 
     def reset(self) -> None:
         """Empty the buffer. Not as contrib does it, which would fill masks of four bytes first."""
-        self.mask_dims = sum(heads_of(self.action_space))
-        self.action_masks = np.ones((self.buffer_size, self.n_envs, self.mask_dims), dtype=bool)
+        self.action_masks = _all_true(self)
         RolloutBuffer.reset(self)
 
 
@@ -25,28 +30,73 @@ class MaskedDictRolloutBuffer(MaskableDictRolloutBuffer):
 
     def reset(self) -> None:
         """Empty the buffer. Not as contrib does it, which would fill masks of four bytes first."""
-        self.mask_dims = sum(heads_of(self.action_space))
-        self.action_masks = np.ones((self.buffer_size, self.n_envs, self.mask_dims), dtype=bool)
+        self.action_masks = _all_true(self)
         DictRolloutBuffer.reset(self)
 
 
+class MaskedRecurrentRolloutBuffer(RecurrentRolloutBuffer):
+    """contrib's ``RecurrentRolloutBuffer``, and action masks."""
+
+    def reset(self) -> None:
+        """Empty the buffer."""
+        self.action_masks = _all_true(self)
+        super().reset()
+
+    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
+        """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
+        self.action_masks[self.pos] = action_masks
+        super().add(*args, **kwargs)
+
+
+class MaskedRecurrentDictRolloutBuffer(RecurrentDictRolloutBuffer):
+    """contrib's ``RecurrentDictRolloutBuffer``, and action masks."""
+
+    def reset(self) -> None:
+        """Empty the buffer."""
+        self.action_masks = _all_true(self)
+        super().reset()
+
+    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
+        """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
+        self.action_masks[self.pos] = action_masks
+        super().add(*args, **kwargs)
+
+
+# For vectors and for dictionaries of observations, by what else they keep: action masks, states of a memory
+BY_KIND: dict[tuple[bool, bool], tuple[type[RolloutBuffer], type[RolloutBuffer]]] = {
+    (False, False): (RolloutBuffer, DictRolloutBuffer),
+    (True, False): (MaskedRolloutBuffer, MaskedDictRolloutBuffer),
+    (False, True): (RecurrentRolloutBuffer, RecurrentDictRolloutBuffer),
+    (True, True): (MaskedRecurrentRolloutBuffer, MaskedRecurrentDictRolloutBuffer),
+}
+# The arrays of states in those with memory, in the order of contrib's ``RNNStates``
+STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
+# What is in a saved model, or named by a user of SB3 or contrib, and stands for one of these
+LIBRARIES = (RolloutBuffer, DictRolloutBuffer, MaskableRolloutBuffer, MaskableDictRolloutBuffer)
 # Buffers whose samples are those of the rollout, in any order
-OWN_BUFFERS = (RolloutBuffer, DictRolloutBuffer, MaskedRolloutBuffer, MaskedDictRolloutBuffer)
-BUFFERS_OF_VECTORS = (RolloutBuffer, MaskedRolloutBuffer)
+OWN_BUFFERS = tuple(buffer for pair in BY_KIND.values() for buffer in pair)
+BUFFERS_OF_VECTORS = tuple(pair[0] for pair in BY_KIND.values())
+RECURRENT_BUFFERS = (*BY_KIND[False, True], *BY_KIND[True, True])
 
 
-def masked_buffer(chosen: Any, space: spaces.Space) -> Any:
+def buffer_for(chosen: Any, space: spaces.Space, has_masks: bool, has_memory: bool) -> Any:
     """
-    The class of the rollout buffer of a policy with masks.
+    The class of the rollout buffer of a policy with masks, memory or both.
 
     :param chosen: the class that the user, or a saved model, names; ``None`` for none
     :param space: what the policy sees
+    :param has_masks: whether the policy takes action masks
+    :param has_memory: whether the policy has a memory
     :return: that class, but for SB3's and contrib's own
-    :raises ValueError: if it is one without masks
+    :raises ValueError: if it does not keep what the policy needs
     """
-    plain = (None, RolloutBuffer, DictRolloutBuffer, MaskableRolloutBuffer, MaskableDictRolloutBuffer)
-    if chosen in (*plain, MaskedRolloutBuffer, MaskedDictRolloutBuffer):
-        return MaskedDictRolloutBuffer if isinstance(space, spaces.Dict) else MaskedRolloutBuffer
-    if isinstance(chosen, type) and not issubclass(chosen, MaskableRolloutBuffer | MaskableDictRolloutBuffer):
-        raise ValueError(f"rollout_buffer_class must keep action masks, as contrib's MaskableRolloutBuffer, but is {chosen}")
+    if chosen in (None, *LIBRARIES, *OWN_BUFFERS):
+        return BY_KIND[has_masks, has_memory][isinstance(space, spaces.Dict)]
+    if has_memory:
+        needed: tuple[type, ...] = BY_KIND[has_masks, True]
+    else:
+        needed = MaskableRolloutBuffer, MaskableDictRolloutBuffer
+    if isinstance(chosen, type) and not issubclass(chosen, needed):
+        what = " and ".join(["action masks"] * has_masks + ["states"] * has_memory)
+        raise ValueError(f"rollout_buffer_class must keep {what}, as {needed[0].__name__}, but is {chosen}")
     return chosen

@@ -26,19 +26,22 @@ class Batch(NamedTuple):
     returns: th.Tensor
     # Of pi_old(.|s), as in `kl.ClosedForm`; none where nobody asks for them, or none are known
     old_parameters: tuple[th.Tensor, ...]
-    # What the policy is given besides the observations, by the name that its methods have for it: action masks
-    given: dict[str, th.Tensor] = {}  # noqa: RUF012
+    # What the policy is given besides the observations, by the name that its methods have for it: action masks, memory
+    given: dict[str, Any] = {}  # noqa: RUF012
+    # Which of the samples are real and no padding; none where all are
+    valid: th.Tensor | None = None
 
     def select(self, index: th.Tensor) -> "Batch":
         """Some of the samples, in new tensors."""
-        return Batch(*(_select(field, index) for field in self))
+        return Batch(*(_select(field, index) for field in self[:-1]))
 
 
 def _select(field: Any, index: th.Tensor) -> Any:
     if isinstance(field, dict):
-        return {key: tensor.index_select(0, index) for key, tensor in field.items()}
+        return {key: _select(part, index) for key, part in field.items()}
     if isinstance(field, tuple):
-        return tuple([tensor.index_select(0, index) for tensor in field])
+        parts = [_select(part, index) for part in field]
+        return field._make(parts) if hasattr(field, "_make") else tuple(parts)
     return field.index_select(0, index)
 
 
@@ -70,6 +73,21 @@ def standardize(advantages: th.Tensor) -> th.Tensor:
     return advantages if len(advantages) == 1 else (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
+def without_padding(batch: Batch, evaluation: Evaluation) -> tuple[Batch, Evaluation]:
+    """The real samples of a minibatch, as far as the loss needs them."""
+    valid = batch.valid
+    assert valid is not None
+    old = {name: getattr(batch, name)[valid] for name in ("old_values", "old_log_prob", "advantages", "returns")}
+    batch = batch._replace(**old, old_parameters=tuple(parameter[valid] for parameter in batch.old_parameters))
+
+    def closed_form() -> ClosedForm:
+        form = evaluation.closed_form()
+        return ClosedForm(form.divergence, tuple(parameter[valid] for parameter in form.parameters))
+
+    entropy = None if evaluation.entropy is None else evaluation.entropy[valid]
+    return batch, Evaluation(evaluation.values[valid], evaluation.log_prob[valid], entropy, closed_form)
+
+
 def ppo_loss(
     objective: Objective, batch: Batch, evaluation: Evaluation, coef: Coefficients, standardizes: bool
 ) -> tuple[th.Tensor, th.Tensor]:
@@ -86,6 +104,9 @@ def ppo_loss(
     :raises NotImplementedError: if the objective asks for the KL, and no closed form is known
     :raises ValueError: if the objective is of another shape
     """
+    is_padded = batch.valid is not None
+    if is_padded:
+        batch, evaluation = without_padding(batch, evaluation)
 
     def kl() -> th.Tensor:
         form = evaluation.closed_form()
@@ -105,7 +126,8 @@ def ppo_loss(
     if "clip_range_vf" in coef:
         largest = coef["clip_range_vf"]
         values = batch.old_values + th.clamp(values - batch.old_values, -largest, largest)  # type: ignore[arg-type]
-    value_loss = F.mse_loss(batch.returns, values)
+    # Both are the mean squared error, rounded as SB3 and as contrib round it
+    value_loss = ((batch.returns - values) ** 2).mean() if is_padded else F.mse_loss(batch.returns, values)
 
     # Distributions without a closed form of the entropy get the estimate E[-log pi(a|s)]
     entropy_loss = -th.mean(-terms.log_prob if evaluation.entropy is None else evaluation.entropy)

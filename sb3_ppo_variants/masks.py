@@ -1,6 +1,8 @@
 """Action masks: what they are for an action space, where an environment gives them, and errors that say what is wrong."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,6 +14,11 @@ from sb3_contrib.common.maskable.policies import (
     MaskableMultiInputActorCriticPolicy,
 )
 from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
+from sb3_contrib.common.recurrent.policies import (
+    RecurrentActorCriticCnnPolicy,
+    RecurrentActorCriticPolicy,
+    RecurrentMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -24,6 +31,9 @@ POLICIES: dict[str, type[BasePolicy]] = {
     "MaskableCnnPolicy": MaskableActorCriticCnnPolicy,
     "MaskableMultiInputPolicy": MaskableMultiInputActorCriticPolicy,
 }
+
+# Policies with masks for dictionaries of observations, even of one part
+FOR_DICTS = (MaskableMultiInputActorCriticPolicy, RecurrentMultiInputActorCriticPolicy)
 
 # The attribute of observations to which masks have been attached
 CARRIED = "action_masks"
@@ -167,6 +177,11 @@ class Masks:
         return checked(known, self.heads, lambda i: f"of environment {i}{when}")
 
 
+def takes_masks(policy_class: type) -> bool:
+    """Whether a class of policies takes masks: contrib's, or those of this package with memory."""
+    return "action_masks" in inspect.signature(policy_class.forward).parameters  # type: ignore[attr-defined]
+
+
 def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces.Space:
     """
     What of an observation space a policy with masks sees: all but the mask, and that as a Dict, if there are several parts, or
@@ -179,7 +194,7 @@ def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces
     if not (isinstance(space, spaces.Dict) and KEY in space.spaces):
         return space
     others = {name: part for name, part in space.spaces.items() if name != KEY}
-    is_for_dicts = len(others) != 1 or issubclass(policy_class, MaskableMultiInputActorCriticPolicy)
+    is_for_dicts = len(others) != 1 or issubclass(policy_class, FOR_DICTS)
     return spaces.Dict(others) if is_for_dicts else next(iter(others.values()))
 
 
@@ -221,11 +236,16 @@ def name_for(policy_class: type[BasePolicy], env: VecEnv) -> str | None:
 
     :return: the name; ``None`` if it offers none, or there are no masks for its actions
     """
-    names = {MultiInputActorCriticPolicy: "MultiInput", ActorCriticCnnPolicy: "Cnn", ActorCriticPolicy: "Mlp"}
+    names: dict[Any, str] = {
+        MultiInputActorCriticPolicy | RecurrentMultiInputActorCriticPolicy: "MultiInput",
+        ActorCriticCnnPolicy | RecurrentActorCriticCnnPolicy: "Cnn",
+        ActorCriticPolicy: "Mlp",
+    }
+    memory = "Lstm" if issubclass(policy_class, RecurrentActorCriticPolicy) else ""
     is_supported = isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
     if not is_supported or source_of(env) is None:
         return None
-    return next((f"Maskable{name}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
+    return next((f"Maskable{name}{memory}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
 
 
 class _Array(np.ndarray):
@@ -265,3 +285,15 @@ def attach_masks(env: VecEnv) -> None:
         return attached(observations, known), rewards, dones, infos
 
     env.reset, env.step_wait = reset_with_masks, step_wait_with_masks  # type: ignore[method-assign]
+
+
+@contextmanager
+def attached_masks(env: VecEnv) -> Iterator[None]:
+    """As ``attach_masks``; afterwards the environment is as before."""
+    before = {name: method for name, method in vars(env).items() if name in ("reset", "step_wait")}
+    attach_masks(env)
+    try:
+        yield
+    finally:
+        del env.reset, env.step_wait
+        vars(env).update(before)

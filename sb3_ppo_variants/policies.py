@@ -1,10 +1,9 @@
-"""What PPO asks of a policy: to act, to value, to evaluate."""
+"""What PPO asks of a policy: to act, to value, to evaluate. Here of SB3's; kinds.py has those that are given more."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,19 +12,19 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants import checks, masks
-from sb3_ppo_variants.kl import ClosedForm, closed_form, form_of_parts
-from sb3_ppo_variants.lanes import lane
+from sb3_ppo_variants import checks, masks, recurrent_policies
+from sb3_ppo_variants.kl import ClosedForm, closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
+from sb3_ppo_variants.recurrent_policies import MaskableMlpLstmPolicy
 
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -40,6 +39,14 @@ CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
 # contrib's logit of an invalid action, which thus has probability 0
 INVALID = -1e8
+# Policies for vectors
+OF_VECTORS = (
+    ActorCriticPolicy,
+    MaskableActorCriticPolicy,
+    RecurrentActorCriticPolicy,
+    recurrent_policies.MlpLstmPolicy,
+    recurrent_policies.MaskableMlpLstmPolicy,
+)
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -51,11 +58,15 @@ class Action(NamedTuple):
     actions: np.ndarray
     values: th.Tensor
     log_probs: th.Tensor
+    # The next states of a policy with memory
+    lstm_states: Any = None
 
 
 class FeedForward:
     """SB3's ``ActorCriticPolicy``, which is given the observation alone."""
 
+    # Steps of the sequences that a policy with memory learns from; none: as contrib cuts them
+    sequence_length: int | None = None
     # Whether `act` writes values and log probabilities into the rollout buffer
     fills_buffer = False
 
@@ -67,27 +78,43 @@ class FeedForward:
         """What the policy sees of observations that the environment returned."""
         return observations
 
-    def of_samples(self, samples: Any) -> dict[str, th.Tensor]:
+    def stored(self, given: Given) -> Given:
+        """What the rollout buffer keeps of what the policy was given."""
+        return given
+
+    def of_samples(self, samples: Any) -> dict[str, Any]:
         """What the policy was given, in samples of a rollout buffer."""
         return {}
+
+    def minibatches(self, n_steps: int, n_envs: int, batch_size: int) -> Sequence[th.Tensor]:
+        """Which samples are in the minibatches of an epoch, drawn from NumPy's global generator as SB3 does."""
+        return th.as_tensor(np.random.permutation(n_steps * n_envs), device=self.policy.device).split(batch_size)
+
+    def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
+        """A minibatch of a rollout of ``n_steps`` per environment."""
+        return data.select(index)
+
+    def whole(self, data: Batch, n_steps: int) -> Batch:
+        """All of a rollout as one batch."""
+        return data
 
     @th.no_grad()
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of a rollout: what ``policy.forward`` makes of observations of shape ``(n_envs, ...)``."""
         obs_tensor = obs_as_tensor(observations, self.policy.device)
         with self._blamed(observations):
-            actions, values, log_probs = self.policy(obs_tensor, **given)
+            actions, values, log_probs, *states = self.policy(obs_tensor, **given)
             found = actions.cpu().numpy()
             if not (math.isfinite(values.sum()) and checks.all_finite(found)):
                 raise checks.NonFinitePolicyError.of(self.policy)
-        return Action(obs_tensor, found, values, log_probs)
+        return Action(obs_tensor, found, values, log_probs, *states)
 
     @th.no_grad()
-    def value(self, observations: Observations, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
-        """The values of observations after which there is no step."""
+    def value(self, observations: Observations, memory: Given, obs_tensor: PyTorchObs | None = None) -> th.Tensor:
+        """The values of observations after which there is no step; ``memory`` is for policies that have one."""
         obs_tensor = obs_as_tensor(observations, self.policy.device) if obs_tensor is None else obs_tensor
         with self._blamed(observations):
-            values = self.policy.predict_values(obs_tensor)
+            values = self.policy.predict_values(obs_tensor, **memory)
             if not math.isfinite(values.sum()):
                 raise checks.NonFinitePolicyError.of(self.policy)
         return values
@@ -115,16 +142,15 @@ class FeedForward:
     def _closed_form(self, observations: PyTorchObs, given: Given) -> ClosedForm:
         # The evaluate_actions of SB3 and contrib leaves its distributions there
         has_left_it = is_own(self.policy, "evaluate_actions", "_get_action_dist_from_latent")
-        return closed_form(self.policy.action_dist if has_left_it else self.policy.get_distribution(observations, **given))
+        return closed_form(self.policy.action_dist if has_left_it else self._distribution(observations, given))
+
+    def _distribution(self, observations: PyTorchObs, given: Given) -> Any:
+        """pi(.|s), one of SB3's distributions."""
+        return self.policy.get_distribution(observations, **given)
 
     def distributions(self, observations: PyTorchObs, given: Given = NOTHING) -> ClosedForm | None:
         """What the KL of pi(.|s) is made of, for many observations, without gradients and in evaluation mode."""
-        tensors = pytree.tree_leaves(observations)
-        n_samples, n_bytes = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
-        chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
-        starts = range(0, n_samples, chunk_size)
-        inputs = observations, dict(given)
-        chunks = [pytree.tree_map(lambda tensor, i=i: tensor[i : i + chunk_size], inputs) for i in starts]
+        chunks = self._chunks(observations, given)
         try:
             forms = self._closed_forms(chunks)
         except NotImplementedError:
@@ -132,61 +158,31 @@ class FeedForward:
         parameters = zip(*(form.parameters for form in forms), strict=True)
         return ClosedForm(forms[0].divergence, tuple(map(th.cat, parameters)))
 
+    def _chunks(self, observations: PyTorchObs, given: Given) -> list[tuple[PyTorchObs, Given]]:
+        tensors = pytree.tree_leaves(observations)
+        n_samples, n_bytes = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
+        chunk_size = min(max(CHUNK_BYTES * n_samples // n_bytes, 1), CHUNK_SIZE)
+        starts = range(0, n_samples, chunk_size)
+        return [pytree.tree_map(lambda t, i=i: t[i : i + chunk_size], (observations, dict(given))) for i in starts]
+
     def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
         with evaluation_mode(self.policy):
             # Copies, as a policy may change its input in place
             copies = [(pytree.tree_map(th.clone, observations), given) for observations, given in chunks]
-            return [closed_form(self.policy.get_distribution(observations, **given)) for observations, given in copies]
+            return [closed_form(self._distribution(observations, given)) for observations, given in copies]
 
     def acts_otherwise(self, batch: Batch) -> bool:
         """Whether a custom policy has acted by another distribution than its ``get_distribution``, in some of the samples."""
         if is_own(self.policy, "forward", "evaluate_actions", "get_distribution", "_get_action_dist_from_latent"):
             return False
-        batch = batch.select(th.arange(min(N_CHECKED, len(batch.actions)), device=batch.actions.device))
+        batch = self._checked(batch)
         with evaluation_mode(self.policy):
             observations = pytree.tree_map(th.clone, batch.observations)
-            log_prob = self.policy.get_distribution(observations, **batch.given).log_prob(batch.actions)
+            log_prob = self._distribution(observations, batch.given).log_prob(batch.actions)
         return not th.allclose(log_prob.to(batch.old_log_prob.dtype), batch.old_log_prob, rtol=1e-2, atol=1e-2)
 
-
-class Masked(FeedForward):
-    """contrib's ``MaskableActorCriticPolicy``, which is given action masks."""
-
-    def seen(self, observations: Any) -> Any:
-        """All but the mask, which is no feature."""
-        return masks.features(self.policy, observations)
-
-    def of_samples(self, samples: Any) -> dict[str, th.Tensor]:
-        """The masks."""
-        return {"action_masks": samples.action_masks}
-
-    def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
-        policy: Any = self.policy
-        if not is_of_contrib(policy):
-            return super()._closed_forms(chunks)
-        forms = []
-        with evaluation_mode(policy):
-            for observations, given in chunks:
-                logits = policy.action_net(latents(policy, observations)[0])
-                parts = masked_log_probs(logits, given["action_masks"], masks.heads_of(policy.action_space))
-                forms.append(form_of_parts(parts))
-        return forms
-
-
-def masked_log_probs(logits: th.Tensor, action_masks: th.Tensor, heads: tuple[int, ...]) -> list[th.Tensor]:
-    """
-    Logarithms of the probabilities of all actions, of shape ``(batch, n_parts, n_actions)``: a tensor for parts of an action
-    that are next to each other and have as many actions, by one masked log-softmax.
-    """
-    found = []
-    start = 0
-    for n_actions, parts in groupby(heads):
-        stop = start + n_actions * len(list(parts))
-        shape = len(logits), -1, n_actions
-        mask = action_masks[:, start:stop].reshape(shape).bool()
-        found.append(F.log_softmax(th.where(mask, logits[:, start:stop].reshape(shape), INVALID), dim=-1))
-        start = stop
-    return found
+    def _checked(self, batch: Batch) -> Batch:
+        return batch.select(th.arange(min(N_CHECKED, len(batch.actions)), device=batch.actions.device))
 
 
 class PolicyFunction(nn.Module):
@@ -196,15 +192,6 @@ class PolicyFunction(nn.Module):
         super().__init__()
         self.policy = policy
         self.forward = function
-
-
-def kind_of(policy: ActorCriticPolicy) -> FeedForward:
-    """A policy as PPO sees it."""
-    if isinstance(policy, MaskableActorCriticPolicy):
-        masked: FeedForward = lane("masked", policy) or Masked(policy)
-        return masked
-    kind: FeedForward = lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
-    return kind
 
 
 @contextmanager
@@ -247,12 +234,14 @@ def kept_generators(device: th.device) -> Iterator[None]:
 def is_of_libraries(policy: nn.Module) -> bool:
     """Whether a policy and all of its modules are of SB3's and torch's own classes."""
     parts = [*policy.modules(), getattr(policy, "action_dist", None)]
-    return all(type(part).__module__.startswith(("stable_baselines3.", "sb3_contrib.", "torch.")) for part in parts)
+    libraries = ("stable_baselines3.", "sb3_contrib.", "torch.", recurrent_policies.__name__)
+    return all(type(part).__module__.startswith(libraries) for part in parts)
 
 
 def is_own(policy: ActorCriticPolicy, *methods: str) -> bool:
     """Whether methods of a policy are SB3's or contrib's own."""
-    base: type[BasePolicy] = MaskableActorCriticPolicy if isinstance(policy, MaskableActorCriticPolicy) else ActorCriticPolicy
+    bases = MaskableActorCriticPolicy, MaskableMlpLstmPolicy, RecurrentActorCriticPolicy, ActorCriticPolicy
+    base = next(base for base in bases if isinstance(policy, base))
     return all(getattr(type(policy), name, None) is getattr(base, name) for name in methods)
 
 
@@ -281,9 +270,9 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy is ``MlpPolicy`` or ``MaskableMlpPolicy`` for vectors, Gaussian or categorical, on a CPU."""
+    """Whether the policy is one of ``OF_VECTORS`` for vectors, Gaussian or categorical, on a CPU."""
     return (
-        type(policy) in (ActorCriticPolicy, MaskableActorCriticPolicy)
+        type(policy) in OF_VECTORS
         and is_of_libraries(policy)
         and not has_hooks(policy)
         and policy.device.type == "cpu"

@@ -33,14 +33,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch.nn import functional as F
 
-from sb3_ppo_variants import arguments, checks, masked, rollout, saving
+from sb3_ppo_variants import arguments, checks, contrib, recurrent_policies, rollout, saving
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import APPROX_KL, METRICS, Settings, ppo_loss
 from sb3_ppo_variants.masks import POLICIES, Masks
 from sb3_ppo_variants.objectives import WITHOUT_KL, Objective
 from sb3_ppo_variants.optimizer import Step
-from sb3_ppo_variants.policies import FeedForward, kind_of
+from sb3_ppo_variants.policies import FeedForward
 from sb3_ppo_variants.rollout import Rollout
 from sb3_ppo_variants.transaction import transaction
 
@@ -57,12 +58,13 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
         - L^S + vf_coef L^VF - ent_coef S
 
-    :param policy: the policy to use (MlpPolicy, CnnPolicy, ...; with action masks MaskableMlpPolicy, MaskableCnnPolicy, ...)
+    :param policy: the policy to use: MlpPolicy, CnnPolicy, ...; with action masks MaskableMlpPolicy, ...; with a memory
+        MlpLstmPolicy, ...; with both MaskableMlpLstmPolicy, ...
     :param env: the environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: Adam's step size; a float, a schedule (a function of the remaining progress, from 1 to 0), or an
         ``AdaptiveLearningRate``
-    :param n_steps: T, the number of steps per environment and update
-    :param batch_size: M, the minibatch size
+    :param n_steps: T, the number of steps per environment and update; 2048 by default, and with a memory 128, as contrib
+    :param batch_size: M, the minibatch size; 64 by default, and with a memory 128, as contrib
     :param n_epochs: K, the number of passes over the rollout per update
     :param gamma: discount factor, equation (12)
     :param gae_lambda: lambda of the truncated generalized advantage estimator, equations (11) and (12)
@@ -90,6 +92,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param compile: ``True``: compile the minibatch step, and round differently from SB3 in rollouts; needs a
         C++ compiler. ``False``: compute what SB3 computes, bit for bit. ``"auto"``: compile where the length of
         the training pays for it, and policy, optimizer, buffer and machine allow it; says why not at ``verbose=1``
+    :param sequence_length: steps of the sequences that a policy with memory learns from, through which gradients go back:
+        minibatches are of such sequences in any order. ``None``: as contrib's ``RecurrentPPO``, in the order of time
     :raises ValueError: if an argument is out of range, or the action space is not supported
     :raises TypeError: if an argument is of the wrong type
     """
@@ -99,6 +103,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
         **POLICIES,
+        **recurrent_policies.POLICIES,
     }
     #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
     objective: Objective
@@ -113,14 +118,16 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     # In saved models of MaskablePPO, which knows no other features than all of the observation
     _mask_is_feature: bool = False
     _has_warned_of_masks: bool = False
+    # The memory of the policy, if it has any: its states before the coming step, as in contrib's RecurrentPPO
+    _last_lstm_states: Any = None
 
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
+        n_steps: int = arguments.N_STEPS,
+        batch_size: int = arguments.BATCH_SIZE,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -144,9 +151,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
+        sequence_length: int | None = None,
     ) -> None:
-        own = ("batch_size", "n_epochs", "clip_range", "clip_range_vf", "normalize_advantage", "target_kl", "compile")
-        others = arguments.handed_on(locals(), *own, "own", "_init_setup_model")
+        own = ("batch_size", "n_epochs", "clip_range", "clip_range_vf", "normalize_advantage", "target_kl")
+        others = arguments.handed_on(locals(), *own, "own", "compile", "sequence_length", "_init_setup_model")
         action_spaces = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
         with arguments.as_errors("env"):
             super().__init__(**others, _init_setup_model=False, supported_action_spaces=action_spaces)
@@ -157,6 +165,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.compile = compile
+        self.sequence_length = sequence_length
         #: The current step size if ``learning_rate`` is an ``AdaptiveLearningRate``
         self.adapted_learning_rate: float | None = None
 
@@ -169,8 +178,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         with arguments.as_errors("The policy or the rollout buffer cannot be built"):
-            if masked.is_masked(self):
-                masked.set_up(self)
+            if contrib.is_masked(self) or contrib.is_recurrent(self):
+                contrib.set_up(self)
             else:
                 super()._setup_model()
         for name in ("clip_range", "clip_range_vf"):
@@ -189,7 +198,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self.lr_schedule = FloatSchedule(self.adapted_learning_rate)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_backend", "_uses_compiled", "_masks"]
+        return [*super()._excluded_save_params(), "_backend", "_uses_compiled", "_masks", "_last_lstm_states"]
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither compiled functions can be pickled, nor methods of environments
@@ -227,15 +236,20 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         for group in self.policy.optimizer.param_groups:
             checks.check_number(where, float(group["lr"]), minimum=self._scheduled_minimum())
 
-    predict = masked.predict
+    predict = contrib.predict
 
     # Run pi_old for T timesteps, and estimate advantages
     collect_rollouts = rollout.collect_rollouts
 
     def _acting(self, rollout_buffer: RolloutBuffer) -> FeedForward:
         """The policy of the coming rollout."""
-        quicker: FeedForward | None = self._backend.acting(self.policy, rollout_buffer) if self._uses_compiled else None
-        return quicker or kind_of(self.policy)
+        quicker: FeedForward | None = self._backend.acting(self.policy, rollout_buffer) if self._backend else None
+        return quicker or self._kind()
+
+    def _kind(self) -> FeedForward:
+        """The policy as an update sees it."""
+        quicker: FeedForward | None = self._backend.kind(self.policy, self.sequence_length) if self._backend else None
+        return quicker or kind_of(self.policy, self.sequence_length)
 
     def train(self) -> None:
         """
@@ -248,7 +262,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             self._update_learning_rate(self.policy.optimizer)
             coef = self.coefficients()
             # theta_old <- theta
-            old = Rollout(self.rollout_buffer, self.policy, self.normalize_advantage == "batch", self._needs_kl())
+            old = Rollout(self.rollout_buffer, self._kind(), self.normalize_advantage == "batch", self._needs_kl())
             self.policy.set_training_mode(True)
             epochs = self._optimize(old, coef)
             kl = old.mean_kl()
@@ -374,7 +388,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         is_reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        self._masks = masked.find_masks(self, is_reset)
+        self._masks = contrib.find_masks(self, is_reset)
         return result
 
     def _chosen_path(self, n_timesteps: float) -> AbstractContextManager[None]:
@@ -384,6 +398,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         if self.compile is True and not is_there:
             raise RuntimeError("compile=True is not possible: sb3_ppo_variants.compiled is not installed")
         if self.compile is False or not is_there:
+            self._backend = None
             return nullcontext()
         self._backend = self._backend or importlib.import_module(f"{__package__}.compiled.backend").Backend()
         self._uses_compiled = self._backend.begin(self, n_timesteps)

@@ -1,26 +1,27 @@
 """The rollout of an update: run pi_old for T timesteps, estimate advantages, and give minibatches."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.buffers import OWN_BUFFERS
+from sb3_ppo_variants.buffers import OWN_BUFFERS, RECURRENT_BUFFERS, STATES
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.optimizer import by_place
-from sb3_ppo_variants.policies import Given, PolicyFunction, kind_of
+from sb3_ppo_variants.policies import NOTHING, FeedForward, Given, PolicyFunction
 
 # The KL that is only logged is that of every 8th state where evaluating pi_old on all would take some percent of the time
 KL_STRIDE = 8
@@ -51,14 +52,17 @@ def collect_rollouts(
         isinstance(space, spaces.Discrete),
         self.policy.squash_output,
     )
-    masks = self._masks
+    masks, lstm_states = self._masks, self._last_lstm_states
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             self.policy.reset_noise(env.num_envs)
         action_masks = None if masks is None else masks.before_step(self._last_action_masks, self.num_timesteps)
-        given = {} if action_masks is None else {"action_masks": action_masks}
+        given: dict[str, Any] = {} if action_masks is None else {"action_masks": action_masks}
+        if lstm_states is not None:
+            episode_starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
+            given |= {"lstm_states": lstm_states, "episode_starts": episode_starts}
         observations = policy.seen(self._last_obs)
-        obs_tensor, actions, values, log_probs = policy.act(observations, given)
+        obs_tensor, actions, values, log_probs, lstm_states = policy.act(observations, given)
         clipped_actions = actions
         if is_box and is_squashed:
             clipped_actions = self.policy.unscale_action(actions)
@@ -86,14 +90,16 @@ def collect_rollouts(
             if truncated and infos[idx].get("terminal_observation") is not None:
                 terminal = policy.seen(infos[idx]["terminal_observation"])
                 terminal_obs = self.policy.obs_to_tensor(terminal)[0]
-                terminal_value = policy.value(terminal, terminal_obs)[0]
+                memory = _memory(lstm_states, [False], slice(idx, idx + 1))
+                terminal_value = policy.value(terminal, memory, terminal_obs)[0]
                 rewards[idx] += self.gamma * terminal_value
 
-        add(observations, actions, rewards, self._last_episode_starts, values, log_probs, **given)
+        add(observations, actions, rewards, self._last_episode_starts, values, log_probs, **policy.stored(given))
         self._last_obs = new_obs
         self._last_episode_starts = dones
+        self._last_lstm_states = lstm_states
 
-    values = policy.value(policy.seen(new_obs))
+    values = policy.value(policy.seen(new_obs), _memory(lstm_states, dones))
     checks.check_rewards(rollout_buffer)
     estimate = lane("advantages", rollout_buffer) or rollout_buffer.compute_returns_and_advantage
     estimate(last_values=values, dones=dones)
@@ -102,76 +108,87 @@ def collect_rollouts(
     return True
 
 
+def _memory(lstm_states: Any, episode_starts: Any, envs: slice = slice(None)) -> Given:
+    """What the critic of a policy with memory is given."""
+    if lstm_states is None:
+        return NOTHING
+    states = tuple(state[:, envs].contiguous() for state in lstm_states.vf)
+    return {"lstm_states": states, "episode_starts": th.tensor(episode_starts, dtype=th.float32, device=states[0].device)}
+
+
 class Rollout:
     """
     The rollout that an update learns from, with pi_old's distributions: theta_old <- theta.
 
     :param buffer: a full rollout buffer of any class
-    :param policy: the policy, which is pi_old now
+    :param kind: the policy, which is pi_old now
     :param standardizes: whether the advantages are shifted and scaled to mean 0 and deviation 1 over the rollout
     :param needs_kl: whether the update needs the KL of all samples
     """
 
-    def __init__(self, buffer: RolloutBuffer, policy: Any, standardizes: bool = False, needs_kl: bool = True) -> None:
-        self.buffer = buffer
-        self.kind = kind_of(policy)
+    def __init__(self, buffer: RolloutBuffer, kind: FeedForward, standardizes: bool = False, needs_kl: bool = True) -> None:
+        self.buffer, self.kind = buffer, kind
+        policy: Any = kind.policy
         self.is_discrete = isinstance(policy.action_space, spaces.Discrete)
         # With the population's deviation, as in the code of the paper's authors
         self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if standardizes else None
-        # Observations, what else was given, and pi_old's parameters, by which the KL of the update is measured
-        self.measured: list[tuple[PyTorchObs, Given, tuple[th.Tensor, ...]]] = []
+        # By which the KL of the update is measured: with pi_old's parameters
+        self.measured: list[Batch] = []
         #: The whole rollout; ``None`` for a custom buffer, which may give other samples in each epoch
         self.data: Batch | None = None
         if type(buffer) not in OWN_BUFFERS:
-            self.module = PolicyFunction(policy, self.kind.distributions)
+            self.module = PolicyFunction(policy, kind.distributions)
             self.theta_old = {name: tensor.detach().clone() for name, tensor in by_place(self.module).items()}
             return
         data = self._batch(whole_rollout(buffer))
-        stride = 1 if needs_kl else KL_STRIDE
-        inputs = pytree.tree_map(lambda tensor: tensor[::stride], (data.observations, data.given))
-        form = self.kind.distributions(*inputs)
+        is_thinned = not needs_kl and type(buffer) not in RECURRENT_BUFFERS
+        whole = data.select(th.arange(0, len(data.returns), KL_STRIDE)) if is_thinned else kind.whole(data, buffer.buffer_size)
+        form = kind.distributions(whole.observations, whole.given)
         old_parameters = () if form is None else form.parameters
-        self.measured = [(*inputs, old_parameters)]
-        self.data = data._replace(old_parameters=old_parameters if stride == 1 else ())
-        if self.kind.acts_otherwise(data):
+        self.measured = [whole._replace(old_parameters=old_parameters)]
+        self.data = data._replace(old_parameters=() if is_thinned else old_parameters)
+        if kind.acts_otherwise(whole):
             warnings.warn(
                 "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
                 "predict, train/kl and a KL penalty go by that distribution.",
                 stacklevel=4,
             )
 
+    def minibatches(self, batch_size: int) -> Sequence[th.Tensor]:
+        """Which samples are in the minibatches of an epoch."""
+        return self.kind.minibatches(self.buffer.buffer_size, self.buffer.n_envs, batch_size)
+
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """One pass over the rollout in random order, drawn from NumPy's global generator as SB3 does."""
+        """One pass over the rollout in random order."""
         if self.data is not None:
             # Not slices of a permuted rollout: sums over memory that is not aligned may round differently
-            for index in self.permutation().split(batch_size):
-                yield self.data.select(index)
+            for index in self.minibatches(batch_size):
+                yield self.kind.select(self.data, index, self.buffer.buffer_size)
             return
-        epoch: list[Any] = []
+        epoch: list[Batch] = []
         # If the update ends within the first epoch, its minibatches until then count: the list is filled below
         self.measured = self.measured or epoch
         for samples in self.buffer.get(batch_size):
             batch = self._batch(samples)
             old = functional_call(self.module, self.theta_old, (batch.observations, batch.given), tie_weights=False)
-            old_parameters = () if old is None else old.parameters
+            batch = batch._replace(old_parameters=() if old is None else old.parameters)
             # A policy may change its input in place
-            epoch.append((pytree.tree_map(th.clone, batch.observations), batch.given, old_parameters))
-            yield batch._replace(old_parameters=old_parameters)
+            epoch.append(batch._replace(observations=pytree.tree_map(th.clone, batch.observations)))
+            yield batch
         self.measured = epoch
-
-    def permutation(self) -> th.Tensor:
-        """The random order of an epoch."""
-        permutation = np.random.permutation(self.buffer.buffer_size * self.buffer.n_envs)
-        return th.as_tensor(permutation, device=self.buffer.device)
 
     def mean_kl(self) -> float | None:
         """E[KL[pi_old, pi]], the d of section 4, in nats in evaluation mode; of a custom buffer, over the last whole epoch."""
-        forms = [(old, self.kind.distributions(obs, given)) for obs, given, old in self.measured if old]
-        kl = [kl_from_parameters(old, form) for old, form in forms if form is not None]
+        kl: list[th.Tensor] = []
+        for batch in self.measured:
+            form = self.kind.distributions(batch.observations, batch.given) if batch.old_parameters else None
+            if form is not None:
+                found = kl_from_parameters(batch.old_parameters, form)
+                kl.append(found if batch.valid is None else found[batch.valid])
         # On the CPU, as not every device has float64
         return th.cat(kl).cpu().mean(dtype=th.float64).item() if kl else None
 
-    def _batch(self, samples: RolloutBufferSamples) -> Batch:
+    def _batch(self, samples: Any) -> Batch:
         """Samples of the buffer, by name: those of a custom buffer may be of another class."""
         actions, advantages = samples.actions, samples.advantages
         if self.is_discrete:
@@ -179,17 +196,33 @@ class Rollout:
         if self.moments is not None:
             advantages = (advantages - self.moments[0]) / (self.moments[1] + 1e-8)
         others = samples.old_values, samples.old_log_prob, advantages, samples.returns
-        return Batch(samples.observations, actions, *others, (), self.kind.of_samples(samples))
+        mask = getattr(samples, "mask", None)
+        valid = None if mask is None else mask > 0
+        return Batch(samples.observations, actions, *others, (), self.kind.of_samples(samples), valid)
 
 
-def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
-    """All samples of one of ``OWN_BUFFERS``, in the order that the permutations of its ``get`` refer to."""
+# The arrays of rollout buffers but for states, the last of policies with memory only
+ARRAYS = ("observations", "actions", "values", "log_probs", "advantages", "returns", "action_masks", "episode_starts")
+
+
+def whole_rollout(buffer: RolloutBuffer) -> Any:
+    """All samples of one of ``OWN_BUFFERS``, in the order that the minibatches of its ``get`` refer to, named as those."""
     if not buffer.full:
         raise checks.ArgumentError(f"The rollout buffer must be full, but holds {buffer.pos} of {buffer.buffer_size} steps")
+    is_recurrent = type(buffer) in RECURRENT_BUFFERS
     if not buffer.generator_ready:
-        names = ("observations", "actions", "values", "log_probs", "advantages", "returns", "action_masks")
+        for name in STATES if is_recurrent else ():
+            # The layers come before the environments
+            setattr(buffer, name, getattr(buffer, name).swapaxes(1, 2))
+        names = (*ARRAYS, *STATES) if is_recurrent else ARRAYS[:-1]
         for name in (name for name in names if hasattr(buffer, name)):
             setattr(buffer, name, pytree.tree_map(buffer.swap_and_flatten, getattr(buffer, name)))
         buffer.generator_ready = True
-    samples: RolloutBufferSamples = buffer._get_samples(slice(None))  # type: ignore[arg-type]
-    return samples
+    if not is_recurrent:
+        return buffer._get_samples(slice(None))  # type: ignore[arg-type]
+    arrays = {name: pytree.tree_map(buffer.to_torch, getattr(buffer, name)) for name in ARRAYS if hasattr(buffer, name)}
+    states = [buffer.to_torch(getattr(buffer, name), copy=False) for name in STATES]
+    for name, array in (("old_values", "values"), ("old_log_prob", "log_probs")):
+        arrays[name] = arrays.pop(array).flatten()
+    flat = {name: arrays.pop(name).flatten() for name in ("advantages", "returns", "episode_starts")}
+    return SimpleNamespace(**arrays, **flat, lstm_states=RNNStates((states[0], states[1]), (states[2], states[3])))

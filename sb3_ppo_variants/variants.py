@@ -61,8 +61,8 @@ class PPOFixedKL(KLPenaltyPPO):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
+        n_steps: int = arguments.N_STEPS,
+        batch_size: int = arguments.BATCH_SIZE,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -87,6 +87,7 @@ class PPOFixedKL(KLPenaltyPPO):
         *,
         kl_coef: float | Schedule = 3.0,
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
+        sequence_length: int | None = None,
     ) -> None:
         others = arguments.handed_on(locals(), "kl_coef")
         self.kl_coef = kl_coef
@@ -129,8 +130,8 @@ class PPOKLPen(KLPenaltyPPO):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
+        n_steps: int = arguments.N_STEPS,
+        batch_size: int = arguments.BATCH_SIZE,
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
@@ -157,6 +158,7 @@ class PPOKLPen(KLPenaltyPPO):
         init_kl_coef: float = 1.0,
         kl_coef_bounds: tuple[float, float] = (1e-6, 1e6),
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
+        sequence_length: int | None = None,
     ) -> None:
         others = arguments.handed_on(locals(), "kl_target", "init_kl_coef", "kl_coef_bounds")
         self.kl_target = kl_target

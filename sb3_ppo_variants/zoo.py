@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_ppo_variants import masked, masks
+from sb3_ppo_variants import contrib, masks
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPen
@@ -153,7 +153,7 @@ def _experiment_manager(base: Any) -> Any:
                     own[name] = value
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
             result.update(own)
-            self._takes_masks = masked.takes_masks(result.get("policy"))
+            self._takes_masks = contrib.takes_masks(result.get("policy"))
             return (result, *others)
 
         def objective(self, trial: "optuna.Trial") -> float:
@@ -190,7 +190,7 @@ def _with_masks(create_test_env: Callable[..., Any]) -> Callable[..., Any]:
     def create(*args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(create_test_env).bind(*args, **kwargs).arguments
         # Before the Zoo takes some of them out
-        takes_masks = masked.takes_masks((arguments.get("hyperparams") or {}).get("policy"))
+        takes_masks = contrib.takes_masks((arguments.get("hyperparams") or {}).get("policy"))
         env = create_test_env(*args, **kwargs)
         if takes_masks:
             masks.attach_masks(env)

@@ -9,6 +9,7 @@ from support import train
 from torch.utils._pytree import tree_map
 
 from sb3_ppo_variants.compiled import support
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.rollout import Rollout
 
 needs_new_torch = pytest.mark.skipif(
@@ -26,7 +27,7 @@ class Update:
             # As at the beginning of a long `learn`
             model.compile = compile_
             model._chosen_path(np.inf)
-        old = Rollout(model.rollout_buffer, policy, model.normalize_advantage == "batch")
+        old = Rollout(model.rollout_buffer, kind_of(policy), model.normalize_advantage == "batch")
         old.data = old.data if data is None else data
         policy.set_training_mode(True)
         np.random.seed(0)
@@ -71,7 +72,7 @@ def assert_steps_agree_in_float64(model, tolerance=1e-10):
     with pytest.MonkeyPatch.context() as patch:
         # By which SB3 converts observations
         patch.setattr(th.Tensor, "float", th.Tensor.double)
-        data = Rollout(model.rollout_buffer, policy, model.normalize_advantage == "batch").data
+        data = Rollout(model.rollout_buffer, kind_of(policy), model.normalize_advantage == "batch").data
         data = tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, data)
         reference, compiled = reference_and_compiled(model, data=data)
     assert compiled.is_compiled

@@ -40,10 +40,14 @@ class GivesMasks(gym.Wrapper):
         obs, info = self.given(obs, info)
         return obs, reward, terminated, truncated, info
 
-    def given(self, obs, info):
+    def new_mask(self):
         # At least one action for each part, often no other
-        self.mask = self.rng.random(sum(self.heads)) < 0.3
-        self.mask[np.cumsum((0, *self.heads[:-1])) + self.rng.integers(self.heads)] = True
+        mask = self.rng.random(sum(self.heads)) < 0.3
+        mask[np.cumsum((0, *self.heads[:-1])) + self.rng.integers(self.heads)] = True
+        return mask
+
+    def given(self, obs, info):
+        self.mask = self.new_mask()
         if self.way == "info":
             info = {**info, KEY: self.mask.astype(np.int8)}
         if self.way == "observation":

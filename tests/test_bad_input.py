@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 from support import OBSERVATION_SPACES, SpaceEnv, equal, train
 
@@ -198,15 +196,6 @@ def test_numbers_of_numpy():
         model = PPOClip("MlpPolicy", "Pendulum-v1", normalize_advantage=normalize_advantage)
         assert model.normalize_advantage == normalize_advantage
         assert type(model.normalize_advantage) in (bool, str)
-
-
-def test_recurrent_policies(tmp_path):
-    RecurrentPPO("MlpLstmPolicy", "Pendulum-v1", n_steps=8, batch_size=8).save(tmp_path / "model")
-    match = "policy must act on observations alone, but RecurrentActorCriticPolicy is recurrent"
-    with pytest.raises(ValueError, match=match):
-        PPOClip.load(tmp_path / "model")
-    with pytest.raises(ValueError, match=match):
-        PPOClip(RecurrentActorCriticPolicy, "Pendulum-v1")
 
 
 @pytest.mark.parametrize(

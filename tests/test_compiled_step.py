@@ -25,6 +25,7 @@ from support import (
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.compiled.support import CompilationError
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.loss import APPROX_KL
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.rollout import Rollout
@@ -185,7 +186,7 @@ def test_moments_lie_in_memory_as_torch_leaves_them_and_gradients_are_gone():
 
 def test_rollout_that_lies_otherwise_in_memory(interpreted):
     model = trained(PPOClip)
-    data = Rollout(model.rollout_buffer, model.policy).data
+    data = Rollout(model.rollout_buffer, kind_of(model.policy)).data
     observations = data.observations.double()
     for changed in (observations, observations.float(), observations.t().contiguous().t()):
         reference, compiled = reference_and_compiled(model, data=data._replace(observations=changed))

@@ -38,6 +38,7 @@ STUB_SPACES = [
     ("atari", IMAGE, spaces.Discrete(6)),
     ("NotListed", spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),
     ("Taxi", spaces.Discrete(500), spaces.Discrete(6)),
+    ("ConnectFour", spaces.Box(0, 1, (84,), np.int8), spaces.Discrete(7)),
     ("CarRacing", IMAGE, spaces.Box(-1, 1, (3,))),
     ("MiniGrid", spaces.Box(0, 255, (2835,), np.uint8), spaces.Discrete(7)),
     ("LunarLanderContinuous", spaces.Box(-1, 1, (8,)), spaces.Box(-1, 1, (2,))),

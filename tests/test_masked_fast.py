@@ -15,10 +15,10 @@ from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.buffers import MaskedRolloutBuffer
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.fast.masked import IS_OLD, MANY, StraightMasked
+from sb3_ppo_variants.kinds import Masked
 from sb3_ppo_variants.kl import kl_side_by_side
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.masks import heads_of
-from sb3_ppo_variants.policies import Masked
 from sb3_ppo_variants.rollout import Rollout
 
 ACTION_SPACES = {

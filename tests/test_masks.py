@@ -37,8 +37,8 @@ from support import (
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, masks
 from sb3_ppo_variants.fast.masked import IS_OLD
+from sb3_ppo_variants.kinds import Masked
 from sb3_ppo_variants.kl import kl_from_parameters
-from sb3_ppo_variants.policies import Masked
 
 CLASSES = [PPOClip, PPOFixedKL, PPOKLPen]
 ACTIONS = ["discrete", "multidiscrete", "multibinary"]
@@ -304,6 +304,8 @@ def test_saved_models_of_contrib(cls, tmp_path):
     loaded = cls.load(tmp_path / "model", env=make_env())
     assert equal(loaded.policy.state_dict(), saved.policy.state_dict())
     assert loaded.learn(52).rollout_buffer.action_masks.dtype == bool
+    with pytest.raises(ValueError, match=r"use_sde must be False"):
+        cls.load(tmp_path / "model", use_sde=True)
 
 
 def test_saved_models_of_contrib_that_see_the_mask(tmp_path):

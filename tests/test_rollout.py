@@ -34,6 +34,7 @@ from sb3_ppo_variants import (
     PPOFixedKL,
     PPOKLPen,
 )
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.kl import kl_normal
 from sb3_ppo_variants.rollout import KL_STRIDE, Rollout
 
@@ -204,7 +205,7 @@ def test_minibatches_are_those_of_sb3s_buffer():
     np.random.seed(5)
     expected = list(model.rollout_buffer.get(17))
     np.random.seed(5)
-    actual = list(Rollout(model.rollout_buffer, model.policy).epoch(17))
+    actual = list(Rollout(model.rollout_buffer, kind_of(model.policy)).epoch(17))
     # 52 samples
     assert [len(batch.returns) for batch in actual] == [17, 17, 17, 1]
     for theirs, ours in zip(expected, actual, strict=True):
@@ -214,7 +215,7 @@ def test_minibatches_are_those_of_sb3s_buffer():
 def test_pi_old_is_that_of_the_start_of_the_update():
     model = one_rollout()
     model.policy.action_net.weight.data.mul_(50)
-    old = Rollout(model.rollout_buffer, model.policy)
+    old = Rollout(model.rollout_buffer, kind_of(model.policy))
     assert old.mean_kl() == 0
     observations = old.data.observations
     mean, std = old.data.old_parameters
@@ -231,7 +232,7 @@ def test_pi_old_is_that_of_the_start_of_the_update():
 @pytest.mark.parametrize("needs_kl", [False, True])
 def test_kl_that_is_only_logged_is_that_of_some_of_the_images(needs_kl):
     model = one_rollout("CnnPolicy", "image")
-    old = Rollout(model.rollout_buffer, model.policy, needs_kl=needs_kl)
+    old = Rollout(model.rollout_buffer, kind_of(model.policy), needs_kl=needs_kl)
     ((observations, _, parameters),) = old.measured
     # 52 states, or every 8th
     assert KL_STRIDE == 8
@@ -247,7 +248,7 @@ def test_measuring_the_kl_leaves_no_trace():
     model = one_rollout(**with_extractor(DropoutExtractor))
     assert model.policy.training
     before = copy.deepcopy(model.policy.state_dict()), th.get_rng_state(), np.random.get_state()[1]
-    old = Rollout(model.rollout_buffer, model.policy)
+    old = Rollout(model.rollout_buffer, kind_of(model.policy))
     # Without dropout: the policy is in evaluation mode
     assert old.mean_kl() == 0
     assert equal(before, (model.policy.state_dict(), th.get_rng_state(), np.random.get_state()[1]))

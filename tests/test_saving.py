@@ -107,6 +107,9 @@ def test_bad_arguments_of_load(tmp_path):
     ):
         with pytest.raises(error, match=message):
             PPOClip.load(tmp_path / "model", **kwargs)
+    PPOClip("MlpPolicy", "CartPole-v1").save(tmp_path / "discrete")
+    with pytest.raises(ValueError, match=r"use_sde must be False .* not continuous, but those of env are Discrete\(2\)"):
+        PPOClip.load(tmp_path / "discrete", use_sde=True)
     model = PPOClip.load(tmp_path / "model", env=gym.make("Pendulum-v1"), stats_window_size=7).learn(64)
     assert model.ep_info_buffer.maxlen == 7
 

@@ -7,12 +7,15 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from masked_support import WAYS, GivesMasks
@@ -264,30 +267,67 @@ def test_search_prunes_a_trial_that_blows_up(exp_manager, tmp_path, monkeypatch)
     assert [trial.state.name for trial in study.trials] == ["PRUNED"]
 
 
+class Drawn(SpaceEnv):
+    """An environment with a picture for videos."""
+
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, render_mode=None):
+        super().__init__(OBSERVATION_SPACES["box"], ACTION_SPACES["multidiscrete"])
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.zeros((16, 16, 3), np.uint8)
+
+
+@pytest.fixture
+def masked_manager(exp_manager, tmp_path, monkeypatch):
+    """Make an experiment manager on an environment that gives masks in some way, and accepts no invalid action."""
+
+    def make(way, **kwargs):
+        env_id = f"Masked{way}-v0"
+        spec = EnvSpec(env_id, lambda render_mode=None: GivesMasks(Drawn(render_mode), way))
+        monkeypatch.setitem(gym.registry, env_id, spec)
+        config = tmp_path / "mine.yml"
+        values = "n_timesteps: 128, n_steps: 64, n_envs: 2, policy: MaskableMlpPolicy, normalize: false"
+        config.write_text(f"{env_id}: {{{values}}}")
+        kwargs |= {"config": str(config), "verbose": 0, "seed": 1, "device": "cpu"}
+        return exp_manager.ExperimentManager(argparse.Namespace(env_kwargs=None), "ppo_klpen", env_id, str(tmp_path), **kwargs)
+
+    return make
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_masks_in_training_evaluation_and_enjoy(exp_manager, way, tmp_path, monkeypatch):
+def test_masks_in_training_evaluation_enjoy_and_video(masked_manager, way, tmp_path, monkeypatch):
     from rl_zoo3 import enjoy
 
-    env_id = f"Masked{way}-v0"
-
-    def make(render_mode=None):
-        return GivesMasks(SpaceEnv(OBSERVATION_SPACES["box"], ACTION_SPACES["multidiscrete"]), way)
-
-    # The environment accepts no invalid action
-    monkeypatch.setitem(gym.registry, env_id, EnvSpec(env_id, entry_point=make))
-    config = tmp_path / "mine.yml"
-    config.write_text(f"{env_id}: {{n_timesteps: 128, n_steps: 64, n_envs: 2, policy: MaskableMlpPolicy, normalize: false}}")
-    kwargs = {"config": str(config), "eval_freq": 40, "n_eval_episodes": 4, "n_eval_envs": 2, "log_interval": 1}
-    kwargs |= {"verbose": 0, "seed": 1, "device": "cpu"}
-    arguments = (argparse.Namespace(env_kwargs=None), "ppo_klpen", env_id, str(tmp_path))
-    manager = exp_manager.ExperimentManager(*arguments, **kwargs)
+    manager = masked_manager(way, eval_freq=40, n_eval_episodes=4, n_eval_envs=2, log_interval=1)
     model, _ = manager.setup_experiment()
     manager.learn(model)
     assert model._n_updates == 10
     manager.save_trained_model(model)
-    options = ["--algo", "ppo_klpen", "--env", env_id, "-f", str(tmp_path), "-n", "100", "--no-render", "--verbose", "0"]
-    monkeypatch.setattr(sys, "argv", ["enjoy", *options, "--n-envs", "2", "--stochastic", "--device", "cpu"])
+    options = ["--algo", "ppo_klpen", "--env", manager.env_name.gym_id, "-f", str(tmp_path), "--stochastic"]
+    monkeypatch.setattr(sys, "argv", ["enjoy", *options, "--n-envs", "2", "-n", "100", "--no-render", "--verbose", "0"])
     enjoy.enjoy()
+    if way == "method":
+        monkeypatch.setattr(sys, "argv", ["record_video", *options, "-n", "20", "-o", str(tmp_path / "videos")])
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+        assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"]
+
+
+@pytest.mark.parametrize("way", ["info", "method"])
+def test_masks_in_search(masked_manager, way):
+    import optuna
+
+    kwargs = {"n_timesteps": 128, "n_eval_episodes": 2, "n_eval_envs": 2, "n_evaluations": 1, "optimize_hyperparameters": True}
+    manager = masked_manager(way, **kwargs)
+    manager.setup_experiment()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for n_epochs in (1, 5):
+        study.enqueue_trial({"n_steps_pow": 5, "batch_size_pow": 5, "n_epochs": n_epochs})
+    study.optimize(manager.objective, n_trials=2)
+    # An invalid action would have it pruned
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
 
 
 # What the Zoo does for algorithms that are not this package's

@@ -13,10 +13,14 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS
+from sb3_ppo_variants.compiled.masked import compiled_kind
+from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
+from sb3_ppo_variants.compiled.recurrent import OneCall, is_contribs, is_scannable
 from sb3_ppo_variants.compiled.step import CompiledStep
 from sb3_ppo_variants.compiled.support import CompilationError, image_work, unsupported_policy, unsupported_reason
 from sb3_ppo_variants.loss import Settings
+from sb3_ppo_variants.policies import FeedForward
 from sb3_ppo_variants.rollout import Rollout
 
 # Minibatch steps in a `learn` from which on compile="auto" compiles: that saves most of a millisecond in each, and compiling
@@ -60,11 +64,22 @@ class Backend:
 
     def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
         """The policy of a rollout."""
+        if type(buffer) in BUFFERS_OF_VECTORS and NumpyMemory.supports(policy):
+            return NumpyMemory(policy, buffer)
+        if not self.is_on:
+            return None
         return NumpyPolicy(policy, buffer) if type(buffer) in BUFFERS_OF_VECTORS and NumpyPolicy.supports(policy) else None
+
+    def kind(self, policy: Any, sequence_length: int | None) -> FeedForward | None:
+        """The policy as an update sees it, if there is a quicker one, also of updates that are not compiled."""
+        return OneCall(policy, sequence_length) if is_contribs(policy) else None
 
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
         policy = old.kind.policy
+        if isinstance(old.kind, OneCall) and not is_scannable(policy):
+            # Most of the time has been saved without
+            return None
         if th.is_anomaly_enabled():
             # Autograd is being watched, and compiled code has none
             return None
@@ -75,7 +90,7 @@ class Backend:
             return None
         step = self.step
         if step is None or not step.serves(policy):
-            self.step = CompiledStep(policy, settings)
+            self.step = CompiledStep(compiled_kind(policy, old.kind.sequence_length), settings)
             if step is not None:
                 self.step.n_compilations, self.step.change = step.n_compilations, "the policy is another"
         assert self.step is not None
@@ -110,7 +125,7 @@ class Backend:
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Torch's own choice is the number of cores, which may count twice as many as there are
         is_default = not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys() and n_threads in (n_cores, n_cores // 2)
-        one_is_best = is_default and self.is_on and NumpyPolicy.supports(policy)
+        one_is_best = is_default and (NumpyMemory.supports(policy) or (self.is_on and NumpyPolicy.supports(policy)))
         try:
             if one_is_best:
                 th.set_num_threads(1)

@@ -25,8 +25,10 @@ INDUCTOR_OPTIONS = {
 }
 
 
-def trace(step: Callable[..., Any], arguments: list[Any], decompose: bool, exact_tanh: bool) -> th.fx.GraphModule:
-    """Trace a function to a graph."""
+def trace(
+    step: Callable[..., Any], arguments: list[Any], decompose: bool, exact_tanh: bool, has_functions: bool = False
+) -> th.fx.GraphModule:
+    """Trace a function to a graph; ``has_functions`` says whether an ``autograd.Function`` is called in it."""
     # torch's own modules warn when they are imported
     with _WithoutChecks(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,6 +44,9 @@ def trace(step: Callable[..., Any], arguments: list[Any], decompose: bool, exact
             if not exact_tanh:
                 decompositions[aten.tanh.default] = _tanh
         # Inductor takes it for granted that there are no other mutations, and computes wrong numbers if there are
+        if has_functions:
+            # `functionalize` does not know them, but what they have become
+            step = make_fx(step, tracing_mode="fake")(*arguments)
         functional = functionalize(step, remove="mutations")
         return make_fx(functional, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
 

@@ -3,15 +3,20 @@
 from typing import Any
 
 import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
+from sb3_ppo_variants.compiled.recurrent import Scanned
+from sb3_ppo_variants.kinds import Masked, kind_of, masked_log_probs
 from sb3_ppo_variants.kl import form_of_parts
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.masks import heads_of
-from sb3_ppo_variants.policies import FeedForward, Masked, is_of_contrib, kind_of, latents, masked_log_probs
+from sb3_ppo_variants.policies import FeedForward, is_of_contrib, latents
 
 
-def compiled_kind(policy: Any) -> FeedForward:
+def compiled_kind(policy: Any, sequence_length: int | None = None) -> FeedForward:
     """A policy as the compiled step sees it."""
+    if isinstance(policy, RecurrentActorCriticPolicy):
+        return Scanned(policy, sequence_length)
     return SideBySide(policy) if is_of_contrib(policy) else kind_of(policy)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import (
     INVALID,
@@ -22,7 +24,6 @@ from sb3_ppo_variants.policies import (
     Given,
     Observations,
     is_standard_mlp,
-    kind_of,
     networks,
 )
 
@@ -35,14 +36,13 @@ class NumpyPolicy(FeedForward):
     """
 
     fills_buffer = True
+    # Whether both networks see the same
+    shares_input = True
 
     @staticmethod
     def supports(policy: ActorCriticPolicy) -> bool:
         """Whether the layers of a policy can be stacked."""
-        if not is_standard_mlp(policy):
-            return False
-        pi, vf = ([type(layer) for layer in network] for network in networks(policy))
-        return pi == vf and {*pi} <= {nn.Linear, nn.Tanh, nn.ReLU}
+        return is_standard_mlp(policy) and has_stackable_layers(policy) and not isinstance(policy, RecurrentActorCriticPolicy)
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
@@ -54,8 +54,8 @@ class NumpyPolicy(FeedForward):
         for layer_pi, layer_vf in zip(pi, vf, strict=True):
             if isinstance(layer_pi, nn.Linear):
                 weights = [layer_pi.weight.detach(), layer_vf.weight.detach()]
-                # The first layers of both networks see the observation
-                weight = th.block_diag(*weights) if self.layers else th.cat(weights)
+                # The first layers of both networks see the observation, if there is no memory
+                weight = th.block_diag(*weights) if self.layers or not self.shares_input else th.cat(weights)
                 bias = th.cat([layer_pi.bias, layer_vf.bias]).detach()
                 # A row for each environment: sums of equal shapes are faster
                 self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
@@ -91,13 +91,25 @@ class NumpyPolicy(FeedForward):
         """As the policy of that kind."""
         return self.kind.seen(observations)
 
+    def stored(self, given: Given) -> Given:
+        """As the policy of that kind."""
+        return self.kind.stored(given)
+
+    def _inputs(self, observations: np.ndarray, given: Given) -> np.ndarray:
+        """What the networks see."""
+        return observations.astype(np.float32, copy=False)
+
+    def _states(self) -> Any:
+        """The next states of the memory."""
+        return None
+
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
         # The sum of the squares is quick to compute, and not finite if one of them is not
         if not math.isfinite(np.vdot(observations, observations)):
             checks.check_observation(observations)
-        latent = observations.astype(np.float32, copy=False)
+        latent = self._inputs(observations, given)
         for layer in self.layers:
             if isinstance(layer, tuple):
                 latent = np.dot(latent, layer[0])
@@ -111,8 +123,8 @@ class NumpyPolicy(FeedForward):
         self.values[step] = latent[:, self.n_outputs :]
         obs_tensor, values, log_probs = th.from_numpy(observations), self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
-            return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
-        if given:
+            return Action(obs_tensor, outputs + self.noise[step], values, log_probs, self._states())
+        if "action_masks" in given:
             outputs = np.where(given["action_masks"], outputs, np.float32(INVALID))
         if self.places is not None:
             self.padded[:, :-1] = outputs
@@ -123,7 +135,13 @@ class NumpyPolicy(FeedForward):
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
         found = logits[self.rows, actions] - np.log(cumulative[:, -1])
         self.log_probs[step] = found if len(self.heads) == 1 else found.reshape(len(observations), -1).sum(axis=1)
-        return Action(obs_tensor, actions.reshape(self.action_shape), values, log_probs)
+        return Action(obs_tensor, actions.reshape(self.action_shape), values, log_probs, self._states())
+
+
+def has_stackable_layers(policy: ActorCriticPolicy) -> bool:
+    """Whether the networks of actor and critic have the same layers, of those that there are here."""
+    pi, vf = ([type(layer) for layer in network] for network in networks(policy))
+    return pi == vf and {*pi} <= {nn.Linear, nn.Tanh, nn.ReLU}
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:

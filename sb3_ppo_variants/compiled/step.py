@@ -18,8 +18,10 @@ from torch.func import functional_call, grad_and_value
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.compiled import inductor, verification
-from sb3_ppo_variants.compiled.masked import compiled_kind
+from sb3_ppo_variants.compiled.lstm import library
+from sb3_ppo_variants.compiled.recurrent import Scanned
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
+from sb3_ppo_variants.kinds import Recurrent, kind_of
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
 from sb3_ppo_variants.objectives import Terms
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
@@ -43,9 +45,12 @@ _compiling = threading.Lock()
 class CompiledStep:
     """Minibatch steps on a policy, each one call of a compiled function."""
 
-    def __init__(self, policy: ActorCriticPolicy, settings: Settings) -> None:
-        self.policy = policy
+    def __init__(self, kind: FeedForward, settings: Settings) -> None:
+        policy = kind.policy
+        self.kind, self.policy = kind, policy
         self.settings = settings
+        # T, of the rollouts
+        self.n_rollout_steps = 0
         self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
@@ -72,14 +77,19 @@ class CompiledStep:
         return self.policy is policy and self.named_parameters == _named_parameters(policy)
 
     def _step(
-        self, flats: list[th.Tensor], constants: dict[str, th.Tensor], data: Batch, coef_vector: th.Tensor, index: th.Tensor
+        self,
+        flats: list[th.Tensor],
+        constants: dict[str, th.Tensor],
+        data: tuple[Any, ...],
+        coef_vector: th.Tensor,
+        index: th.Tensor,
     ) -> tuple[th.Tensor, th.Tensor]:
         """Update parameters, moments and buffers in place; the values of ``METRICS``, the gradient's norm, and its scale."""
         parameters, exp_avg, exp_avg_sq = flats
         step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *adam = coef_vector[:N_OTHERS].unbind()
         one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay = adam
         coef = dict(zip(self.settings.coef, coef_vector[N_OTHERS:].unbind(), strict=True))
-        batch = data.select(index)
+        batch = self.kind.select(Batch(*data), index, self.n_rollout_steps)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
         loss = partial(self.loss, batch, coef)
@@ -122,7 +132,7 @@ class CompiledStep:
 
     def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
-        evaluation = compiled_kind(self.policy).evaluate(batch)
+        evaluation = self.kind.evaluate(batch)
         return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
@@ -131,7 +141,7 @@ class CompiledStep:
         each step of each epoch, NaN for a step left out. After a ``CompilationError``, nothing has changed.
         """
         assert old.data is not None
-        self.settings = settings
+        self.settings, self.n_rollout_steps = settings, old.buffer.buffer_size
         self._load()
         n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
         coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches))
@@ -141,7 +151,7 @@ class CompiledStep:
         with th.no_grad():
             for _ in range(settings.n_epochs):
                 rows: list[th.Tensor] = []
-                for index in old.permutation().split(settings.batch_size):
+                for index in old.minibatches(settings.batch_size):
                     coef_vector, size = next(coef_vectors), len(index)
                     if not functions:
                         functions[size], row = self._first_step(old, coef_vector, index)
@@ -163,7 +173,11 @@ class CompiledStep:
 
     def _leaves(self, data: Batch) -> list[Any]:
         """The arguments of a function but for the vector of coefficients and the index, which come last."""
-        return pytree.tree_leaves([self.flats, self.constants, data])
+        return pytree.tree_leaves(self._tree(data))
+
+    def _tree(self, data: Batch) -> list[Any]:
+        # All samples of a rollout are valid
+        return [self.flats, self.constants, tuple(data[:-1])]
 
     def _load(self) -> None:
         """Take parameters, buffers and Adam's state from the policy and its optimizer."""
@@ -213,14 +227,15 @@ class CompiledStep:
 
     def _first_step(self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor) -> tuple[Function, th.Tensor]:
         """Make the first step of an update, and compare it with that by SB3's methods; if it is another, compile anew."""
-        kind, data, is_custom = old.kind, old.data, not is_of_libraries(self.policy)
+        data, is_custom = old.data, not is_of_libraries(self.policy)
+        kind = kind_of(self.policy, old.kind.sequence_length)
         assert data is not None
         key, generator_state = self._key(data, index), th.get_rng_state()
         is_new = key not in self.functions
         # Which parameters are unused is known of the last one only
         is_trusted = not (is_new or is_custom) and key == self.last_key
         if is_new and is_custom:
-            verification.check_purity(self, data.select(index))
+            verification.check_purity(self, self.kind.select(data, index, self.n_rollout_steps))
         function = self._function(data, coef_vector, index)
         difference = None
         if is_new:
@@ -230,10 +245,10 @@ class CompiledStep:
             _, difference = self._compared(function, kind, another, coef_vector, index, is_trusted=False)
             self._load()
             th.set_rng_state(generator_state)
-        # SB3's own networks for images are trusted after the first time: another pass through them takes much of an update
-        if is_new or is_custom or not self.has_nature_cnn:
+        # SB3's networks for images and LSTMs are trusted after the first time: another pass takes much of an update
+        if is_new or is_custom or not (self.has_nature_cnn or isinstance(self.kind, Scanned)):
             # By contrib's own methods, a policy with many parts of an action takes much of an update
-            seen = kind if is_new else compiled_kind(self.policy)
+            seen = kind if is_new else (old.kind if isinstance(old.kind, Recurrent) else self.kind)
             row, found = self._compared(function, seen, data, coef_vector, index, is_trusted)
             difference = difference or found
         else:
@@ -261,7 +276,8 @@ class CompiledStep:
         before, generator_state = [flat.clone() for flat in self.flats], th.get_rng_state()
         row = function([*self._leaves(data), coef_vector, index])[0]
         # After a trace, so that what a policy keeps of its last pass is real again
-        return row, verification.difference(self, kind, data.select(index), before, generator_state, row, is_trusted)
+        batch = kind.select(data, index, self.n_rollout_steps)
+        return row, verification.difference(self, kind, batch, before, generator_state, row, is_trusted)
 
     def _probe(self) -> th.Tensor:
         """What the objective makes of some numbers: the same as long as nothing but its arguments counts."""
@@ -273,7 +289,7 @@ class CompiledStep:
         """The values of ``KEY``."""
         settings = self.settings
         shapes = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data))
-        return (settings.objective, tuple(settings.coef), settings.standardizes, len(index), shapes)
+        return (settings.objective, tuple(settings.coef), settings.standardizes, len(index), (self.n_rollout_steps, shapes))
 
     def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool = True) -> Function:
         """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
@@ -295,7 +311,7 @@ class CompiledStep:
 
     def _made(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
         arguments = [*self._leaves(data), coef_vector, index]
-        structure = pytree.tree_structure([self.flats, self.constants, data])
+        structure = pytree.tree_structure(self._tree(data))
 
         def step(*arguments: Any) -> tuple[th.Tensor, th.Tensor]:
             *leaves, coef_vector, index = arguments
@@ -305,7 +321,10 @@ class CompiledStep:
             # The same random numbers whether the function is in the compiler's cache or not
             with th.no_grad(), kept_generators(self.policy.device):
                 # Squashed actions need every digit of tanh next to 1
-                graph = inductor.trace(step, arguments, decompose=is_compiled, exact_tanh=self.policy.squash_output)
+                options = {"exact_tanh": self.policy.squash_output, "has_functions": isinstance(self.kind, Scanned)}
+                if isinstance(self.kind, Scanned):
+                    library()
+                graph = inductor.trace(step, arguments, decompose=is_compiled, **options)
                 return inductor.compile_graph(graph, arguments) if is_compiled else lambda arguments: graph(*arguments)
         # Whatever a tracer and a compiler may raise
         except Exception as error:

@@ -1,12 +1,13 @@
 """``RolloutBuffer.add`` with less overhead."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS
+from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS, STATES
 
 
 def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
@@ -17,6 +18,8 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
     episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs
     obs_shape, action_shape = observations.shape[1:], actions.shape[1:]
 
+    states = [getattr(buffer, name) for name in STATES if hasattr(buffer, name)]
+
     def add(
         obs: np.ndarray,
         action: np.ndarray,
@@ -25,6 +28,7 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
         value: th.Tensor,
         log_prob: th.Tensor,
         action_masks: np.ndarray | None = None,
+        lstm_states: Any = None,
     ) -> None:
         pos = buffer.pos
         observations[pos] = obs.reshape(obs_shape)
@@ -36,6 +40,9 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
         if not has_values:
             values[pos] = value.numpy().ravel()
             log_probs[pos] = log_prob.numpy()
+            if lstm_states is not None:
+                for array, state in zip(states, (*lstm_states.pi, *lstm_states.vf), strict=True):
+                    array[pos] = state.numpy()
         buffer.pos = pos + 1
         buffer.full = buffer.pos == buffer.buffer_size
 

@@ -8,10 +8,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch.nn import functional as F
 
 from sb3_ppo_variants import checks
+from sb3_ppo_variants.kinds import Masked
 from sb3_ppo_variants.kl import ClosedForm, form_of_parts, kl_categoricals
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.masks import heads_of
-from sb3_ppo_variants.policies import INVALID, NOTHING, Action, Given, Masked, Observations, is_of_contrib, latents
+from sb3_ppo_variants.policies import INVALID, NOTHING, Action, Given, Observations, is_of_contrib, latents
 
 # Before 2.8, contrib computes probabilities sooner, and so adds up gradients in another order
 IS_OLD = hasattr(distributions, "logits_to_probs")

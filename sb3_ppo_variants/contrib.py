@@ -1,14 +1,16 @@
-"""The algorithm with a policy that takes action masks: what it does otherwise, as its methods or for them."""
+"""The algorithm with contrib's kinds of policies: what it does otherwise with action masks, a memory or both."""
 
 import importlib
 import warnings
 from typing import Any
 
 import numpy as np
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
 from sb3_ppo_variants import masks
-from sb3_ppo_variants.buffers import masked_buffer
+from sb3_ppo_variants.buffers import buffer_for
 
 
 def takes_masks(policy: Any) -> bool:
@@ -16,23 +18,36 @@ def takes_masks(policy: Any) -> bool:
     if isinstance(policy, str) and "." in policy:
         module, _, name = policy.rpartition(".")
         policy = getattr(importlib.import_module(module), name)
-    return issubclass(policy, MaskableActorCriticPolicy) if isinstance(policy, type) else policy in masks.POLICIES
+    return masks.takes_masks(policy) if isinstance(policy, type) else str(policy).startswith("Maskable")
 
 
 def is_masked(algorithm: Any) -> bool:
     """Whether the policy takes masks."""
-    return takes_masks(algorithm.policy_class)
+    return masks.takes_masks(algorithm.policy_class)
+
+
+def is_recurrent(algorithm: Any) -> bool:
+    """Whether the policy has a memory."""
+    return issubclass(algorithm.policy_class, RecurrentActorCriticPolicy)
 
 
 def set_up(algorithm: Any) -> None:
-    """Make policy and rollout buffer as contrib's ``MaskablePPO``, but that the mask is no feature."""
-    a = algorithm
+    """Make policy and rollout buffer as contrib's ``MaskablePPO`` and ``RecurrentPPO``, but that a mask is no feature."""
+    a, has_masks, has_memory = algorithm, is_masked(algorithm), is_recurrent(algorithm)
     a._setup_lr_schedule()
     a.set_random_seed(a.seed)
-    space = a.observation_space if a._mask_is_feature else masks.visible_space(a.policy_class, a.observation_space)
-    a.policy = a.policy_class(space, a.action_space, a.lr_schedule, **a.policy_kwargs).to(a.device)
-    a.rollout_buffer_class = masked_buffer(a.rollout_buffer_class, space)
+    is_whole = a._mask_is_feature or not has_masks
+    space = a.observation_space if is_whole else masks.visible_space(a.policy_class, a.observation_space)
+    policy_kwargs = {"use_sde": a.use_sde, **a.policy_kwargs} if has_memory else a.policy_kwargs
+    a.policy = a.policy_class(space, a.action_space, a.lr_schedule, **policy_kwargs).to(a.device)
     options = {"device": a.device, "gamma": a.gamma, "gae_lambda": a.gae_lambda, "n_envs": a.n_envs, **a.rollout_buffer_kwargs}
+    if has_memory:
+        # As contrib, of the actor's size for the critic, too
+        layers, size = a.policy.lstm_actor.num_layers, a.policy.lstm_actor.hidden_size
+        states = [th.zeros((layers, a.n_envs, size), device=a.device) for _ in range(4)]
+        a._last_lstm_states = RNNStates((states[0], states[1]), (states[2], states[3]))
+        options["hidden_state_shape"] = (a.n_steps, layers, a.n_envs, size)
+    a.rollout_buffer_class = buffer_for(a.rollout_buffer_class, space, has_masks, has_memory)
     a.rollout_buffer = a.rollout_buffer_class(a.n_steps, space, a.action_space, **options)
 
 

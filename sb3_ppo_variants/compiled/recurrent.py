@@ -1,0 +1,127 @@
+"""
+Policies with memory as an update is quick with them. contrib calls its LSTM once for each step, as episodes may start in a
+sequence; but sequences are cut there, so that only the first step of one can be a start.
+"""
+
+from typing import Any, NamedTuple
+
+import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sb3_ppo_variants.compiled.lstm import remember
+from sb3_ppo_variants.kinds import MaskedRecurrent, Recurrent, states_at
+from sb3_ppo_variants.kl import closed_form
+from sb3_ppo_variants.loss import Batch, Evaluation
+from sb3_ppo_variants.policies import Given, is_own
+
+
+class Sequences(NamedTuple):
+    """Where samples lie among sequences side by side, of shape ``(length, n_sequences)``."""
+
+    place: th.Tensor
+    length: int
+    n_sequences: int
+
+
+def is_contribs(policy: Any) -> bool:
+    """Whether a policy has a memory, and is contrib's but for its networks."""
+    if not isinstance(policy, RecurrentActorCriticPolicy):
+        return False
+    methods = ("forward", "evaluate_actions", "get_distribution", "predict_values", "_process_sequence")
+    return is_own(policy, *methods, "_get_action_dist_from_latent")
+
+
+def is_scannable(policy: Any) -> bool:
+    """Whether the memory of a policy can be compiled: what ``nn.LSTM`` is in single precision, without its options."""
+    lstms = [lstm for lstm in (policy.lstm_actor, policy.lstm_critic) if lstm is not None]
+    return all(
+        type(lstm) is nn.LSTM
+        and not (lstm.batch_first or lstm.bidirectional or lstm.proj_size)
+        and all(parameter.dtype == th.float32 for parameter in lstm.parameters())
+        for lstm in lstms
+    )
+
+
+class Quick(Recurrent):
+    """The numbers of ``RecurrentActorCriticPolicy`` up to rounding. A subclass says how the memory is computed."""
+
+    def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
+        """The outputs of a memory for the samples of a minibatch, of shape ``(batch, size)``."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
+        policy: Any = self.policy
+        features = policy.extract_features(batch.observations)
+        pi, vf = (features, features) if policy.share_features_extractor else features
+        given, states = batch.given, batch.given["lstm_states"]
+        latent_pi = self.remembered(policy.lstm_actor, pi, states.pi, given)
+        if policy.lstm_critic is not None:
+            latent_vf = self.remembered(policy.lstm_critic, vf, states.vf, given)
+        else:
+            latent_vf = latent_pi.detach() if policy.shared_lstm else policy.critic(vf)
+        distribution = self._from_latent(latent_pi, given)
+        values = policy.value_net(policy.mlp_extractor.forward_critic(latent_vf)).flatten()
+        log_prob, entropy = distribution.log_prob(batch.actions), distribution.entropy()
+        return Evaluation(values, log_prob, entropy, lambda: closed_form(distribution))
+
+    def _distribution(self, observations: PyTorchObs, given: Given) -> Any:
+        policy: Any = self.policy
+        features = policy.extract_features(observations)
+        pi = features if policy.share_features_extractor else features[0]
+        return self._from_latent(self.remembered(policy.lstm_actor, pi, given["lstm_states"].pi, given), given)
+
+    def _from_latent(self, latent_pi: th.Tensor, given: Given) -> Any:
+        policy: Any = self.policy
+        distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(latent_pi))
+        if "action_masks" in given:
+            distribution.apply_masking(given["action_masks"])
+        return distribution
+
+
+class OneCall(MaskedRecurrent, Quick):
+    """All steps of all sequences of a minibatch by one call of ``nn.LSTM``, or of a GRU."""
+
+    def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
+        """A minibatch, with the states at the start of its sequences, and without padding."""
+        starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
+        given = {**data.given}
+        states, episode_starts = given.pop("lstm_states"), given.pop("episode_starts")
+        first = index[starts]
+        goes_on = 1 - episode_starts[first][:, None]
+        states = pytree.tree_map(lambda state: state * goes_on, states_at(states, first))
+        sequences = Sequences(place % length * n_sequences + place // length, length, n_sequences)
+        batch = data._replace(given=given).select(index)
+        return batch._replace(given={**batch.given, "lstm_states": states, "sequences": sequences})
+
+    def whole(self, data: Batch, n_steps: int) -> Batch:
+        """All of the rollout as one minibatch."""
+        return self.select(data, th.arange(len(data.returns), device=data.returns.device), n_steps)
+
+    def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
+        """As ``Quick.remembered``."""
+        place, *shape = given["sequences"]
+        padded = features.new_zeros((shape[0] * shape[1], features.shape[1])).index_copy(0, place, features)
+        outputs, _ = lstm(padded.view(*shape, -1), states)
+        return outputs.flatten(0, 1).index_select(0, place)
+
+
+class Scanned(MaskedRecurrent, Quick):
+    """An operator that can be compiled, and needs no padding."""
+
+    def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
+        """A minibatch, with the states before each step; where an episode starts, they are 0."""
+        batch = data.select(index)
+        given = {**batch.given}
+        episode_starts = given.pop("episode_starts")
+        goes_on = 1 - episode_starts[:, None, None]
+        states = pytree.tree_map(lambda state: state * goes_on, given.pop("lstm_states"))
+        is_start = self.is_start(episode_starts, index, n_steps)
+        return batch._replace(given={**given, "lstm_states": states, "is_start": is_start})
+
+    def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
+        """As ``Quick.remembered``."""
+        return remember(lstm, features, states, given["is_start"])

@@ -1,0 +1,61 @@
+"""Evaluation of policies, with action masks and memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common import evaluation
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_ppo_variants import masks
+
+
+class _WithMasks:
+    """A model that predicts with the masks that its observations bring along."""
+
+    def __init__(self, model: Any, policy: BasePolicy) -> None:
+        self.model = model
+        self.policy = policy
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        found = masks.given_or_found(None, observation, self.policy.action_space)
+        return self.model.predict(masks.features(self.policy, observation), *args, action_masks=found, **kwargs)
+
+
+def evaluate_policy(
+    model: PolicyPredictor,
+    env: gym.Env | VecEnv,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    render: bool = False,
+    callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+    reward_threshold: float | None = None,
+    return_episode_rewards: bool = False,
+    warn: bool = True,
+) -> tuple[float, float] | tuple[list[float], list[int]]:
+    """
+    SB3's ``evaluate_policy``, but that a model with action masks gets those of the environment, wherever they come from. What
+    a policy remembers is handed on from step to step, which contrib's function for masks does not do.
+
+    :param model: this package's, SB3's or contrib's: an algorithm, a policy, or whatever else predicts
+    :param env: the environment, or several
+    :param n_eval_episodes: number of episodes
+    :param deterministic: whether to take the likeliest actions
+    :param render: whether to render
+    :param callback: called after each step with ``locals()`` and ``globals()`` of SB3's function
+    :param reward_threshold: the least mean return
+    :param return_episode_rewards: whether to return lists instead of mean and standard deviation
+    :param warn: whether to warn if there is no ``Monitor``
+    :return: mean and standard deviation of the returns, or the returns and lengths of the episodes
+    :raises ValueError: if the model takes masks and the environment gives none
+    """
+    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+    options = n_eval_episodes, deterministic, render, callback, reward_threshold, return_episode_rewards, warn
+    policy = getattr(model, "policy", model)
+    if not (isinstance(policy, BasePolicy) and masks.takes_masks(type(policy))):
+        return evaluation.evaluate_policy(model, vec_env, *options)
+    with masks.attached_masks(vec_env):
+        return evaluation.evaluate_policy(_WithMasks(model, policy), vec_env, *options)
