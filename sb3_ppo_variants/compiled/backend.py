@@ -89,7 +89,7 @@ class Backend:
             self._end(reason)
             return None
         step = self.step
-        if step is None or not step.serves(policy):
+        if step is None or not step.serves(old.kind):
             self.step = CompiledStep(compiled_kind(policy, old.kind.sequence_length), settings)
             if step is not None:
                 self.step.n_compilations, self.step.change = step.n_compilations, "the policy is another"

@@ -72,9 +72,10 @@ class CompiledStep:
         # Positions of parameters on which the loss does not depend
         self.unused: set[int] = set()
 
-    def serves(self, policy: ActorCriticPolicy) -> bool:
+    def serves(self, kind: FeedForward) -> bool:
         """Whether this can make the steps of an update, or another must be made."""
-        return self.policy is policy and self.named_parameters == _named_parameters(policy)
+        is_same = self.policy is kind.policy and self.kind.sequence_length == kind.sequence_length
+        return is_same and self.named_parameters == _named_parameters(kind.policy)
 
     def _step(
         self,
