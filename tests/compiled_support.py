@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_map
 
 from sb3_ppo_variants.compiled import support
 from sb3_ppo_variants.kinds import kind_of
-from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.rollout import Rollout
 
 needs_new_torch = pytest.mark.skipif(
@@ -74,7 +73,7 @@ def assert_steps_agree_in_float64(model, tolerance=1e-10):
         # By which SB3 converts observations
         patch.setattr(th.Tensor, "float", th.Tensor.double)
         data = Rollout(model.rollout_buffer, kind_of(policy), model.normalize_advantage == "batch").data
-        data = Batch(*tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, tuple(data[:-1])))
+        data = tree_map(lambda x: x.double() if isinstance(x, th.Tensor) and x.is_floating_point() else x, data)
         reference, compiled = reference_and_compiled(model, data=data)
     assert compiled.is_compiled
     before = policy.state_dict()

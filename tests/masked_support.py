@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from support import ACTION_SPACES, OBSERVATION_SPACES, SpaceEnv
 
+from benchmarks.masked_env import random_masks
 from sb3_ppo_variants.masks import KEY, heads_of
 
 WAYS = ("observation", "info", "method")
@@ -42,9 +43,7 @@ class GivesMasks(gym.Wrapper):
 
     def new_mask(self):
         # At least one action for each part, often no other
-        mask = self.rng.random(sum(self.heads)) < 0.3
-        mask[np.cumsum((0, *self.heads[:-1])) + self.rng.integers(self.heads)] = True
-        return mask
+        return random_masks(self.heads, 1, self.rng, 0.3)[0]
 
     def given(self, obs, info):
         self.mask = self.new_mask()

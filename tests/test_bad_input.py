@@ -10,7 +10,6 @@ from support import OBSERVATION_SPACES, SpaceEnv, equal, train
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 
-ALGORITHMS = [PPOClip, PPOFixedKL, PPOKLPen]
 NAN, INF = float("nan"), float("inf")
 
 OUT_OF_RANGE = {
@@ -76,12 +75,6 @@ def test_bad_arguments(cls, name, value, error):
         assert str(value) in str(raised.value)
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS)
-def test_unknown_argument(cls):
-    with pytest.raises(TypeError, match="clip_rnage"):
-        cls("MlpPolicy", "Pendulum-v1", clip_rnage=0.2)
-
-
 @pytest.mark.parametrize("error", [AssertionError, ValueError])
 def test_what_sb3_asserts_may_be_caught_as_that_and_as_a_value_error(error):
     observation = OBSERVATION_SPACES["box"]
@@ -98,7 +91,7 @@ def test_what_sb3_asserts_may_be_caught_as_that_and_as_a_value_error(error):
             PPOClip("MlpPolicy", env, **kwargs)
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("cls", [PPOClip, PPOKLPen])
 def test_truncated_minibatch_is_announced_as_by_sb3(cls):
     with pytest.warns(UserWarning, match=r"^You have specified a mini-batch size of 64") as theirs:
         PPO("MlpPolicy", "Pendulum-v1", n_steps=100)
@@ -113,7 +106,6 @@ def test_truncated_minibatch_is_announced_as_by_sb3(cls):
 SCHEDULES = [
     (PPOClip, "ent_coef", lambda _: NAN, ValueError, "must be finite, but is nan"),
     (PPOClip, "learning_rate", lambda progress: 1e-3 if progress == 1 else NAN, ValueError, "must be finite, but is nan"),
-    (PPOKLPen, "clip_range", lambda _: -0.2, ValueError, r"must be at least 0\.0, but is -0\.2"),
     (PPOKLPen, "clip_range", lambda _: "a", TypeError, "must be a number, but is 'a'"),
     (PPOKLPen, "kl_target", lambda _: -1, ValueError, "must be at least 0, but is -1"),
     (PPOFixedKL, "kl_coef", lambda progress: progress - 0.5, ValueError, r"must be at least 0, but is -0\.5"),
@@ -136,23 +128,15 @@ def test_numbers_may_be_assigned_and_are_checked():
         fixed.kl_coef = -2.0
     fixed.kl_coef = lambda remaining: 4 * remaining
     assert fixed.kl_coef == 4
-    fixed.learn(64)
-    assert fixed.logger.name_to_value["train/kl_coef"] == 0
     klpen = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=64, kl_coef_bounds=(0.5, 2))
-    for beta in (-2.0, 0.4, 2.5):
+    for beta in (0.4, 2.5):
         with pytest.raises(ValueError, match=rf"kl_coef must be between 0\.5 and 2, but is {beta}"):
             klpen.kl_coef = beta
-    klpen.kl_coef = 2
-    assert klpen.kl_coef == 2.0
-    klpen.kl_target = -1.0
-    with pytest.raises(ValueError, match="kl_target must be at least 0, but is -1"):
-        klpen.learn(64)
-    clip = PPOClip("MlpPolicy", "Pendulum-v1", n_steps=64)
-    clip.clip_range = 0.125
-    assert clip.coefficients()["clip_range"] == 0.125
-    clip.clip_range = -1
+    klpen.kl_coef, klpen.clip_range = 2, 0.125
+    assert klpen.coefficients() == {"ent_coef": 0, "vf_coef": 0.5, "kl_coef": 2, "kl_target": 0.01, "clip_range": 0.125}
+    klpen.clip_range = -1
     with pytest.raises(ValueError, match=r"clip_range must be at least 0\.0, but is -1"):
-        clip.learn(64)
+        klpen.learn(64)
 
 
 def test_arguments_of_learn():
@@ -163,39 +147,25 @@ def test_arguments_of_learn():
         PPOClip("MlpPolicy", "Pendulum-v1").learn(64, log_interval=0)
 
 
+# SB3's numbers are the same in float32 and float64
 NUMBERS_OF_NUMPY = {
-    "learning_rate": np.float32(0.25),
+    **dict.fromkeys(("learning_rate", "gamma", "gae_lambda", "clip_range", "vf_coef"), np.float32(0.5)),
+    **dict.fromkeys(("ent_coef", "max_grad_norm", "target_kl"), np.float64(0.5)),
+    **dict.fromkeys(("n_epochs", "clip_range_vf", "sde_sample_freq", "stats_window_size", "seed"), np.int64(3)),
     "n_steps": np.int32(26),
-    "batch_size": np.random.default_rng(0).choice([13]),
-    "n_epochs": np.int64(2),
-    "gamma": np.float32(0.5),
-    "gae_lambda": np.float32(0.5),
-    "clip_range": np.float32(0.5),
-    "clip_range_vf": np.int64(1),
-    "normalize_advantage": np.True_,
-    "ent_coef": np.float64(0.125),
-    "vf_coef": np.float32(0.25),
-    "max_grad_norm": np.float64(0.5),
+    "batch_size": np.random.choice([13]),
     "use_sde": np.False_,
-    "sde_sample_freq": np.int64(4),
-    "target_kl": np.float64(0.5),
-    "stats_window_size": np.int64(7),
-    "seed": np.int64(3),
+    "normalize_advantage": np.True_,
 }
 
 
 def test_numbers_of_numpy():
-    # SB3's numbers are the same in float32 and float64
     numbers = {name: value.item() for name, value in NUMBERS_OF_NUMPY.items()}
     expected, actual = (train(PPOClip, compile=False, **some)[0] for some in (numbers, NUMBERS_OF_NUMPY))
     assert equal(expected.policy.state_dict(), actual.policy.state_dict())
     assert expected._n_updates == actual._n_updates > 0
-    for names, cls in ((("kl_coef",), PPOFixedKL), (("kl_target", "init_kl_coef"), PPOKLPen)):
-        assert train(cls, n_updates=1, **dict.fromkeys(names, np.float32(0.5)))[0]._n_updates == 3
-    for normalize_advantage in (np.str_("batch"), *np.array([True, False])):
-        model = PPOClip("MlpPolicy", "Pendulum-v1", normalize_advantage=normalize_advantage)
-        assert model.normalize_advantage == normalize_advantage
-        assert type(model.normalize_advantage) in (bool, str)
+    for cls, name in ((PPOFixedKL, "kl_coef"), (PPOKLPen, "kl_target"), (PPOKLPen, "init_kl_coef")):
+        assert train(cls, n_updates=1, **{name: np.float32(0.5)})[0]._n_updates == 3
 
 
 @pytest.mark.parametrize(
@@ -203,12 +173,7 @@ def test_numbers_of_numpy():
     [
         ("NoPolicy", "Pendulum-v1", ValueError, "NoPolicy"),
         (th.nn.Linear, "Pendulum-v1", ValueError, "policy must be an ActorCriticPolicy"),
-        (
-            "MultiInputPolicy",
-            "Pendulum-v1",
-            ValueError,
-            "policy is for dictionaries of observations, but those of env are Box",
-        ),
+        ("MultiInputPolicy", "Pendulum-v1", ValueError, "dictionaries of observations, but those of env are Box"),
         ("CnnPolicy", "Pendulum-v1", ValueError, r"cannot be built: .* NatureCNN only with images"),
         ("MlpPolicy", None, ValueError, r"env must be .* but is None"),
         ("MlpPolicy", "NoEnv-v0", gym.error.NameNotFound, "NoEnv"),
@@ -219,10 +184,9 @@ def test_policies_and_environments(policy, env, error, match):
         PPOKLPen(policy, env)
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS)
-def test_one_sample_per_rollout(cls):
+def test_one_sample_per_rollout():
     for normalize_advantage in (True, "batch"):
         with pytest.raises(ValueError, match=r"n_steps \* n_envs = 1 \* 1 = 1"):
-            cls("MlpPolicy", "Pendulum-v1", n_steps=1, normalize_advantage=normalize_advantage)
-    model = cls("MlpPolicy", "Pendulum-v1", n_steps=1, batch_size=1, normalize_advantage=False, seed=0).learn(2)
+            PPOClip("MlpPolicy", "Pendulum-v1", n_steps=1, normalize_advantage=normalize_advantage)
+    model = PPOKLPen("MlpPolicy", "Pendulum-v1", n_steps=1, batch_size=1, normalize_advantage=False, seed=0).learn(2)
     assert model._n_updates == 20

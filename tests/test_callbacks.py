@@ -1,5 +1,4 @@
 import pytest
-import torch as th
 from support import InEachRollout, InEachStep, make_model, space_env
 
 from sb3_ppo_variants import AnnealLogStd
@@ -42,13 +41,6 @@ def test_log_std_goes_on_or_starts_anew_in_the_next_training():
 def test_policies_without_a_standard_deviation(action):
     with pytest.raises(ValueError, match="AnnealLogStd needs a policy with Gaussian actions"):
         make_model(env=space_env("box", action)()).learn(52, AnnealLogStd())
-
-
-def test_gsde():
-    seen = values(make_model(use_sde=True), 104, AnnealLogStd())
-    # A matrix of latent features by actions
-    assert seen[0].shape == (64, 3)
-    assert th.unique(seen[2]).tolist() == pytest.approx([-1.15])
 
 
 @pytest.mark.parametrize("is_learned", [True, False])

@@ -48,11 +48,9 @@ ALGORITHMS = {
 @pytest.mark.parametrize(
     ("observation", "action", "algorithm"),
     [
-        *(("box", action, "fixed kl") for action in ACTION_SPACES),
-        *(("box", "box", algorithm) for algorithm in ("clip", "adaptive kl with clipping")),
-        ("discrete", "discrete", "clip"),
+        *(("box", "box", algorithm) for algorithm in ALGORITHMS),
+        ("discrete", "discrete", "fixed kl"),
         ("image", "multidiscrete", "adaptive kl with clipping"),
-        ("image", "box", "clip"),
         ("dict", "multibinary", "fixed kl"),
     ],
 )
@@ -64,18 +62,14 @@ def test_spaces(algorithm, action, observation):
 
 SETTINGS = {
     "value clipping": {"clip_range_vf": 0.1},
-    "no clipping of the gradient": {"max_grad_norm": None},
-    "no normalization": {"normalize_advantage": False},
-    "sde": {"use_sde": True},
+    "neither clipping of the gradient nor normalization": {"max_grad_norm": None, "normalize_advantage": False},
     "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
     "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "activation_fn": th.nn.ReLU}},
     "dropout and batch norm": with_extractor(DropoutExtractor),
     "adam": {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.99), "eps": 1e-7, "weight_decay": 0.01}}},
     "batches that fill vectors": {"batch_size": 16},
-    # Exceeded in the fourth step
-    "early stop": {"target_kl": 7e-3},
+    "frozen parameters": {"change": lambda model: model.policy.log_std.requires_grad_(False)},
     "evaluate_actions of its own": {"policy": OwnPolicy, "cls": PPOFixedKL},
-    "no penalty": {"cls": PPOFixedKL, "kl_coef": 0.0},
 }
 
 
@@ -83,17 +77,6 @@ SETTINGS = {
 def test_settings(setting):
     kwargs = {"cls": PPOClip, "policy": "MlpPolicy", "batch_size": 15, **SETTINGS[setting]}
     assert_steps_agree_in_float64(trained(kwargs.pop("cls"), kwargs.pop("policy"), **kwargs))
-
-
-def test_frozen_parameters():
-    model = trained(PPOClip, batch_size=15)
-    frozen = [model.policy.log_std, model.policy.mlp_extractor.policy_net[0].weight]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    before = [parameter.clone().double() for parameter in frozen]
-    after = assert_steps_agree_in_float64(model).parameters
-    assert th.equal(after["log_std"], before[0])
-    assert th.equal(after["mlp_extractor.policy_net.0.weight"], before[1])
 
 
 VECTOR = spaces.Box(-1, 1, (5,))
@@ -132,6 +115,7 @@ def test_early_stop_leaves_out_the_step_that_exceeds_the_limit():
     n_steps = len(reference.rows)
     assert 1 < n_steps < 12
     assert n_steps == len(compiled.rows)
+    assert reference.off(compiled) < 1e-5
     assert reference.n_epochs == compiled.n_epochs == 1 + (n_steps - 1) // 4
     assert reference.optimizer["state"][0]["step"] == compiled.optimizer["state"][0]["step"]
     # 1.5 times the target; there is no gradient of the step that is left out
@@ -187,12 +171,12 @@ def test_moments_lie_in_memory_as_torch_leaves_them_and_gradients_are_gone():
 def test_rollout_that_lies_otherwise_in_memory(interpreted):
     model = trained(PPOClip)
     data = Rollout(model.rollout_buffer, kind_of(model.policy)).data
-    observations = data.observations.double()
-    for changed in (observations, observations.float(), observations.t().contiguous().t()):
+    observations = data.observations
+    for changed in (observations, observations.t().contiguous().t()):
         reference, compiled = reference_and_compiled(model, data=data._replace(observations=changed))
         assert reference.off(compiled) < 1e-5
     # A compiled function reads memory as it was laid out
-    assert len(interpreted) == 3
+    assert len(interpreted) == 2
 
 
 class Spare(LinearExtractor):

@@ -1,10 +1,8 @@
-"""The hyperparameters for the RL Zoo: the entries of the YAMLs build their algorithms through the Zoo's own preprocessing."""
+"""The hyperparameters for the RL Zoo: entries are the paper's or the Zoo's and build their algorithms; texts are schedules."""
 
 import argparse
 import functools
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
@@ -20,88 +18,45 @@ from sb3_ppo_variants.callbacks import AnnealLogStd
 
 ALGOS = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
 YAMLS = {algo: yaml.safe_load(zoo.hyperparams_path(algo).read_text(encoding="utf-8")) for algo in ALGOS}
+PAPER = zoo.hyperparams_path("ppo_clip").parent / "paper"
 # All entries of ppo_clip; those of the others differ by one coefficient, so of them one for each of its values
 COEFFICIENTS = {"ppo_fixedkl": "kl_coef", "ppo_klpen": "kl_target"}
 ENTRIES = [("ppo_clip", entry) for entry in YAMLS["ppo_clip"]]
 for algo, coefficient in COEFFICIENTS.items():
-    ENTRIES += [
-        (algo, entry) for entry in {str(values.get(coefficient)): entry for entry, values in YAMLS[algo].items()}.values()
-    ]
-PAPER_TASKS = [
-    f"{task}-{version}"
-    for task in ("HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum", "Reacher", "Swimmer", "Walker2d")
-    for version in ("v4", "v5")
-]
-IMAGE = spaces.Box(0, 255, (84, 84, 1), np.uint8)
-# (part of the id, observations and actions behind the entry's wrappers) of what may not be installed; the first match counts
-STUB_SPACES = [
-    ("atari", IMAGE, spaces.Discrete(6)),
-    ("NotListed", spaces.Box(-1, 1, (4,)), spaces.Discrete(2)),
-    ("Taxi", spaces.Discrete(500), spaces.Discrete(6)),
-    ("ConnectFour", spaces.Box(0, 1, (84,), np.int8), spaces.Discrete(7)),
-    ("CarRacing", IMAGE, spaces.Box(-1, 1, (3,))),
-    ("MiniGrid", spaces.Box(0, 255, (2835,), np.uint8), spaces.Discrete(7)),
-    ("LunarLanderContinuous", spaces.Box(-1, 1, (8,)), spaces.Box(-1, 1, (2,))),
-    ("LunarLander", spaces.Box(-1, 1, (8,)), spaces.Discrete(4)),
-    ("BipedalWalker", spaces.Box(-1, 1, (24,)), spaces.Box(-1, 1, (4,))),
-    ("Bullet", spaces.Box(-1, 1, (26,)), spaces.Box(-1, 1, (6,))),
-    ("-v2", spaces.Box(-1, 1, (11,)), spaces.Box(-1, 1, (3,))),
-    ("-v4", spaces.Box(-1, 1, (17,)), spaces.Box(-1, 1, (6,))),
-    ("-v5", spaces.Box(-1, 1, (17,)), spaces.Box(-1, 1, (6,))),
-]
+    of_each_value = {str(values.get(coefficient)): entry for entry, values in YAMLS[algo].items()}
+    ENTRIES += [(algo, entry) for entry in of_each_value.values()]
+TASKS = ("HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum", "Reacher", "Swimmer", "Walker2d")
+PAPER_TASKS = [f"{task}-{version}" for task in TASKS for version in ("v4", "v5")]
 
 
 class StubEnv(SpaceEnv):
-    """The spaces of an environment that is not installed."""
+    """In place of an environment that may not be installed."""
 
-    def __init__(self, env_id, render_mode=None):
-        super().__init__(*next(stub for stub in STUB_SPACES if stub[0] in env_id)[1:])
+    def __init__(self, policy, render_mode=None):
+        observations = spaces.Box(0, 255, (84, 84, 1), np.uint8) if policy == "CnnPolicy" else spaces.Box(-1, 1, (4,))
+        super().__init__(observations, spaces.Discrete(3) if "Maskable" in policy else spaces.Box(-1, 1, (3,)))
 
 
 class AtariEnvStub(StubEnv):
     """The Zoo knows an Atari game by the name of its class."""
 
 
-def installed(env_id):
-    try:
-        gym.make(env_id).close()
-    except (gym.error.Error, ImportError):
-        return False
-    return True
-
-
-def without_wrappers(base):
-    """An experiment manager that leaves out an entry's wrappers, which the stubs' spaces already stand for."""
-
-    class ManagerWithoutWrappers(base):
-        def create_envs(self, *args, **kwargs):
-            self.env_wrapper = None
-            return super().create_envs(*args, **kwargs)
-
-    return ManagerWithoutWrappers
-
-
 @pytest.fixture
 def make_manager(exp_manager, tmp_path, monkeypatch):
-    """Make an experiment manager as the Zoo's ``train`` does, on a stub where the environment is not installed."""
-    # MuJoCo writes its warnings to a file in the working directory
-    monkeypatch.chdir(tmp_path)
+    """Make an experiment manager as the Zoo's ``train`` does, with stubs in place of all environments but CartPole."""
 
-    def make(algo, env_id, **kwargs):
-        manager_class = exp_manager.ExperimentManager
-        if not installed(env_id):
-            stub = "AtariEnvStub" if env_id.startswith("atari") else "StubEnv"
-            spec = EnvSpec(env_id, entry_point=f"{__name__}:{stub}", kwargs={"env_id": env_id})
-            monkeypatch.setitem(gym.registry, env_id, spec)
-            for name in ("minigrid", "minigrid.wrappers"):
-                module = ModuleType(name)
-                module.FlatObsWrapper = gym.Wrapper
-                monkeypatch.setitem(sys.modules, name, module)
+    def own_wrappers(hyperparams, key="env_wrapper"):
+        return get_wrapper_class(hyperparams, key) if "sb3_ppo_variants" in str(hyperparams.get(key)) else None
 
-            manager_class = without_wrappers(manager_class)
+    def make(algo, env_id="CartPole-v1", policy="MlpPolicy", **kwargs):
+        if env_id != "CartPole-v1":
+            stub = AtariEnvStub if env_id.startswith("atari") else StubEnv
+            monkeypatch.setitem(gym.registry, env_id, EnvSpec(env_id, entry_point=stub, kwargs={"policy": policy}))
         arguments = {"eval_freq": -1, "verbose": 0, "device": "cpu", "seed": 0} | kwargs
-        return manager_class(argparse.Namespace(), algo, env_id, str(tmp_path), **arguments)
+        return exp_manager.ExperimentManager(argparse.Namespace(), algo, env_id, str(tmp_path), **arguments)
 
+    get_wrapper_class = exp_manager.get_wrapper_class
+    monkeypatch.setattr(exp_manager, "get_wrapper_class", own_wrappers)
     return make
 
 
@@ -127,20 +82,18 @@ def build(manager):
 def test_entry_builds_its_algorithm(make_manager, exp_manager, algo, entry):
     if entry == "default" and entry not in zoo_ppo(exp_manager):
         pytest.skip("this RL Zoo knows no default entries")
-    manager = make_manager(algo, {"default": "NotListed-v0", "atari": "atari/Stub-v0"}.get(entry, entry))
+    values, env_id = YAMLS[algo][entry], {"default": "NotListed-v0", "atari": "atari/Stub-v0"}.get(entry, entry)
+    manager = make_manager(algo, env_id, values["policy"])
     model = build(manager)
-
     assert type(model) is zoo.ALGOS[algo]
     assert manager.config == str(zoo.hyperparams_path(algo))
-    values = YAMLS[algo][entry]
     assert model.n_envs == values.get("n_envs", 1)
-    for key in ("n_steps", "batch_size", "n_epochs", "gamma", "max_grad_norm", "normalize_advantage"):
-        if key in values:
-            assert getattr(model, key) == values[key]
-    schedules = {key: value for key, value in values.items() if isinstance(value, str) and value.startswith("lin_")}
-    for key, value in schedules.items():
-        schedule = model.lr_schedule if key == "learning_rate" else getattr(model, key)
-        assert schedule(0.5) == pytest.approx(float(value.removeprefix("lin_")) / 2)
+    for key, value in values.items():
+        if key in ("n_steps", "batch_size", "n_epochs", "gamma", "max_grad_norm", "normalize_advantage"):
+            assert getattr(model, key) == value
+        if str(value).startswith("lin_"):
+            schedule = model.lr_schedule if key == "learning_rate" else getattr(model, key)
+            assert schedule(0.5) == pytest.approx(float(value.removeprefix("lin_")) / 2)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -173,8 +126,22 @@ def test_papers_tasks_have_table_3_and_atari_table_5(algo):
         assert ("clip_range" in values) == (algo == "ppo_clip"), task
 
 
+TABLE_4 = {"n_steps": 512, "n_epochs": 15, "batch_size": 4096, "gamma": 0.99, "gae_lambda": 0.95}
+TABLE_4 |= {"learning_rate": "adaptive_0.01"}
+TABLE_4 |= {"callback": [{"sb3_ppo_variants.callbacks.AnnealLogStd": {"initial": -0.7, "final": -1.6}}]}
+
+
+def test_files_of_the_paper_are_its_tables_4_and_5():
+    table_4, table_5 = (
+        yaml.safe_load((PAPER / name).read_text(encoding="utf-8")) for name in ("table4_roboschool.yml", "table5_atari.yml")
+    )
+    for task, n_envs in (("Humanoid", 32), ("HumanoidFlagrun", 128), ("HumanoidFlagrunHarder", 128)):
+        assert table_4[f"{task}BulletEnv-v0"].items() >= {**TABLE_4, "n_envs": n_envs}.items()
+    assert table_5["atari"].items() >= {**TABLE_5, "clip_range": "lin_0.1"}.items()
+
+
 def test_table_3_in_the_zoo(make_manager):
-    config = str(zoo.hyperparams_path("ppo_clip").parent / "paper" / "table3_mujoco.yml")
+    config = str(PAPER / "table3_mujoco.yml")
     model = build(make_manager("ppo_klpen", "Reacher-v4", config=config, hyperparams={"kl_target": 0.03}))
     assert (model.n_steps, model.batch_size, model.n_epochs, model.kl_target) == (2048, 64, 10, 0.03)
     assert (model.max_grad_norm, model.normalize_advantage, model.vf_coef) == (None, "batch", 1.0)
@@ -182,10 +149,8 @@ def test_table_3_in_the_zoo(make_manager):
 
 
 def test_table_4_adapts_the_step_size_and_anneals_the_deviation(make_manager):
-    config = zoo.hyperparams_path("ppo_clip").parent / "paper" / "table4_roboschool.yml"
-    manager = make_manager("ppo_clip", "HumanoidBulletEnv-v0", config=str(config))
-    model = build(manager)
-    assert model.learning_rate == AdaptiveLearningRate(kl_target=0.01)
+    manager = make_manager("ppo_clip", "HumanoidBulletEnv-v0", config=str(PAPER / "table4_roboschool.yml"))
+    assert build(manager).learning_rate == AdaptiveLearningRate(kl_target=0.01)
     (callback,) = manager.callbacks
     assert (type(callback), callback.initial, callback.final) == (AnnealLogStd, -0.7, -1.6)
 
@@ -227,44 +192,26 @@ def test_kl_entries_differ_from_ppo_clip_by_the_rule_of_their_header(algo):
         assert YAMLS[algo][env_id] == expected, env_id
 
 
-@pytest.mark.parametrize("algo", ALGOS)
-def test_every_entry_says_where_it_is_from(algo):
-    lines = zoo.hyperparams_path(algo).read_text(encoding="utf-8").splitlines()
-    entries = [number for number, line in enumerate(lines) if line[:1].isalnum()]
-    assert len(entries) == len(YAMLS[algo])
-    origins = ("# Carried over from", "# Adapted from", "# From Table", "# Environments without", "# Found here")
-    for number in entries:
-        assert lines[number - 1].startswith(origins), lines[number]
+HALVED = {"ent_coef": "lin_0.01", "vf_coef": "lin_0.5", "clip_range": "lin_0.3", "clip_range_vf": "lin_.3"}
 
 
 @pytest.mark.parametrize(
-    ("algo", "name", "text", "value"),
-    [
-        ("ppo_clip", "ent_coef", "lin_0.01", 0.005),
-        ("ppo_clip", "vf_coef", "lin_0.5", 0.25),
-        ("ppo_clip", "learning_rate", "lin_1e-3", 5e-4),
-        ("ppo_clip", "clip_range", "lin_0.3", 0.15),
-        ("ppo_clip", "clip_range_vf", "lin_.3", 0.15),
-        ("ppo_fixedkl", "kl_coef", "lin_4", 2.0),
-        ("ppo_fixedkl", "clip_range", "lin_0.3", 0.15),
-        ("ppo_klpen", "kl_target", "lin_0.02", 0.01),
-    ],
+    ("algo", "texts"),
+    [("ppo_clip", HALVED), ("ppo_fixedkl", {**HALVED, "kl_coef": "lin_4"}), ("ppo_klpen", {"kl_target": "lin_1"})],
 )
-def test_string_schedules(make_manager, algo, name, text, value):
-    model = build(make_manager(algo, "CartPole-v1", hyperparams={name: text}))
-    if name == "learning_rate":
-        assert model.lr_schedule(0.5) == pytest.approx(value)
-    else:
-        model._current_progress_remaining = 0.5
-        assert model.coefficients()[name] == pytest.approx(value)
-
-
-@pytest.mark.parametrize(
-    ("algo", "name"),
-    [("ppo_clip", "clip_range_vf"), ("ppo_fixedkl", "clip_range"), ("ppo_klpen", "clip_range"), ("ppo_clip", "target_kl")],
-)
-def test_null_turns_a_coefficient_off(make_manager, algo, name):
-    assert getattr(build(make_manager(algo, "CartPole-v1", hyperparams={name: None})), name) is None
+def test_string_schedules_and_null(make_manager, algo, texts):
+    model = build(make_manager(algo, hyperparams={**texts, "learning_rate": "lin_1e-3", "target_kl": None}))
+    assert model.lr_schedule(0.5) == pytest.approx(5e-4)
+    assert model.target_kl is None
+    model._current_progress_remaining = 0.5
+    for name, text in texts.items():
+        assert model.coefficients()[name] == pytest.approx(float(text.removeprefix("lin_")) / 2)
+    off = {"clip_range_vf": None} if algo == "ppo_clip" else {"clip_range": None, "clip_range_vf": None}
+    # The Zoo itself takes neither None nor objects, which may come from a Python file
+    rule = AdaptiveLearningRate(initial=1e-3)
+    model = build(make_manager(algo, hyperparams={**off, "learning_rate": rule}))
+    assert not off.keys() & model.coefficients().keys()
+    assert model.adapted_learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -281,53 +228,20 @@ def test_null_turns_a_coefficient_off(make_manager, algo, name):
 )
 def test_bad_values_are_named(make_manager, algo, hyperparams, message):
     with pytest.raises(ValueError, match=message):
-        build(make_manager(algo, "CartPole-v1", hyperparams=hyperparams))
+        build(make_manager(algo, hyperparams=hyperparams))
 
 
-def test_target_kl_is_no_target_of_beta(make_manager):
-    model = build(make_manager("ppo_klpen", "HalfCheetah-v4", hyperparams={"target_kl": 0.02}))
-    assert (model.target_kl, model.kl_target) == (0.02, 0.01)
-
-
-def test_objects_in_a_python_file(make_manager, tmp_path):
-    """The Zoo itself takes no schedules that are objects."""
-    config = tmp_path / "mine.py"
-    config.write_text(
-        "from sb3_ppo_variants import AdaptiveLearningRate\n"
-        "hyperparams = {'CartPole-v1': {'policy': 'MlpPolicy', 'n_timesteps': 64, 'n_steps': 64,\n"
-        "    'learning_rate': AdaptiveLearningRate(0.02, initial=1e-3)}}\n"
-    )
-    assert build(make_manager("ppo_clip", "CartPole-v1", config=str(config))).adapted_learning_rate == 1e-3
-
-
-def test_beta_when_training_continues(make_manager, tmp_path):
-    """beta goes on, whatever the first one is to be, unless another one is given."""
-    build(make_manager("ppo_klpen", "CartPole-v1", hyperparams={"init_kl_coef": 2.0})).save(tmp_path / "model.zip")
-
-    def beta(algo, **hyperparams):
-        path = str(tmp_path / "model.zip")
-        return float(build(make_manager(algo, "CartPole-v1", trained_agent=path, hyperparams=hyperparams)).kl_coef)
-
-    assert beta("ppo_klpen", init_kl_coef=4.0) == 2.0
-    assert beta("ppo_klpen", kl_coef=0.5) == 0.5
-    assert beta("ppo_fixedkl", kl_coef=0.5) == 0.5
-
-
-def test_models_of_other_algorithms_go_on(make_manager, tmp_path):
+@pytest.mark.parametrize(("saved", "own"), [("ppo", {}), ("ppo_fixedkl", {"kl_coef": "lin_3.0"})])
+def test_models_of_other_algorithms_go_on(make_manager, saved, own, tmp_path):
     """With the hyperparameters of the entry, and without what means something else there."""
-    for saved in ("ppo", "ppo_clip", "ppo_fixedkl", "ppo_klpen"):
-        hyperparams = {"kl_coef": "lin_3.0"} if saved == "ppo_fixedkl" else {}
-        path = tmp_path / saved / "model.zip"
-        build(make_manager(saved, "CartPole-v1", hyperparams=hyperparams)).save(path)
-        for algo, expected in {"ppo_clip": (0.2, None), "ppo_fixedkl": (None, None), "ppo_klpen": (None, 0.01)}.items():
-            model, _ = make_manager(algo, "CartPole-v1", trained_agent=str(path)).setup_experiment()
-            assert tuple(map(model.coefficients().get, ("clip_range", "kl_target"))) == expected
-            model.learn(512)
-            model.learn(256)
-            model.env.close()
-            model.save(tmp_path / "again.zip")
-            again = build(make_manager(algo, "CartPole-v1", trained_agent=str(tmp_path / "again.zip")))
-            assert type(again) is type(model)
+    path = tmp_path / "model.zip"
+    build(make_manager(saved, hyperparams=own)).save(path)
+    for algo, expected in {"ppo_clip": (0.2, None), "ppo_fixedkl": (None, None), "ppo_klpen": (None, 0.01)}.items():
+        model, _ = make_manager(algo, trained_agent=str(path)).setup_experiment()
+        assert type(model) is zoo.ALGOS[algo]
+        assert tuple(map(model.coefficients().get, ("clip_range", "kl_target"))) == expected
+        model.learn(256)
+        model.env.close()
 
 
 class Weighted(PPOFixedKL):
@@ -338,16 +252,15 @@ class Weighted(PPOFixedKL):
         super().__init__(*args, **kwargs)
 
 
-@pytest.mark.parametrize("algo", ["ppo_fixedkl", "mine"])
-def test_own_algorithms(make_manager, algo, tmp_path, monkeypatch):
+def test_own_algorithms(make_manager, tmp_path, monkeypatch):
     from rl_zoo3.utils import ALGOS
 
-    monkeypatch.setitem(ALGOS, algo, Weighted)
+    monkeypatch.setitem(ALGOS, "mine", Weighted)
     config = tmp_path / "mine.yml"
     config.write_text(
         "CartPole-v1:\n  n_timesteps: 64\n  policy: MlpPolicy\n  n_steps: 64\n  kl_coef: lin_3.0\n  ent_coef: lin_0.1\n"
     )
-    model = build(make_manager(algo, "CartPole-v1", config=str(config), hyperparams={"weight": 2.0}))
+    model = build(make_manager("mine", config=str(config), hyperparams={"weight": 2.0}))
     assert (type(model), model.weight, model.kl_coef) == (Weighted, 2.0, 3.0)
 
 
@@ -355,4 +268,4 @@ def test_algorithms_that_are_no_classes(make_manager, monkeypatch):
     from rl_zoo3.utils import ALGOS
 
     monkeypatch.setitem(ALGOS, "ppo", functools.partial(PPO, target_kl=0.02))
-    assert build(make_manager("ppo", "CartPole-v1")).target_kl == 0.02
+    assert build(make_manager("ppo")).target_kl == 0.02

@@ -105,18 +105,6 @@ def test_standardize():
     assert standardize(th.tensor([7.0])).tolist() == [7.0]
 
 
-def test_loss_standardizes_the_advantages_of_the_minibatch(evaluation):
-    seen = []
-
-    def objective(terms, coef):
-        seen.append(terms.advantages)
-        return terms.advantages
-
-    ppo_loss(objective, batch(), evaluation, COEF, standardizes=True)
-    # 2 and -2 over their deviation sqrt(8)
-    assert seen[0].tolist() == pytest.approx([0.7071068, -0.7071068])
-
-
 def test_selecting_samples_makes_new_tensors():
     some = batch(old_parameters=(th.tensor([[1.0], [2.0]]),))._replace(observations={"a": th.tensor([[3.0], [4.0]])})
     one = some.select(th.tensor([1]))

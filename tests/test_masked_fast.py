@@ -69,7 +69,7 @@ def test_lane_has_contribs_bits_and_gradients(name):
 @pytest.mark.parametrize("name", ACTION_SPACES)
 def test_no_invalid_action_in_numpy_and_the_right_frequencies(name):
     space, rng = ACTION_SPACES[name], np.random.default_rng(0)
-    n_steps, n_envs, heads = 100, 2_000, heads_of(space)
+    n_steps, n_envs, heads = 20, 2_000, heads_of(space)
     policy = policy_of(space)
     buffer = MaskedRolloutBuffer(n_steps, OBSERVATIONS, space, device="cpu", n_envs=n_envs)
     quick = NumpyPolicy(policy, buffer)
@@ -90,7 +90,7 @@ def test_no_invalid_action_in_numpy_and_the_right_frequencies(name):
     th.testing.assert_close(th.as_tensor(action.log_probs), log_prob, rtol=1e-4, atol=1e-4)
     th.testing.assert_close(th.as_tensor(action.values), values, rtol=1e-4, atol=1e-5)
     parts = getattr(distribution, "distributions", None) or [distribution.distribution]
-    expected = 100_000 * th.cat([part.probs[0] for part in parts]).numpy()
+    expected = 20_000 * th.cat([part.probs[0] for part in parts]).numpy()
     # Six standard deviations
     assert (np.abs(counts - expected) <= 6 * np.sqrt(expected) + 1).all()
     assert counts[~masks[0]].sum() == 0
@@ -99,9 +99,13 @@ def test_no_invalid_action_in_numpy_and_the_right_frequencies(name):
 @needs_new_torch
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
-    ("cls", "kwargs"), [(PPOClip, {}), (PPOFixedKL, {"kl_coef": 3.0}), (PPOKLPen, {"normalize_advantage": "batch"})]
+    ("action", "cls", "kwargs"),
+    [
+        ("discrete", PPOClip, {}),
+        ("multidiscrete", PPOFixedKL, {"kl_coef": 3.0}),
+        ("multibinary", PPOKLPen, {"normalize_advantage": "batch"}),
+    ],
 )
-@pytest.mark.parametrize("action", ["discrete", "multidiscrete", "multibinary"])
 @pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout")
 def test_compiled_steps_with_masks_are_those_of_the_reference(action, cls, kwargs):
     make_env = masked_env("box", action)
@@ -110,9 +114,7 @@ def test_compiled_steps_with_masks_are_those_of_the_reference(action, cls, kwarg
 
 @needs_new_torch
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(
-    ("policy", "observation"), [(Derived, "box"), ("MaskableMultiInputPolicy", "dict"), ("MaskableCnnPolicy", "image")]
-)
+@pytest.mark.parametrize(("policy", "observation"), [(Derived, "box"), ("MaskableMultiInputPolicy", "dict")])
 def test_other_policies_with_masks_compile(policy, observation):
     model = trained(PPOKLPen, policy, masked_env(observation, "multidiscrete", "observation"))
     reference, compiled = reference_and_compiled(model)
@@ -149,5 +151,5 @@ def test_kl_that_is_only_logged_with_many_actions():
         model = make_model(cls, env=env, compile=False).learn(52)
         # 52 states, or every 8th
         old = Rollout(model.rollout_buffer, kind_of(model.policy), needs_kl=model._needs_kl())
-        assert len(old.measured[0][0]) == n_measured
+        assert len(old.measured[0].observations) == n_measured
         assert model.logger.name_to_value["train/kl"] > 0

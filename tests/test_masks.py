@@ -1,9 +1,7 @@
 """Policies with action masks: contrib's MaskablePPO bit for bit, masks from three sources, and no invalid action."""
 
 import functools
-import warnings
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -26,21 +24,22 @@ from support import (
     ACTION_SPACES,
     POLICIES,
     InEachStep,
-    NoisyExtractor,
     RunningMeanExtractor,
     SpaceEnv,
     assert_same_training,
     equal,
     space_env,
     train,
+    with_extractor,
 )
 
+from benchmarks.masked_env import random_masks
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes, masks
 from sb3_ppo_variants.fast.masked import IS_OLD
 from sb3_ppo_variants.kinds import Masked
 from sb3_ppo_variants.kl import kl_from_parameters
+from sb3_ppo_variants.loss import Batch
 
-CLASSES = [PPOClip, PPOFixedKL, PPOKLPen]
 ACTIONS = ["discrete", "multidiscrete", "multibinary"]
 
 
@@ -56,8 +55,10 @@ def assert_contribs(monkeypatch, policy, make_env, **kwargs):
     return actual
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("observation", ["box", "image", "dict"])
+@pytest.mark.parametrize(
+    ("observation", "action"),
+    [*(("box", action) for action in ACTIONS), ("image", "discrete"), ("dict", "multibinary")],
+)
 def test_policies_and_spaces(observation, action, monkeypatch):
     make_env = functools.partial(masked_env, observation, action)
     model, rows = assert_contribs(monkeypatch, POLICIES[observation], make_env, n_updates=2, n_epochs=2)
@@ -85,12 +86,10 @@ def test_settings(setting, monkeypatch):
         pytest.skip("contrib 2.7 counts the epochs that it leaves out")
     # Four updates of 3 epochs; the environments go on from the second to the third
     kwargs = {"n_updates": 2, "resume": True, **SETTINGS[setting]}
-    expected = train(MaskablePPO, "MlpPolicy", masked_env("box", "multidiscrete", n_envs=3), **kwargs)
-    for way in WAYS:
-        actual = train(
-            PPOClip, "MaskableMlpPolicy", masked_env("box", "multidiscrete", way, n_envs=3), compile=False, **kwargs
-        )
-        assert_same_training(expected, actual)
+    make_env = masked_env("box", "multidiscrete", n_envs=3)
+    expected = train(MaskablePPO, "MlpPolicy", make_env, **kwargs)
+    actual = train(PPOClip, "MaskableMlpPolicy", make_env, compile=False, **kwargs)
+    assert_same_training(expected, actual)
     assert (actual[0]._n_updates < 12) == (setting == "early stop")
 
 
@@ -112,9 +111,8 @@ class Derived(MaskableActorCriticPolicy):
         return 1.5 * values, log_prob, entropy
 
 
-@pytest.mark.parametrize("extractor", [NoisyExtractor, RunningMeanExtractor])
-def test_derived_policies(extractor):
-    kwargs = {"n_updates": 2, "policy_kwargs": {"features_extractor_class": extractor}}
+def test_derived_policies():
+    kwargs = {"n_updates": 2, **with_extractor(RunningMeanExtractor)}
     expected = train(MaskablePPO, Derived, masked_env("box", "multibinary"), **kwargs)
     for way in ("info", "observation"):
         actual = train(PPOClip, Derived, masked_env("box", "multibinary", way), compile=False, **kwargs)
@@ -122,18 +120,16 @@ def test_derived_policies(extractor):
         assert actual[1][-1]["train/kl"] > 0
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_variants_are_each_other_in_places(action):
-    make_env = masked_env("box", action)
-    kwargs = {"n_updates": 2, "learning_rate": 3e-3, "compile": False}
-    expected = train(PPOClip, "MaskableMlpPolicy", make_env, **kwargs)
-    assert_same_training(expected, train(PPOFixedKL, "MaskableMlpPolicy", make_env, clip_range=0.2, kl_coef=0, **kwargs))
-    fixed = train(PPOFixedKL, "MaskableMlpPolicy", make_env, kl_coef=2.0, **kwargs)
-    assert fixed[1][-1]["train/kl"] < train(PPOFixedKL, "MaskableMlpPolicy", make_env, kl_coef=0, **kwargs)[1][-1]["train/kl"]
-    # The KL of 2 updates stays within the band about this target, or beta would be another
-    target = fixed[1][-1]["train/kl"]
-    adaptive = train(PPOKLPen, "MaskableMlpPolicy", make_env, kl_target=target, init_kl_coef=2.0, **{**kwargs, "n_updates": 1})
-    assert adaptive[1][-1]["train/kl"] > 0
+def test_variants_are_each_other_in_places():
+    def trained(cls, **own):
+        own |= {"n_updates": 2, "learning_rate": 3e-3, "compile": False}
+        return train(cls, "MaskableMlpPolicy", masked_env("box", "multidiscrete"), **own)
+
+    assert_same_training(trained(PPOClip), trained(PPOFixedKL, clip_range=0.2, kl_coef=0))
+    free, held, adaptive = trained(PPOFixedKL, kl_coef=0), trained(PPOFixedKL, kl_coef=2.0), trained(PPOKLPen, kl_target=1e3)
+    assert 0 < held[1][-1]["train/kl"] < free[1][-1]["train/kl"]
+    # Halved twice
+    assert adaptive[0].kl_coef == 0.25
 
 
 def policy_with(bias, action_space):
@@ -146,8 +142,6 @@ def policy_with(bias, action_space):
 
 
 def evaluated(kind, actions, given):
-    from sb3_ppo_variants.loss import Batch
-
     zeros = th.zeros(len(actions))
     observations = th.zeros(len(actions), 5)
     return kind.evaluate(Batch(observations, th.tensor(actions), zeros, zeros, zeros, zeros, (), given))
@@ -187,20 +181,15 @@ def test_kl_of_several_parts_is_their_sum():
     th.testing.assert_close(kl, th.tensor([0.202733]))
 
 
-@pytest.mark.parametrize("action", ["discrete", "multidiscrete", "multibinary"])
-def test_no_invalid_action_in_a_million(action):
+@pytest.mark.parametrize("action", ACTIONS)
+def test_no_invalid_action(action):
     space = {"discrete": spaces.Discrete(50)}.get(action, ACTION_SPACES[action])
-    heads = np.array(masks.heads_of(space))
-    starts = np.cumsum(heads) - heads
+    heads, rng, n = masks.heads_of(space), np.random.default_rng(0), 100_000
     # Logits far apart: some probabilities are tiny
-    kind = policy_with(np.exp(np.random.default_rng(1).normal(0, 8, heads.sum())).tolist(), space)
-    rng, n, found = np.random.default_rng(0), 100_000, 0
-    while found < 1_000_000:
-        allowed = rng.random((n, heads.sum())) < 0.3
-        allowed[np.arange(n)[:, None], starts + rng.integers(heads, size=(n, len(heads)))] = True
-        actions = kind.act(np.zeros((n, 5), np.float32), {"action_masks": allowed}).actions.reshape(n, -1)
-        assert allowed[np.arange(n)[:, None], starts + actions.astype(int)].all()
-        found += n
+    kind = policy_with(np.exp(rng.normal(0, 8, sum(heads))).tolist(), space)
+    allowed = random_masks(heads, n, rng, 0.3)
+    actions = kind.act(np.zeros((n, 5), np.float32), {"action_masks": allowed}).actions.reshape(n, -1).astype(int)
+    assert np.take_along_axis(allowed, np.cumsum([0, *heads[:-1]]) + actions, axis=1).all()
 
 
 class Ends(InEachStep):
@@ -296,16 +285,15 @@ def test_predictions_from_observations_to_which_masks_are_attached(way):
     evaluate_policy(model, env, 4, deterministic=False)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_saved_models_of_contrib(cls, tmp_path):
+def test_saved_models_of_contrib(tmp_path):
     make_env = masked_env("box", "discrete")
     saved = MaskablePPO("MlpPolicy", make_env(), n_steps=26, batch_size=13, n_epochs=1, seed=0).learn(52)
     saved.save(tmp_path / "model")
-    loaded = cls.load(tmp_path / "model", env=make_env())
+    loaded = PPOKLPen.load(tmp_path / "model", env=make_env())
     assert equal(loaded.policy.state_dict(), saved.policy.state_dict())
     assert loaded.learn(52).rollout_buffer.action_masks.dtype == bool
     with pytest.raises(ValueError, match=r"use_sde must be False"):
-        cls.load(tmp_path / "model", use_sde=True)
+        PPOKLPen.load(tmp_path / "model", use_sde=True)
 
 
 def test_saved_models_of_contrib_that_see_the_mask(tmp_path):
@@ -402,9 +390,3 @@ def test_plain_policies_where_there_are_masks(way):
     assert len(warned) == 1
     assert warned[0].filename.endswith("support.py")
     assert_same_training(train(PPO, name, make_env, resume=True), actual)
-
-
-def test_nobody_is_warned_without_masks():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        PPOClip("MlpPolicy", gym.make("CartPole-v1"), n_steps=64).learn(64)

@@ -14,14 +14,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from support import (
     ACTION_SPACES,
-    POLICIES,
-    BatchNormExtractor,
     InEachRollout,
     InEachStep,
+    LinearExtractor,
     SpaceEnv,
     make_model,
+    make_policy,
     space_env,
-    with_extractor,
 )
 
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError
@@ -55,9 +54,7 @@ def numpy_model(action="box", n_envs=2, dtype=np.float32, **kwargs):
     ("architecture", "action", "n_envs"),
     [
         ({}, "box", 1),
-        ({}, "discrete", 3),
-        ({"activation_fn": th.nn.ReLU, "net_arch": [16]}, "discrete", 2),
-        ({"net_arch": [16, 24, 8]}, "box", 3),
+        ({"activation_fn": th.nn.ReLU, "net_arch": [16, 24, 8]}, "discrete", 3),
         ({"net_arch": []}, "box", 2),
         ({"activation_fn": th.nn.ReLU, "net_arch": {"pi": [32, 8], "vf": [16, 48]}}, "box", 3),
     ],
@@ -86,32 +83,21 @@ def test_rollouts_are_the_policys(architecture, action, n_envs, monkeypatch):
         np.testing.assert_array_equal(array.ravel(), tensor.view(26, n_envs).T.reshape(-1).numpy())
 
 
-class OwnClass(ActorCriticPolicy):
-    """Nothing else than its base class, for all that its name says."""
-
-
-REFUSED = {
-    "pi and vf of different depth": {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8, 8]}}},
-    "vf alone": {"policy_kwargs": {"net_arch": {"vf": [8]}}},
-    "another activation": {"policy_kwargs": {"activation_fn": th.nn.ELU}},
-    "another extractor": with_extractor(BatchNormExtractor),
-    "another class": {"policy": OwnClass},
-    "exploration that depends on the state": {"use_sde": True},
-    "several actions": {"action": "multidiscrete"},
-    "images": {"observation": "image"},
-    "discrete observations": {"observation": "discrete"},
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_other_policies_act_themselves(case, monkeypatch):
-    kwargs = dict(REFUSED[case])
-    observation = kwargs.pop("observation", "box")
-    env = space_env(observation, kwargs.pop("action", "box"))()
-    model = make_model(env=env, compile=True, **{"policy": POLICIES[observation], "n_epochs": 1, **kwargs})
-    assert not NumpyPolicy.supports(model.policy)
+def test_other_policies_act_themselves(monkeypatch):
+    others = [
+        make_policy(net_arch={"pi": [8], "vf": [8, 8]}),
+        make_policy(net_arch={"vf": [8]}),
+        make_policy(activation_fn=th.nn.ELU),
+        make_policy(features_extractor_class=LinearExtractor),
+        make_policy(type("OwnClass", (ActorCriticPolicy,), {})),
+        make_policy(use_sde=True),
+        make_policy(action="multidiscrete"),
+        make_policy(observation="discrete"),
+    ]
+    assert [NumpyPolicy.supports(policy) for policy in [make_policy(), *others]] == [True] + [False] * 8
     monkeypatch.setattr(NumpyPolicy, "act", None)
-    assert model.learn(52)._uses_compiled
+    model = make_model(env=space_env("image", "box")(), policy="CnnPolicy", compile=True, n_epochs=1).learn(52)
+    assert model._uses_compiled
 
 
 def test_parts_replaced_in_a_supported_policy_are_seen():
@@ -172,13 +158,12 @@ def test_changed_parameters_count_in_the_next_rollout_and_a_probability_may_beco
         assert (actions == 0).any() == (bias == 0)
 
 
-@pytest.mark.parametrize("action", ["box", "discrete"])
-def test_policy_that_is_not_finite_does_not_act(action):
+def test_policy_that_is_not_finite_does_not_act():
     def spoil(model):
         if model.num_timesteps == 52:
             model.policy.action_net.weight.data[0, 0] = np.nan
 
-    model = numpy_model(action)
+    model = numpy_model()
     with pytest.raises(NonFinitePolicyError, match=r"policy\.action_net\.weight"):
         model.learn(104, InEachRollout(spoil))
     assert model.num_timesteps == 52

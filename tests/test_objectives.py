@@ -1,7 +1,7 @@
 import pytest
 import torch as th
 
-from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, Terms
+from sb3_ppo_variants import PPOClip, Terms
 from sb3_ppo_variants.objectives import (
     clipped_surrogate,
     conservative_policy_iteration,
@@ -99,10 +99,6 @@ def test_kl_is_not_asked_for_at_weight_zero():
     assert kl_penalized_surrogate(some, {"kl_coef": 0.0}).item() == 1
     with pytest.raises(NotImplementedError):
         kl_penalized_surrogate(some, {"kl_coef": 1.0})
-
-
-def test_objective_of_the_classes_with_a_penalty():
-    assert PPOFixedKL.objective is PPOKLPen.objective is kl_penalized_surrogate
 
 
 def test_objectives_that_are_not_static_or_not_per_sample():

@@ -1,10 +1,9 @@
 import pytest
 import torch as th
-from support import LinearExtractor, make_policy
-from torch.func import functional_call
+from support import make_policy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_ppo_variants.optimizer import ALIGNMENT, FlatParameters, is_quicker_transposed, not_plain_adam, trainable
+from sb3_ppo_variants.optimizer import ALIGNMENT, FlatParameters, is_quicker_transposed, not_plain_adam
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -37,23 +36,6 @@ def test_flat_parameters(transpose):
 )
 def test_is_quicker_transposed(n_rows, n_columns, expected):
     assert is_quicker_transposed(n_rows, n_columns) == expected
-
-
-def test_parameters_at_places():
-    """SB3's policies hold their extractor under three names."""
-    policy = make_policy(features_extractor_class=LinearExtractor)
-    flat = FlatParameters(policy)
-    places = flat.at_places([2 * parameter for parameter in flat.parameters])
-    observations = th.randn(4, 5)
-    with th.no_grad():
-        before = policy(observations, True)
-        actual = functional_call(policy, places, (observations, True), tie_weights=False)
-        # Afterwards the policy has its own parameters again
-        assert all(map(th.equal, policy(observations, True), before))
-        for parameter in policy.parameters():
-            parameter.mul_(2)
-        assert all(map(th.equal, policy(observations, True), actual))
-    assert not th.equal(before[0], actual[0])
 
 
 def two_groups(policy):
@@ -98,10 +80,3 @@ def test_hooks_for_all_optimizers():
         assert "have hooks" in not_plain_adam(make_policy())
     finally:
         handle.remove()
-
-
-def test_frozen_parameters_are_no_reason():
-    policy = make_policy()
-    policy.log_std.requires_grad_(False)
-    assert len(trainable(policy)) == len(list(policy.parameters())) - 1
-    assert not_plain_adam(policy) is None

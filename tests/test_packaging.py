@@ -62,11 +62,6 @@ def dist(source):
 
 
 @pytest.fixture(scope="module")
-def wheel(dist):
-    return next(dist.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
 def dependencies(tmp_path_factory):
     """All that is installed where the tests run, without this package and without ``.pth`` files."""
     directory = tmp_path_factory.mktemp("dependencies")
@@ -91,12 +86,14 @@ class Environment:
     def run(self, *arguments, cwd):
         return run(self.python, *arguments, cwd=cwd)
 
+    def pip(self, *arguments, cwd):
+        self.run("-m", "pip", "--disable-pip-version-check", "--quiet", *arguments, cwd=cwd)
+
     def install(self, *what, cwd):
-        options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
-        self.run("-m", "pip", "--disable-pip-version-check", "install", *options, *what, cwd=cwd)
+        self.pip("install", "--no-deps", "--no-index", "--no-build-isolation", *what, cwd=cwd)
 
     def uninstall(self, cwd):
-        self.run("-m", "pip", "--disable-pip-version-check", "uninstall", "--yes", "--quiet", "sb3_ppo_variants", cwd=cwd)
+        self.pip("uninstall", "--yes", "sb3_ppo_variants", cwd=cwd)
 
     def installed(self):
         """All files in site-packages, and the scripts."""
@@ -104,14 +101,9 @@ class Environment:
         return {str(path) for root in roots for path in root.rglob("*") if "__pycache__" not in path.parts}
 
 
-@pytest.fixture
-def environment(dependencies, tmp_path):
-    return Environment(tmp_path / "environment", dependencies)
-
-
-def test_wheel(wheel):
+def test_wheel(dist):
     assert len(PAPER_FILES) == 3
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as archive:
         names = set(archive.namelist())
         for algo in ALGOS:
             shipped = archive.read(f"sb3_ppo_variants/hyperparams/{algo}.yml")
@@ -127,9 +119,7 @@ def test_wheel(wheel):
     # No tests, no benchmarks
     info = {f"sb3_ppo_variants-{VERSION}.{kind}" for kind in ("data", "dist-info")}
     assert top_level == {"sb3_ppo_variants", "_sb3_ppo_variants_hook.py"} | info
-    assert metadata["Version"] == VERSION
-    assert metadata["License-Expression"] == "MIT"
-    assert metadata["Requires-Python"] == ">=3.10"
+    assert [metadata[name] for name in ("Version", "License-Expression", "Requires-Python")] == [VERSION, "MIT", ">=3.10"]
     assert 'pybullet_envs_gymnasium; extra == "bullet"' in metadata.get_all("Requires-Dist", [])
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -151,9 +141,10 @@ def test_version_has_one_source():
 ARGUMENTS = ["--algo", "ppo_klpen", "--env", "CartPole-v1", "-n", "256", "--eval-freq", "-1", "--num-threads", "1"]
 
 
-def test_wheel_in_an_environment(environment, wheel, source, tmp_path):
+def test_installations_of_the_wheel_and_of_the_source(dependencies, dist, source, tmp_path):
+    environment = Environment(tmp_path / "environment", dependencies)
     before = environment.installed()
-    environment.install(wheel, cwd=tmp_path)
+    environment.install(next(dist.glob("*.whl")), cwd=tmp_path)
     # At start-up the hook alone
     assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["True"]
     output = environment.run("-m", "rl_zoo3.train", *ARGUMENTS, cwd=tmp_path).stdout
@@ -181,13 +172,10 @@ def test_wheel_in_an_environment(environment, wheel, source, tmp_path):
     assert environment.installed() == before
     assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]
 
-
-def test_editable_installation(environment, source, tmp_path):
-    before = environment.installed()
+    # An editable installation takes the place of that
     environment.install("-e", source, cwd=tmp_path)
     assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["True"]
     config = environment.run("-c", CONFIG, cwd=tmp_path).stdout.splitlines()[-1]
     assert config == str(source / "hyperparams" / "ppo_klpen.yml")
     environment.uninstall(cwd=tmp_path)
     assert environment.installed() == before
-    assert environment.run("-c", STARTED, cwd=tmp_path).stdout.split() == ["False"]

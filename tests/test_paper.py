@@ -4,26 +4,22 @@ import csv
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 import torch as th
-import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from benchmarks.paper import experiments, figures, runner, tables, training
 from benchmarks.paper.__main__ import FIGURES, main
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, freeze, paper_scores, read_constants, rows_of
+from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants, rows_of
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
 from sb3_ppo_variants.objectives import policy_gradient
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -47,6 +43,8 @@ def test_the_plan_is_the_papers():
     runs = [run for stage in STAGES.values() for run in stage]
     assert len(set(runs)) == len(runs)
     assert all(len(STAGES[f"seeds_{setting}"]) == 7 * 7 for setting in experiments.MORE_SEEDS_SETTINGS)
+    # Equation (2)
+    assert experiments.PPOPolicyGradient.objective is policy_gradient
 
 
 def test_hyperparameters_are_those_of_table_3():
@@ -68,32 +66,6 @@ def test_hyperparameters_are_those_of_table_3():
     }
     sb3 = experiments.hyperparameters(Run("sb3", "none", "Hopper-v4", 0))
     assert (sb3["max_grad_norm"], sb3["normalize_advantage"], sb3["kl_coef"]) == (0.5, True, 0.0)
-
-
-TABLE_4 = {"n_steps": 512, "n_epochs": 15, "batch_size": 4096, "gamma": 0.99, "gae_lambda": 0.95}
-TABLE_4 |= {"learning_rate": "adaptive_0.01"}
-TABLE_4 |= {"callback": [{"sb3_ppo_variants.callbacks.AnnealLogStd": {"initial": -0.7, "final": -1.6}}]}
-TABLE_5 = {"n_steps": 128, "learning_rate": "lin_2.5e-4", "n_epochs": 3, "batch_size": 32 * 8, "gamma": 0.99}
-TABLE_5 |= {"gae_lambda": 0.95, "n_envs": 8, "clip_range": "lin_0.1", "vf_coef": 1.0, "ent_coef": 0.01}
-
-
-@pytest.mark.parametrize(
-    ("name", "env", "expected"),
-    [
-        ("table4_roboschool", "HumanoidBulletEnv-v0", TABLE_4 | {"n_envs": 32}),
-        ("table4_roboschool", "HumanoidFlagrunBulletEnv-v0", TABLE_4 | {"n_envs": 128}),
-        ("table4_roboschool", "HumanoidFlagrunHarderBulletEnv-v0", TABLE_4 | {"n_envs": 128}),
-        ("table5_atari", "atari", TABLE_5 | {"n_timesteps": 10_000_000}),
-    ],
-)
-def test_files_for_the_zoo_are_tables_4_and_5(name, env, expected):
-    entry = yaml.safe_load((ROOT / "hyperparams" / "paper" / f"{name}.yml").read_text(encoding="utf-8"))[env]
-    assert {key: entry[key] for key in expected} == expected
-    assert {"n_timesteps", "policy"} <= entry.keys()
-
-
-def test_policy_gradient_is_equation_2():
-    assert experiments.PPOPolicyGradient.objective is policy_gradient
 
 
 def make_model(variant, setting, env, seed=0):
@@ -144,32 +116,17 @@ def test_observation_filter_is_that_of_ppo1():
     assert model.env.obs_rms.var.min() == 1e-2
 
 
-def test_kl_is_that_of_the_filtered_observations_and_rewards_are_normalized():
-    """A policy that does not change has no KL, whatever becomes of its observations between rollout and update."""
-    model = make_model("normalized_rewards", "none", "Reacher-v4")
-    model.lr_schedule = lambda progress: 0.0
-    with th.no_grad():
-        model.policy.action_net.weight.mul_(100)
-    model.learn(2048, callback=[training.ObservationFilter(model.env)])
-    assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-9)
-    # Of returns, as in baselines: the first rewards of about -1 are more than a deviation of few returns, and are clipped
-    assert model.rollout_buffer.rewards.min() == -10
-    assert np.abs(model.rollout_buffer.rewards[1000:]).max() < 1
-    # The score is of the returns as they are
-    assert np.mean([episode["r"] for episode in model.ep_info_buffer]) < -50
-
-
 def test_variants_change_one_thing():
-    paper, raw, annealed, epsilon, advantages = (
-        make_model(variant, "none", "HalfCheetah-v4")
-        for variant in ("paper", "raw_observations", "annealed", "small_epsilon", "raw_advantages")
-    )
-    assert isinstance(raw.env, DummyVecEnv)
-    assert [model.lr_schedule(0.5) for model in (paper, annealed)] == [3e-4, 1.5e-4]
-    assert [model.policy.optimizer.param_groups[0]["eps"] for model in (paper, epsilon)] == [1e-5, 1e-8]
-    assert (paper.normalize_advantage, advantages.normalize_advantage) == ("batch", False)
-    for other in (raw, annealed, epsilon, advantages):
-        assert all(map(th.equal, paper.policy.parameters(), other.policy.parameters()))
+    def details(variant):
+        model = make_model(variant, "none", "HalfCheetah-v4")
+        eps = model.policy.optimizer.param_groups[0]["eps"]
+        return type(model.env), model.lr_schedule(0.5), eps, model.normalize_advantage
+
+    assert details("paper") == (VecNormalize, 3e-4, 1e-5, "batch")
+    assert details("raw_observations") == (DummyVecEnv, 3e-4, 1e-5, "batch")
+    assert details("annealed") == (VecNormalize, 1.5e-4, 1e-5, "batch")
+    assert details("small_epsilon") == (VecNormalize, 3e-4, 1e-8, "batch")
+    assert details("raw_advantages") == (VecNormalize, 3e-4, 1e-5, False)
 
 
 def test_initial_policy_is_that_of_ppo1():
@@ -249,48 +206,26 @@ def test_constants_are_frozen_once(directory, tmp_path):
         freeze(results, path, runs)
     scores = {(run.setting, run.seed): row["score"] for run, row in results.rows().items()}
     of_env = read_constants(path)["InvertedPendulum-v4"]
-    best = max(score for (setting, _), score in scores.items() if setting in SETTINGS)
-    assert of_env["best_run"] == pytest.approx(best, abs=1e-4)
-    assert scores[of_env["best_run_of"], 0] == best
+    assert of_env["best_run"] == max(scores["clip_0.2", 0], scores["adaptive_kl_0.01", 0]) == scores[of_env["best_run_of"], 0]
     assert of_env["uniform"] == pytest.approx((scores["uniform", 0] + scores["uniform", 1]) / 2, abs=1e-4)
 
 
-def test_failed_and_killed_runs_are_tried_again_and_named(tmp_path, monkeypatch, capsys):
+def test_failed_runs_are_tried_again_and_named(tmp_path, monkeypatch, capsys):
     def train(run, timesteps, commit):
         attempts.append(run.seed)
-        if run.seed == 3 or attempts.count(1) == run.seed == 1:
+        if run.seed == 2 or attempts.count(1) == run.seed == 1:
             raise ArithmeticError("it broke")
         return training.Result({**vars(run), "timesteps": timesteps}, {})
 
-    def die(run, *others):
-        # As joblib tells of a process that has been killed
-        if run.seed == 2:
-            attempts.append(run.seed)
-            raise RuntimeError("killed")
-        return attempt(run, *others)
-
-    attempts, attempt = [], runner.attempt
+    attempts = []
     monkeypatch.setattr(runner, "train", train)
-    monkeypatch.setattr(runner, "attempt", die)
     monkeypatch.setattr(runner, "INTERVAL", 0.01)
-    runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(5)]
+    runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(3)]
     with joblib.parallel_config(backend="threading"):
-        assert runner.run_all(runs, 1, Results(tmp_path), 2) == [runs[2].name, runs[3].name]
+        assert runner.run_all(runs, 1, Results(tmp_path), 2) == [runs[2].name]
     assert "ArithmeticError: it broke" in capsys.readouterr().err
-    assert set(Results(tmp_path).rows()) == {runs[0], runs[1], runs[4]}
-    assert min(attempts.count(2), attempts.count(3)) >= 2
-
-
-def test_runs_of_another_length_and_other_programs_are_refused(directory, tmp_path, capsys, call):
-    assert call("run", "--results", directory, "--timesteps", "4096", "--settings", "clip_0.2") == 2
-    assert "timesteps is 4096, but" in capsys.readouterr().err
-    # Of a run that was killed
-    unfinished = tmp_path / "curves" / "paper-clip_0.2-Reacher-v4-0abc.unfinished"
-    unfinished.parent.mkdir()
-    unfinished.touch()
-    with Results(tmp_path).lock(), pytest.raises(ValueError, match=f"Another program is making runs in {tmp_path}"):
-        runner.run_all([Run("paper", "uniform", "Reacher-v4", 0)], 1, Results(tmp_path), 1)
-    assert not unfinished.exists()
+    assert set(Results(tmp_path).rows()) == {runs[0], runs[1]}
+    assert attempts.count(2) >= 2
 
 
 def test_committed_results_are_complete():
@@ -326,19 +261,11 @@ def test_missing_damaged_and_renamed_runs_are_named(tmp_path, capsys, call):
     for path in (DEFAULT / "curves").glob("*.npz"):
         if path.stem != "paper-clip_0.2-Reacher-v4-2":
             (tmp_path / "curves" / path.name).symlink_to(path)
-    with pytest.raises(MissingRunsError, match=r"1 of 294 runs are missing: paper-clip_0\.2-Reacher-v4-2"):
-        rows_of(Results(tmp_path), STAGES["table1"])
     assert call("status", "--results", tmp_path, "--settings", "clip_0.2", "--stages", "table1") == 1
     assert "missing: Reacher-v4 seed 2\n" in capsys.readouterr().out
+    assert call("tables", "--results", tmp_path, "table_1") == 2
+    assert "1 of 294 runs are missing: paper-clip_0.2-Reacher-v4-2" in capsys.readouterr().err
     copy = tmp_path / "curves" / "paper-clip_0.2-Reacher-v4-1.npz"
-    for arguments, error in (
-        (["table_1"], "1 of 294 runs are missing: paper-clip_0.2-Reacher-v4-2"),
-        (["parts", "table1"], "There is no table table1, but only table_1, "),
-        (["--constants", tmp_path / "none.csv"], "none.csv does not exist: once all runs of Table 1 are there"),
-    ):
-        assert call("tables", "--results", tmp_path, *arguments) == 2
-        assert error in capsys.readouterr().err
-    # Damaged, and renamed
     content = copy.read_bytes()
     copy.unlink()
     copy.write_bytes(content[:100])
@@ -373,16 +300,6 @@ def made_up_scores(returns):
         env: {"uniform": 0, "untrained": -200 if env == TASKS[0] else 0, "best_run": 100, "best_setting": 90} for env in TASKS
     }
     return Scores(rows, constants)
-
-
-def test_curves_of_the_figures():
-    curves = {"lengths": np.array([10, 10, 20]), "returns": np.array([1.0, 3.0, 8.0])}
-    scores = figures.running_score(curves, np.array([5, 10, 25, 40, 100]))
-    np.testing.assert_allclose(scores, [np.nan, 1, 2, 4, 4])
-    curves = [np.array([1.0, 4.0, 2.0]), np.array([4.0])]
-    # 2, 4, 2 over the curves
-    np.testing.assert_allclose(figures.running_geometric_mean(curves, 2), [8**0.5, 8**0.5])
-    np.testing.assert_allclose(figures.running_geometric_mean(curves, 20), [16 ** (1 / 3)])
 
 
 def test_figure_2_is_that_of_the_paper():

@@ -28,14 +28,6 @@ def test_means_and_profile():
     assert statistics.interquartile_mean(scores) == pytest.approx((0.075 + 2.7 + 0.375) / 10.5)
 
 
-def test_statistics_keep_leading_dimensions():
-    scores = np.random.default_rng(0).normal(size=(5, 7, 3))
-    for statistic in (statistics.mean, statistics.interquartile_mean):
-        np.testing.assert_allclose(statistic(scores), [statistic(one) for one in scores])
-    assert statistics.performance_profile(scores, np.array([0.0, 1.0])).shape == (5, 2)
-    assert statistics.probability_of_improvement(scores, scores[::-1])[2] == pytest.approx(0.5)
-
-
 def test_probability_of_improvement_is_within_tasks():
     # In the first task always better; in the second one of two pairs is a tie, the other is lost
     ours, theirs = np.array([[3.0], [1.0]]), np.array([[1.0, 2.0], [1.0, 2.0]])
@@ -75,13 +67,6 @@ def test_permutation_test():
     assert p_value([[10.0, 10.1, 10.2], [0.0, 0.1, 0.2]], [[0.0, 0.1, 0.2], [9.0, 9.1, 9.2]]) < 0.02
 
 
-def test_permutation_test_finds_nothing_where_there_is_nothing():
-    rng, deviations = np.random.default_rng(0), np.array([5.0, 1, 1, 1, 1, 1, 1])[:, None]
-    p_values = [statistics.permutation_test(*rng.normal(size=(2, 7, 3)) * deviations, rng, 199) for _ in range(200)]
-    # 5% of 200 are 10, and the deviation of their number 3
-    assert 2 <= np.sum(np.array(p_values) <= 0.05) <= 19
-
-
 def test_holm():
     # Smallest first: 3 * 0.01, 2 * 0.03, 1 * 0.04, and none below one before it
     np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
@@ -97,14 +82,6 @@ def test_half_width_of_an_interval():
     scores = np.array([[-1.0, 0.0, 1.0], [5.0, 5.0, 5.0]])
     assert statistics.half_width(scores) == pytest.approx(4.303 * np.sqrt(1 / 3) / 2, abs=1e-3)
     assert statistics.half_width(np.ones((2, 3))) == 0
-
-
-def test_half_width_covers_where_one_task_varies_most():
-    rng, deviations = np.random.default_rng(0), np.array([5.0, 1, 1, 1, 1, 1, 1])[:, None]
-    samples = rng.normal(size=(400, 7, 3)) * deviations
-    covers = [abs(statistics.mean(sample)) <= statistics.half_width(sample) for sample in samples]
-    # 95% of 400, within 3 deviations of 1.1%
-    assert np.mean(covers) == pytest.approx(0.95, abs=0.033)
 
 
 def test_rank_correlation():

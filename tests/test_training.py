@@ -11,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import DiagGaussianDistribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from support import (
     OBSERVATION_SPACES,
@@ -24,11 +23,9 @@ from support import (
     space_env,
     train,
     updates,
-    with_extractor,
 )
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
-from sb3_ppo_variants.kl import kl_normal
 from sb3_ppo_variants.objectives import clipped_surrogate
 
 
@@ -36,10 +33,8 @@ from sb3_ppo_variants.objectives import clipped_surrogate
     ("cls", "observation", "action", "kwargs"),
     [
         (PPOFixedKL, "box", "discrete", {}),
-        (PPOFixedKL, "dict", "box", {}),
-        (PPOFixedKL, "box", "multibinary", {}),
+        (PPOFixedKL, "dict", "multibinary", {}),
         (PPOKLPen, "box", "box", {}),
-        (PPOKLPen, "box", "box", {"use_sde": True}),
         (PPOKLPen, "box", "box", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
         (PPOKLPen, "image", "discrete", {}),
         (PPOKLPen, "discrete", "multidiscrete", {}),
@@ -71,9 +66,6 @@ def test_logged_kl_is_exact():
     expected = (th.log(s1 / s0) + (s0**2 + (m0 - m1) ** 2) / (2 * s1**2) - 0.5).sum(dim=1).mean().item()
     assert expected > 1e-4
     assert model.logger.name_to_value["train/kl"] == pytest.approx(expected, rel=1e-4)
-    # And not the other direction
-    other = kl_normal(mean, std, old.mean, old.stddev).mean().item()
-    assert other != pytest.approx(expected, rel=1e-3)
 
 
 def test_schedules_of_coefficients():
@@ -83,9 +75,8 @@ def test_schedules_of_coefficients():
     for name, start in starts.items():
         assert [row[f"train/{name}"] for row in updates(rows)] == pytest.approx([start * 2 / 3, start / 3, 0]), name
     assert model.kl_coef == 0
-    constant, _ = train(PPOFixedKL, kl_coef=2.0, ent_coef=0.01)
-    scheduled, _ = train(PPOFixedKL, kl_coef=lambda _: 2.0, ent_coef=lambda _: 0.01)
-    assert equal(constant.policy.state_dict(), scheduled.policy.state_dict())
+    _, rows = train(PPOKLPen, kl_target=LinearSchedule(0.03, 0.0, 1.0))
+    assert [row["train/kl_target"] for row in updates(rows)] == pytest.approx([0.02, 0.01, 0])
 
 
 @pytest.mark.parametrize("normalize_advantage", ["batch", True, False])
@@ -116,7 +107,6 @@ def test_logged_norm_is_that_of_the_gradient_before_clipping(max_grad_norm, fast
     kwargs = {"n_updates": 1, "n_epochs": 1, "batch_size": 52, "normalize_advantage": False, "ent_coef": 0.1}
     model, rows = train(PPOClip, max_grad_norm=max_grad_norm, **kwargs)
     before, _ = train(PPOClip, **{**kwargs, "learning_rate": 0.0})
-    assert not equal(before.policy.state_dict(), model.policy.state_dict())
     (samples,) = before.rollout_buffer.get()
     values, log_prob, entropy = before.policy.evaluate_actions(samples.observations, samples.actions)
     # At a ratio of 1
@@ -131,7 +121,7 @@ def test_logged_norm_is_that_of_the_gradient_before_clipping(max_grad_norm, fast
     assert equal(unclipped.policy.state_dict(), model.policy.state_dict()) == (max_grad_norm is None)
 
 
-@pytest.mark.parametrize("cls", [PPOClip, PPOFixedKL, PPOKLPen])
+@pytest.mark.parametrize("cls", [PPOFixedKL, PPOKLPen])
 def test_target_kl_ends_updates_early(cls, capsys):
     model, rows = train(cls, learning_rate=3e-3, verbose=1, target_kl=1e-3)
     # Of three epochs in each of three updates
@@ -139,20 +129,6 @@ def test_target_kl_ends_updates_early(cls, capsys):
     assert rows[-1]["train/n_updates"] == model._n_updates
     assert "Update ended in epoch " in capsys.readouterr().out
     assert train(cls, learning_rate=3e-3, target_kl=1e3)[0]._n_updates == 9
-
-
-class OwnFeatures(ActorCriticPolicy):
-    def extract_features(self, obs, features_extractor=None):
-        return super().extract_features(8 * obs, features_extractor)
-
-
-@pytest.mark.parametrize("policy", ["MlpPolicy", OwnFeatures])
-def test_kl_of_a_policy_that_does_not_change_is_zero(policy):
-    model = make_model(PPOKLPen, policy, learning_rate=0.0)
-    model.policy.action_net.weight.data.mul_(100)
-    model.learn(52)
-    assert model.logger.name_to_value["train/kl"] == 0
-    assert model.kl_coef == 0.5
 
 
 class Discretized(ActorCriticPolicy):
@@ -170,23 +146,19 @@ class Discretized(ActorCriticPolicy):
         actions, *others = super().forward(obs, deterministic)
         return actions.float(), *others
 
-    def distributions(self, observations):
-        logits = self.get_distribution(observations).distribution
-        return [th.distributions.Categorical(logits=one.logits) for one in logits]
+    def log_probs(self, observations):
+        return th.cat([part.logits for part in self.get_distribution(observations).distribution], dim=1).detach()
 
 
-@th.no_grad()
 def test_kl_is_that_of_the_distribution_that_acts():
     def keep(model):
         observations = th.as_tensor(model.rollout_buffer.observations.reshape(-1, 5))
-        kept[:] = observations, model.policy.distributions(observations)
+        kept[:] = observations, model.policy.log_probs(observations)
 
     kept = []
-    callback = InEachRollout(th.no_grad()(keep), at_end=True)
-    with th.enable_grad():
-        model, rows = train(PPOKLPen, Discretized, learning_rate=3e-3, callback=callback)
-    pairs = zip(kept[1], model.policy.distributions(kept[0]), strict=True)
-    kl = sum(th.distributions.kl_divergence(*pair) for pair in pairs).mean().item()
+    model, rows = train(PPOKLPen, Discretized, learning_rate=3e-3, callback=InEachRollout(keep, at_end=True))
+    # Normalized logits
+    kl = (kept[1].exp() * (kept[1] - model.policy.log_probs(kept[0]))).sum(dim=1).mean().item()
     assert kl > 0.01
     assert rows[-1]["train/kl"] == pytest.approx(kl, rel=1e-4)
 
@@ -197,35 +169,14 @@ class IgnoresLogStd(DiagGaussianDistribution):
 
 
 class Laplace(DiagGaussianDistribution):
-    """Of another family than its base class."""
+    """Of another family than its base class, and without a closed form of its entropy."""
 
     def proba_distribution(self, mean_actions, log_std):
         self.distribution = th.distributions.Laplace(mean_actions, log_std.exp().expand_as(mean_actions))
         return self
 
-
-class Estimated(Laplace):
-    """Without a closed form of its entropy, too."""
-
     def entropy(self):
         return None
-
-
-class WithoutTorch(DiagGaussianDistribution):
-    """Holds no distribution of torch's under the usual name."""
-
-    def proba_distribution(self, mean_actions, log_std):
-        self.gaussian = th.distributions.Normal(mean_actions, log_std.exp().expand_as(mean_actions))
-        return self
-
-    def log_prob(self, actions):
-        return self.gaussian.log_prob(actions).sum(dim=1)
-
-    def entropy(self):
-        return self.gaussian.entropy().sum(dim=1)
-
-    def sample(self):
-        return self.gaussian.rsample()
 
 
 def policy_with(distribution):
@@ -239,10 +190,9 @@ def policy_with(distribution):
     return Policy
 
 
-@pytest.mark.parametrize("distribution", [Laplace, WithoutTorch, Estimated])
-def test_distributions_without_closed_form(distribution):
+def test_distributions_without_closed_form():
     """Such a policy trains with PPOClip, without the KL in the log, and says what is missing with a KL penalty."""
-    policy = policy_with(distribution)
+    policy = policy_with(Laplace)
     model, rows = train(PPOClip, policy, ent_coef=0.01)
     expected, _ = train(PPO, policy, ent_coef=0.01)
     assert equal(model.policy.state_dict(), expected.policy.state_dict())
@@ -254,50 +204,21 @@ def test_distributions_without_closed_form(distribution):
     assert equal(unclipped.policy.state_dict(), expected.policy.state_dict())
 
 
-class HeadWithASpare(th.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head, self.spare = th.nn.Linear(64, 1), th.nn.Linear(64, 1)
-
-    def forward(self, latent):
-        return self.head(latent)
-
-
-@pytest.mark.parametrize(
-    ("name", "part", "unused"),
-    [
-        ("action_dist", IgnoresLogStd(3), {"log_std"}),
-        ("value_net", HeadWithASpare(), {"value_net.spare.weight", "value_net.spare.bias"}),
-    ],
-)
-def test_parameters_without_gradients_stay(name, part, unused):
-    model = make_model()
-    setattr(model.policy, name, part)
-    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=0.01)
+def test_parameters_without_gradients_stay():
+    model = make_model(policy=policy_with(IgnoresLogStd))
     before = copy.deepcopy(model.policy.state_dict())
     model.learn(52)
-    assert {name for name, value in model.policy.state_dict().items() if th.equal(value, before[name])} == unused
+    assert [name for name, value in model.policy.state_dict().items() if th.equal(value, before[name])] == ["log_std"]
 
 
-def test_hooks_on_gradients_are_called():
-    model, calls = make_model(), []
+def test_hooks_on_gradients_are_called_and_nobodys_objects_are_copied():
+    model, calls = make_model(PPOKLPen), []
     model.policy.log_std.register_post_accumulate_grad_hook(calls.append)
+    # Cannot be copied
+    model.policy.features_extractor.lock = threading.Lock()
     model.learn(52)
     # 2 epochs of 2 minibatches
     assert len(calls) == 4
-
-
-class Locked(FlattenExtractor):
-    """Cannot be copied."""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.lock = threading.Lock()
-
-
-def test_nobodys_objects_are_copied():
-    _, rows = train(PPOKLPen, n_updates=2, **with_extractor(Locked))
-    assert updates(rows)[-1]["train/kl"] > 0
 
 
 @pytest.fixture
@@ -308,17 +229,13 @@ def validated(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_kl_penalty_trains_a_policy_that_torch_compile_wraps(validated):
-    def learn(wrap):
-        model = make_model(PPOFixedKL, learning_rate=1e-3)
-        model.policy = wrap(model.policy)
-        model.learn(104)
-        return model.logger.name_to_value["train/kl"], model.policy.action_net.weight
-
-    kl, weight = learn(lambda policy: th.compile(policy, backend="eager"))
-    expected_kl, expected_weight = learn(lambda policy: policy)
+    expected = make_model(PPOFixedKL, learning_rate=1e-3).learn(104)
+    model = make_model(PPOFixedKL, learning_rate=1e-3)
+    model.policy = th.compile(model.policy, backend="eager")
+    kl, expected_kl = (one.logger.name_to_value["train/kl"] for one in (model.learn(104), expected))
     assert kl == pytest.approx(expected_kl, rel=1e-4)
     assert kl > 0
-    assert th.allclose(weight, expected_weight, atol=1e-6)
+    assert th.allclose(model.policy.action_net.weight, expected.policy.action_net.weight, atol=1e-6)
 
 
 def test_float_total_timesteps_progress_bar_and_tensorboard(tmp_path):
@@ -364,9 +281,9 @@ def test_memory_of_many_updates():
     model = make_model(PPOKLPen, compile=False, stats_window_size=1, **kwargs)
     model.learn(4 * 50, log_interval=None)
     objects, peak = objects_and_peak()
-    model.learn(4 * 1000, log_interval=None)
-    assert model._n_updates == 1050
+    model.learn(4 * 500, log_interval=None)
+    assert model._n_updates == 550
     # Less than an object in five updates; the peak is hundreds of megabytes
     more_objects, higher_peak = objects_and_peak()
-    assert more_objects - objects < 200
+    assert more_objects - objects < 100
     assert higher_peak < 1.02 * peak

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch as th
+from compiled_support import needs_new_torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from support import InEachRollout, LinearExtractor, OwnPolicy, equal, make_model, space_env, with_extractor
 
 from sb3_ppo_variants import AdaptiveLearningRate, NonFiniteUpdateError, PPOClip, PPOFixedKL, PPOKLPen
@@ -17,13 +17,19 @@ def state_of(model):
     return copy.deepcopy((model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], model._n_updates))
 
 
-@pytest.mark.parametrize("action", ["box", "discrete"])
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
-    ("cls", "learning_rate"), [(PPOClip, 1e30), (PPOFixedKL, 1e30), (PPOKLPen, float(np.finfo(np.float32).max))]
+    ("cls", "action", "learning_rate", "compiles"),
+    [
+        (PPOClip, "discrete", 1e30, False),
+        (PPOFixedKL, "box", 1e30, False),
+        (PPOKLPen, "box", float(np.finfo(np.float32).max), False),
+        pytest.param(PPOKLPen, "box", 1e30, True, marks=needs_new_torch),
+    ],
 )
-def test_update_that_blows_up_is_undone(cls, learning_rate, action, fast, tmp_path):
+def test_update_that_blows_up_is_undone(cls, action, learning_rate, compiles, fast, tmp_path):
     env = space_env("box", action)()
-    model = make_model(cls, env=env, learning_rate=1e-4).learn(52)
+    model = make_model(cls, env=env, learning_rate=1e-4, compile=compiles).learn(52)
     model.lr_schedule = lambda _: learning_rate
     before = state_of(model)
     kl_coef = getattr(model, "kl_coef", None)
@@ -55,11 +61,10 @@ def test_adapted_step_size_is_that_of_the_last_update_that_was_made():
     assert model.adapted_learning_rate == 4e-4
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", OwnPolicy])
-def test_kl_that_is_not_finite_is_an_error(policy):
+def test_kl_that_is_not_finite_is_an_error():
     """Beta times it would be in the loss of the next step."""
     with pytest.raises(NonFiniteUpdateError):
-        make_model(PPOFixedKL, policy, batch_size=52, n_epochs=1, learning_rate=1e30, max_grad_norm=None).learn(52)
+        make_model(PPOFixedKL, OwnPolicy, batch_size=52, n_epochs=1, learning_rate=1e30, max_grad_norm=None).learn(52)
 
 
 class PolicyGradient(PPOFixedKL):
@@ -93,21 +98,29 @@ def test_interrupted_update_is_undone(fast):
     before = state_of(model)
     with pytest.raises(KeyboardInterrupt):
         model.learn(52)
-    assert calls == [26] * 3
     assert equal(state_of(model), before)
     # The model can be trained on
     assert model.learn(52)._n_updates == 2
 
 
 class ExtraState(LinearExtractor):
-    """Has a buffer that is no part of the state that is saved, and an extra state that is."""
+    """
+    Has a buffer that is no part of the state that is saved, an extra state that is, an integer parameter, and a buffer all of
+    whose elements share memory; fails when it is told to.
+    """
+
+    fails = False
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
         self.register_buffer("mean", th.zeros(8), persistent=False)
+        self.register_buffer("ones", th.ones(1).expand(5))
+        self.index = th.nn.Parameter(th.arange(5), requires_grad=False)
 
     def forward(self, observations):
-        features = super().forward(observations)
+        if self.fails and self.training:
+            raise KeyError("mine")
+        features = super().forward(observations[:, self.index] * self.ones)
         self.mean.mul_(0.9).add_(0.1 * features.detach().mean(dim=0))
         return features
 
@@ -118,23 +131,27 @@ class ExtraState(LinearExtractor):
         self.state = state
 
 
-def test_what_is_not_saved_and_extra_states_are_put_back():
-    model = make_model(**with_extractor(ExtraState)).learn(52)
-    model.lr_schedule = lambda _: 1e30
-    with pytest.raises(FloatingPointError):
-        model.learn(52)
-    assert th.isfinite(model.policy.features_extractor.mean).all()
-    assert model.policy.features_extractor.state == {"version": 2}
-    model.lr_schedule = lambda _: 1e-4
-    model.learn(52)
+def test_parameters_and_buffers_of_all_kinds_are_put_back():
+    model, expected = (make_model(cls, **with_extractor(ExtraState)).learn(52) for cls in (PPOClip, PPO))
+    assert equal(model.policy.state_dict(), expected.policy.state_dict())
+    extractor, before, means = model.policy.features_extractor, state_of(model), []
+    # Rollouts change it, too
+    keep_mean = InEachRollout(lambda _: means.append(extractor.mean.clone()), at_end=True)
+    for extractor.fails, error in ((True, KeyError), (False, FloatingPointError)):
+        model.lr_schedule = lambda _: 1e30
+        with pytest.raises(error):
+            model.learn(52, keep_mean)
+        assert equal(state_of(model), before)
+        assert th.equal(extractor.mean, means[-1])
+        assert extractor.state == {"version": 2}
 
 
 class MadeWhenNeeded(LinearExtractor):
     """Has a buffer, infinite by intent, that is there from the first update on."""
 
-    def __init__(self, observation_space, persistent=True):
+    def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.register_buffer("mask", None, persistent=persistent)
+        self.register_buffer("mask", None)
 
     def forward(self, observations):
         if self.training:
@@ -142,17 +159,15 @@ class MadeWhenNeeded(LinearExtractor):
         return super().forward(observations)
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_buffers_that_come_in_an_update(persistent):
-    kwargs = with_extractor(MadeWhenNeeded, features_extractor_kwargs={"persistent": persistent})
-    model = make_model(learning_rate=1e30, **kwargs)
+def test_buffers_that_come_in_an_update():
+    model = make_model(learning_rate=1e30, **with_extractor(MadeWhenNeeded))
     for _ in range(2):
         with pytest.raises(NonFiniteUpdateError):
             model.learn(52)
         assert not model.policy.optimizer.state
-    model = make_model(**kwargs).learn(104)
+    model = make_model(**with_extractor(MadeWhenNeeded)).learn(104)
     assert model._n_updates == 4
-    assert ("features_extractor.mask" in model.policy.state_dict()) == persistent
+    assert "features_extractor.mask" in model.policy.state_dict()
 
 
 def test_rollout_that_is_not_full_is_an_error_before_anything_changes():
@@ -161,30 +176,4 @@ def test_rollout_that_is_not_full_is_an_error_before_anything_changes():
     model.n_steps = 13
     with pytest.raises(ValueError, match="holds 13 of 26 steps"):
         model.learn(26)
-    assert equal(state_of(model), before)
-
-
-class Gathers(FlattenExtractor):
-    """Has an integer parameter, and a buffer of which all elements share memory; fails when it is told to."""
-
-    fails = False
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.index = th.nn.Parameter(th.arange(5), requires_grad=False)
-        self.register_buffer("ones", th.ones(1).expand(5))
-
-    def forward(self, observations):
-        if self.fails and self.training:
-            raise KeyError("mine")
-        return observations[:, self.index] * self.ones
-
-
-def test_integer_parameters_and_expanded_buffers():
-    model, expected = (make_model(cls, **with_extractor(Gathers)).learn(52) for cls in (PPOClip, PPO))
-    assert equal(model.policy.state_dict(), expected.policy.state_dict())
-    before = state_of(model)
-    model.policy.features_extractor.fails = True
-    with pytest.raises(KeyError, match="mine"):
-        model.learn(52)
     assert equal(state_of(model), before)

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import inspect
 import json
 import os
 import pickle
@@ -30,9 +29,12 @@ CLASSES = {"ppo_clip": PPOClip, "ppo_fixedkl": PPOFixedKL, "ppo_klpen": PPOKLPen
 ENV_ID = "CartPole-v1"
 SHORT = ["--env", ENV_ID, "--num-threads", "1", "--seed", "1", "--device", "cpu", "--eval-freq", "-1"]
 
-# Runs several of the Zoo's scripts in one process, each as `python -m` does, as importing the Zoo takes most of the time
+# Runs several of the Zoo's scripts in one process, each as `python -m` does, as importing the Zoo takes most of the time.
+# Trials of searches have numbers at the small end of the ranges
 RUN_MODULES = """
-import json, runpy, sys
+import json, optuna, runpy, sys
+suggest_int = optuna.Trial.suggest_int
+optuna.Trial.suggest_int = lambda self, name, low, high: suggest_int(self, name, low + 1, low + 2)
 for module, arguments in json.loads(sys.argv[1]):
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -51,9 +53,9 @@ def python(*arguments, cwd, env=None, check=True):
     return result
 
 
-def run_modules(commands, cwd, first=""):
-    """The output of several of the Zoo's modules, given by name and arguments, after some code."""
-    return python("-c", first + RUN_MODULES, json.dumps(commands), cwd=cwd).stdout
+def run_modules(commands, cwd):
+    """The output of several of the Zoo's modules, given by name and arguments."""
+    return python("-c", RUN_MODULES, json.dumps(commands), cwd=cwd).stdout
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,17 +74,37 @@ CONF = f"{ENV_ID}:\n  n_timesteps: 128\n  policy: MlpPolicy\n  n_steps: 64\n  kl
 PARAMS = ["kl_coef:'lin_4.0'", "ent_coef:'lin_0.02'", "vf_coef:'lin_0.5'", "clip_range:None", "max_grad_norm:None"]
 # Targets that every update exceeds: beta doubles each time, from 1, and the step size is divided by 1.5, from 3e-4
 TARGETS = ["kl_target:1e-12", "learning_rate:'adaptive_1e-12'", "n_epochs:2"]
+SEARCH = [
+    "--algo",
+    "ppo_klpen",
+    *SHORT,
+    "-n",
+    "128",
+    "-optimize",
+    "--n-trials",
+    "2",
+    "--sampler",
+    "random",
+    "--pruner",
+    "none",
+]
+SEARCH += ["--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots", "-params", "n_envs:1"]
+STUDY = ["--storage", "study.log", "--study-name", "study"]
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A directory with logs/ of two trainings of each algorithm (one is too few for the Zoo's plot_from_file), and with others
-    of other settings; and what each has printed."""
+    of searches and other settings; and what each has printed."""
     cwd = tmp_path_factory.mktemp("trained")
     (cwd / "mine.yml").write_text(CONF)
     continued = ["--algo", "ppo_klpen", *SHORT, "-n", "512", "-f", "continued", "-params", *TARGETS]
     commands = [
         *(("rl_zoo3.train", ["--algo", algo, *SHORT, "-n", "512", *EVALUATED]) for algo in CLASSES for _ in range(2)),
+        ("rl_zoo3.train", [*SEARCH, *STUDY, "-f", "plain"]),
+        ("rl_zoo3.train", [*SEARCH, "clip_range:'lin_0.2'", "-f", "clipped"]),
+        # Train with what a trial has found
+        ("rl_zoo3.train", ["--algo", "ppo_klpen", *SHORT, "-n", "64", "--trial-id", "1", *STUDY, "-f", "found"]),
         ("rl_zoo3.cli", ["train", "--algo", "ppo_klpen", *SHORT, "-conf", "mine.yml", "-f", "conf"]),
         ("rl_zoo3.train", ["--algo", "ppo_fixedkl", *SHORT, "-n", "512", "-f", "params", "-params", *PARAMS]),
         ("rl_zoo3.train", continued),
@@ -100,8 +122,7 @@ def test_train_saves_a_model_of_the_class(trained, algo):
     # By content, as the tests may import the source tree and the Zoo what is installed
     assert used.read_text() == zoo.hyperparams_path(algo).read_text()
     model = CLASSES[algo].load(saved_model(cwd, algo))
-    assert type(model) is CLASSES[algo]
-    assert model.num_timesteps == 512
+    assert (type(model), model.num_timesteps) == (CLASSES[algo], 512)
     assert (model.n_steps, model.n_epochs, model.gae_lambda) == (32, 20, 0.8)
     config = (saved_model(cwd, algo).with_suffix("") / "config.yml").read_text()
     assert {"ppo_clip": "- lin_0.2", "ppo_fixedkl": "- 3.0", "ppo_klpen": "- lin_0.01"}[algo] in config
@@ -150,40 +171,18 @@ def test_enjoy_video_plots_and_benchmark(trained, tmp_path):
     assert [row.split("|")[1].strip() for row in rows] == ["ppo_klpen"]
 
 
-# The small end of the ranges, so that a trial is short
-SMALL_TRIALS = """
-import optuna
-suggest_int = optuna.Trial.suggest_int
-optuna.Trial.suggest_int = lambda self, name, low, high: suggest_int(self, name, low + 1, low + 2)
-"""
-
-
 def columns(report):
     with report.open() as file:
         names = next(csv.reader(file))
     return {name.removeprefix("params_") for name in names if name.startswith("params_")}
 
 
-def test_hyperparameter_search(tmp_path):
-    search = ["--env", ENV_ID, "-n", "128", "--seed", "1", "--device", "cpu", "--num-threads", "1", "-optimize"]
-    search += ["--n-trials", "2", "--sampler", "random", "--pruner", "none", "--n-evaluations", "1", "--eval-episodes", "1"]
-    search += ["--no-optim-plots", "-params", "n_envs:1"]
-    study = ["--storage", "study.log", "--study-name", "study"]
-    # (log folder, arguments)
-    commands = [
-        ("plain", ["--algo", "ppo_klpen", *search, *study]),
-        ("clipped", ["--algo", "ppo_klpen", *search, "clip_range:'lin_0.2'"]),
-        # Train with what a trial has found
-        ("found", ["--algo", "ppo_klpen", *SHORT, "-n", "64", "--trial-id", "1", *study]),
-    ]
-    run_modules([("rl_zoo3.train", [*arguments, "-f", logs]) for logs, arguments in commands], tmp_path, first=SMALL_TRIALS)
-
-    shared = {"batch_size_pow", "n_steps_pow", "one_minus_gamma", "one_minus_gae_lambda", "learning_rate", "ent_coef"}
-    shared |= {"n_epochs", "max_grad_norm", "net_arch", "activation_fn"}
-    shared |= {"kl_target", "init_kl_coef"}
-    for logs, searched in (("plain", shared), ("clipped", shared | {"clip_range"})):
-        assert columns(next((tmp_path / logs / "ppo_klpen").glob("report_*.csv"))) == searched, logs
-    assert saved_model(tmp_path, "ppo_klpen", logs="found").is_file()
+def test_hyperparameter_search(trained):
+    cwd, _ = trained
+    plain, clipped = (columns(next((cwd / logs / "ppo_klpen").glob("report_*.csv"))) for logs in ("plain", "clipped"))
+    assert {"learning_rate", "kl_target", "init_kl_coef"} <= plain
+    assert clipped - plain == {"clip_range"}
+    assert saved_model(cwd, "ppo_klpen", logs="found").is_file()
 
 
 def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager):
@@ -203,14 +202,11 @@ def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager):
 
     theirs = trials("ppo")
     assert trials("ppo_clip") == theirs
-    for algo in ("ppo_fixedkl", "ppo_klpen"):
+    for algo, own in (("ppo_fixedkl", {"kl_coef"}), ("ppo_klpen", {"kl_target", "init_kl_coef"})):
         # beta and d_targ are drawn last
         found = trials(algo)[0][1]
         assert found.items() > theirs[0][1].items()
-        assert (
-            found.keys() - theirs[0][1].keys()
-            == {"ppo_fixedkl": {"kl_coef"}, "ppo_klpen": {"kl_target", "init_kl_coef"}}[algo]
-        )
+        assert found.keys() - theirs[0][1].keys() == own
 
 
 def test_registering_again_changes_nothing(exp_manager):
@@ -223,31 +219,18 @@ def test_registering_again_changes_nothing(exp_manager):
     assert set(CLASSES) <= set(hyperparams_opt.HYPERPARAMS_CONVERTER)
 
 
-@pytest.mark.parametrize("algo", ["ppo_klpen", "ppo"])
-def test_config_of_the_experiment_manager(exp_manager, algo, tmp_path):
-    manager_class = exp_manager.ExperimentManager
-    given = [argparse.Namespace(), algo, ENV_ID, str(tmp_path)]
-    own = {"ppo_klpen": zoo.hyperparams_path("ppo_klpen")}
-    default = Path(str(exp_manager.__file__)).parent / "hyperparams" / "ppo.yml"
-    assert Path(manager_class(*given).config) == own.get(algo, default)
-    assert manager_class(*given, config="mine.yml").config == "mine.yml"
-    base = inspect.signature(manager_class.__mro__[1].__init__)
-    given += [p.default for p in base.parameters.values()][5 : list(base.parameters).index("config")]
-    assert manager_class(*given, "mine.yml").config == "mine.yml"
+def test_experiment_manager_is_the_zoos_for_other_algorithms(exp_manager, tmp_path):
+    ours = exp_manager.ExperimentManager
+    hyperparams = {"n_timesteps": 1, "policy": "MlpPolicy", "clip_range": "lin_0.1", "ent_coef": "lin_0.1", "unknown": 1}
 
+    def manager(algo, cls=ours, **kwargs):
+        return cls(argparse.Namespace(), algo, ENV_ID, str(tmp_path), verbose=0, **kwargs)
 
-@pytest.mark.parametrize(
-    "hyperparams", [{"clip_range": None}, {"ent_coef": "lin_0.1"}, {"learning_rate": "exp_0.1"}, {"unknown": 1}]
-)
-def test_other_algorithms_are_preprocessed_as_before(exp_manager, hyperparams, tmp_path):
-    def outcome(manager_class):
-        manager = manager_class(argparse.Namespace(), "ppo", ENV_ID, str(tmp_path), verbose=0)
-        try:
-            return repr(manager._preprocess_hyperparams({"n_timesteps": 1, "policy": "MlpPolicy"} | hyperparams))
-        except ValueError as error:
-            return repr(error)
-
-    assert outcome(exp_manager.ExperimentManager) == outcome(exp_manager.ExperimentManager.__mro__[1])
+    assert Path(manager("ppo_klpen").config) == zoo.hyperparams_path("ppo_klpen")
+    assert Path(manager("ppo").config) == Path(str(exp_manager.__file__)).parent / "hyperparams" / "ppo.yml"
+    assert manager("ppo_klpen", config="mine.yml").config == "mine.yml"
+    results = [str(manager("ppo", cls)._preprocess_hyperparams(dict(hyperparams))) for cls in (ours, ours.__mro__[1])]
+    assert results[0] == results[1]
 
 
 def test_search_prunes_a_trial_that_blows_up(exp_manager, tmp_path, monkeypatch):
@@ -334,31 +317,18 @@ def test_masks_in_search(masked_manager, way):
 OTHERS = """
 import argparse, json, sys
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
+tables = [utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER]
 own = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
-dicts = [utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER]
-tables = [{name: value.__qualname__ for name, value in table.items() if name not in own} for table in dicts]
-numbers = []
+found = [{name: value.__qualname__ for name, value in table.items() if name not in own} for table in tables]
 for algo in ("ppo", "dqn"):
-    manager = exp_manager.ExperimentManager(
-        argparse.Namespace(), algo, "CartPole-v1", sys.argv[1], n_timesteps=256, eval_freq=-1, log_interval=-1, seed=1
-    )
-    model, config = manager.setup_experiment()
-    manager.learn(model)
-    numbers += [manager.config, dict(config), sum(p.double().sum().item() for p in model.policy.parameters())]
-print("RESULT", json.dumps([tables, numbers]))
+    manager = exp_manager.ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", sys.argv[1], device="cpu")
+    found += [manager.config, *map(str, manager.setup_experiment()[1].items())]
+print("RESULT", json.dumps(found))
 """
-
-
 REGISTER_BY_HAND = """
-import sys
-import rl_zoo3.exp_manager, rl_zoo3.train
+import rl_zoo3.train
 from sb3_ppo_variants import zoo
 assert "ppo_klpen" not in rl_zoo3.ALGOS
-sys.argv = ["train", "--algo", "ppo_klpen"]
-try:
-    rl_zoo3.train.train()
-except SystemExit as exit:
-    print("exit", exit.code)
 zoo.register()
 assert rl_zoo3.ALGOS["ppo_klpen"].__name__ == "PPOKLPen"
 # Also in a script that was imported before
@@ -368,23 +338,22 @@ assert len(rl_zoo3.train.ExperimentManager.__mro__) == 3
 
 
 def test_other_algorithms_are_unchanged_and_opting_out_leaves_the_zoo_alone(tmp_path):
-    results = [
-        python("-W", "ignore", "-c", code, str(tmp_path / folder), cwd=tmp_path, env={OPT_OUT: opt_out})
-        for folder, opt_out, code in (("with", "0", OTHERS), ("without", "1", OTHERS + REGISTER_BY_HAND))
-    ]
-    ours, theirs = (json.loads(result.stdout.split("RESULT ")[1].splitlines()[0]) for result in results)
-    assert len(theirs[0][0]) >= 12
+    ours, theirs = (
+        python("-W", "ignore", "-c", code, str(tmp_path), cwd=tmp_path, env={OPT_OUT: opt_out}).stdout.split("RESULT ")[1]
+        for opt_out, code in (("0", OTHERS), ("1", OTHERS + REGISTER_BY_HAND))
+    )
+    assert len(json.loads(ours)[0]) >= 12
     assert ours == theirs
-    assert results[1].stdout.splitlines()[-1] == "exit 2"
-    assert "invalid choice: 'ppo_klpen'" in results[1].stderr
 
 
 @pytest.fixture
 def packages(tmp_path):
     """Small packages in place of the Zoo and of this one."""
-    modules = {"utils": "STATE = 'executed'", "hyperparams_opt": "", "exp_manager": "import rl_zoo3.hyperparams_opt"}
-    code = "import sys\ndef register_module(name): print('registered', name, vars(sys.modules[name]).get('STATE'))"
-    for name, files in (("rl_zoo3", {**modules, "train": ""}), ("sb3_ppo_variants", {"zoo": code})):
+    modules = {"utils": "print('theirs')", "hyperparams_opt": "", "exp_manager": "from rl_zoo3 import hyperparams_opt, utils"}
+    for name, files in (
+        ("rl_zoo3", modules),
+        ("sb3_ppo_variants", {"zoo": "def register_module(name): print('registered', name)"}),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         for module, source in files.items():
@@ -392,53 +361,39 @@ def packages(tmp_path):
     return tmp_path
 
 
-REGISTERED = "registered rl_zoo3.utils executed"
-COUNT = "print([type(finder).__name__ for finder in sys.meta_path].count('ZooFinder'))"
-DELEGATING = """
+HOOK_AT_WORK = """
 import importlib.util, sys
-class Delegating:
-    busy = False
+
+class Delegates:
+    '''A finder that asks all others, as the hook does.'''
+    is_busy = False
     def find_spec(self, name, path=None, target=None):
-        if self.busy or name != "rl_zoo3.utils": return None
-        self.busy = True
+        if self.is_busy or name != "rl_zoo3.utils": return None
+        self.is_busy = True
         try: return importlib.util.find_spec(name)
-        finally: self.busy = False
-sys.meta_path.insert(0, Delegating())
-import rl_zoo3.utils
+        finally: self.is_busy = False
+
+sys.meta_path.insert(0, Delegates())
+importlib.util.find_spec("rl_zoo3.utils")
+print("looked")
+import rl_zoo3.exp_manager
+print([type(finder).__name__ for finder in sys.meta_path].count("ZooFinder"))
 """
-HOOK_AT_WORK = {
-    "registers after each module and leaves": (
-        f"import sys; import rl_zoo3.train, rl_zoo3.utils, rl_zoo3.exp_manager, rl_zoo3.utils; {COUNT}",
-        [REGISTERED, "registered rl_zoo3.hyperparams_opt None", "registered rl_zoo3.exp_manager None", "0"],
-    ),
-    "stays while there is work": (f"import sys; import rl_zoo3.utils; {COUNT}", [REGISTERED, "1"]),
-    "looking without importing does not register": (
-        "import importlib.util; importlib.util.find_spec('rl_zoo3.utils'); print('looked'); import rl_zoo3.utils",
-        ["looked", REGISTERED],
-    ),
-    "another finder that delegates, too": (DELEGATING, [REGISTERED]),
-}
 
 
-@pytest.mark.parametrize("case", HOOK_AT_WORK)
-def test_hook(case, packages):
-    code, expected = HOOK_AT_WORK[case]
-    assert python("-c", code, cwd=packages).stdout.splitlines() == expected
-
-
-@pytest.mark.parametrize(("value", "on"), [("1", False), ("yes", False), ("", True), ("0", True)])
-def test_opt_out_of_the_hook(packages, value, on):
-    result = python("-c", "import rl_zoo3.utils", cwd=packages, env={OPT_OUT: value})
-    assert ("registered" in result.stdout) == on
+def test_hook_registers_after_each_module_and_leaves(packages):
+    registered = [f"registered rl_zoo3.{module}" for module in ("hyperparams_opt", "utils", "exp_manager")]
+    lines = python("-c", HOOK_AT_WORK, cwd=packages).stdout.splitlines()
+    assert lines == ["looked", registered[0], "theirs", *registered[1:], "0"]
+    assert python("-c", "import rl_zoo3.utils", cwd=packages, env={OPT_OUT: "1"}).stdout == "theirs\n"
 
 
 def test_failures_around_the_hook(packages):
     (packages / "sb3_ppo_variants" / "zoo.py").write_text("raise RuntimeError('broken')\n")
-    result = python("-c", "import rl_zoo3.utils, rl_zoo3.exp_manager; print(rl_zoo3.utils.STATE)", cwd=packages)
-    assert result.stdout == "executed\n"
+    result = python("-c", "import rl_zoo3.exp_manager", cwd=packages)
+    assert result.stdout == "theirs\n"
     assert result.stderr.count("UserWarning") == 1
     assert "not available in the RL Zoo: RuntimeError: broken" in result.stderr
     (packages / "rl_zoo3" / "utils.py").write_text("raise ImportError('theirs')\n")
     result = python("-c", "import rl_zoo3.utils", cwd=packages, check=False)
     assert result.stderr.splitlines()[-1] == "ImportError: theirs"
-    assert "registered" not in result.stdout
