@@ -51,23 +51,36 @@ static inline vec hyperbolic(vec x) { return 2.0f / (1.0f + exponential(-2.0f * 
 // A matrix of n_inner rows in panels of some columns each, for products from the right
 struct Panels {
     int n_inner, n_columns;
-    std::vector<float> values;
+    std::vector<float> memory;
+    float* values;
 
     Panels(const float* matrix, int n_inner, int n_columns, int stride_inner, int stride_column)
-        : n_inner(n_inner), n_columns(n_columns), values((size_t)(n_columns + PANEL - 1) / PANEL * n_inner * PANEL) {
-        for (int column = 0; column < n_columns; column++)
-            for (int inner = 0; inner < n_inner; inner++)
-                values[((size_t)(column / PANEL) * n_inner + inner) * PANEL + column % PANEL] =
-                    matrix[(size_t)inner * stride_inner + (size_t)column * stride_column];
+        : n_inner(n_inner), n_columns(n_columns), memory((size_t)(n_columns + PANEL - 1) / PANEL * n_inner * PANEL + LANES) {
+        // Vectors do not cross the border of a cache line
+        values = (float*)(((uintptr_t)memory.data() + 4 * LANES - 1) / (4 * LANES) * (4 * LANES));
+        for (int first = 0; first < n_columns; first += PANEL) {
+            float* panel = values + (size_t)first * n_inner;
+            int width = std::min(PANEL, n_columns - first);
+            const float* source = matrix + (size_t)first * stride_column;
+            if (stride_column == 1) {
+                for (int inner = 0; inner < n_inner; inner++)
+                    std::memcpy(panel + inner * PANEL, source + (size_t)inner * stride_inner, width * sizeof(float));
+            } else {
+                for (int i = 0; i < width; i++)
+                    for (int inner = 0; inner < n_inner; inner++)
+                        panel[inner * PANEL + i] = source[(size_t)i * stride_column + (size_t)inner * stride_inner];
+            }
+        }
     }
 };
 
+// to += from * panel
 template <int ROWS>
 static void add_product(float* const* to, const float* const* from, const float* panel, int n_inner, int width) {
     vec sums[ROWS][4] = {};
     for (int inner = 0; inner < n_inner; inner++, panel += PANEL)
         for (int row = 0; row < ROWS; row++)
-            for (int i = 0; i < 4; i++) sums[row][i] += from[row][inner] * *(const unaligned*)(panel + i * LANES);
+            for (int i = 0; i < 4; i++) sums[row][i] += from[row][inner] * *(const vec*)(panel + i * LANES);
     for (int row = 0; row < ROWS; row++)
         for (int i = 0; i < 4 && i * LANES < width; i++) {
             float* x = to[row] + i * LANES;
@@ -78,7 +91,7 @@ static void add_product(float* const* to, const float* const* from, const float*
 // to += from * matrix, for rows anywhere in memory
 static void add_products(std::vector<float*>& to, const std::vector<const float*>& from, const Panels& matrix) {
     for (int column = 0; column < matrix.n_columns; column += PANEL) {
-        const float* panel = matrix.values.data() + (size_t)column * matrix.n_inner;
+        const float* panel = matrix.values + (size_t)column * matrix.n_inner;
         int width = std::min(PANEL, matrix.n_columns - column);
         float* targets[MAX_ROWS];
         for (int row = 0, n = to.size(); row < n;) {
