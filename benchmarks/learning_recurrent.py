@@ -125,6 +125,8 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     eval_env.seed(1_000 + seed)
     sync_envs_normalization(model.get_env(), eval_env)  # type: ignore[arg-type]
     score, deviation = (round(float(x), 3) for x in evaluate_policy(model, eval_env, EPISODES))  # type: ignore[arg-type]
+    for vec_env in (model.get_env(), eval_env):
+        vec_env.close()  # type: ignore[union-attr]
     seconds = round(time.perf_counter() - start, 1)
     versions = (version("sb3-contrib"), version("torch"), current_commit())
     return dict(zip(FIELDS, (algorithm, env, seed, model.num_timesteps, score, deviation, seconds, *versions), strict=True))

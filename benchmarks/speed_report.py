@@ -94,7 +94,7 @@ def chart(rows: Sequence[Row], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "sb3_ppo_variants"
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++", "oo"), strict=False))
-    figure, axes = plt.subplots(figsize=(9, 0.28 * len(rows) + 1.5))
+    figure, axes = plt.subplots(layout="none", figsize=(9, 0.28 * len(rows) + 1.5))
     position, ticks = 0, []
     cases = list(dict.fromkeys(row["case"] for row in rows))
     for case in cases:

@@ -10,7 +10,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.compiled.lstm import remember
 from sb3_ppo_variants.kinds import MaskedRecurrent, Recurrent, states_at
 from sb3_ppo_variants.kl import closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
@@ -103,6 +102,13 @@ class OneCall(MaskedRecurrent, Quick):
 class Scanned(MaskedRecurrent, Quick):
     """An operator that can be compiled, and needs no padding."""
 
+    @staticmethod
+    def build() -> None:
+        """Compile the operator: raises what may go wrong."""
+        from sb3_ppo_variants.compiled.lstm import library
+
+        library()
+
     def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
         """A minibatch, with the states before each step; where an episode starts, they are 0."""
         batch = data.select(index)
@@ -115,4 +121,7 @@ class Scanned(MaskedRecurrent, Quick):
 
     def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
         """As ``Quick.remembered``."""
+        # Torch before 2.4 lacks what it is made of
+        from sb3_ppo_variants.compiled.lstm import remember
+
         return remember(lstm, features, states, given["is_start"])

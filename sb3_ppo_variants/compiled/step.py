@@ -18,7 +18,6 @@ from torch.func import functional_call, grad_and_value
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.compiled import inductor, verification
-from sb3_ppo_variants.compiled.lstm import library
 from sb3_ppo_variants.compiled.recurrent import Scanned
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
 from sb3_ppo_variants.kinds import Recurrent, kind_of
@@ -324,7 +323,7 @@ class CompiledStep:
                 # Squashed actions need every digit of tanh next to 1
                 options = {"exact_tanh": self.policy.squash_output, "has_functions": isinstance(self.kind, Scanned)}
                 if isinstance(self.kind, Scanned):
-                    library()
+                    self.kind.build()
                 graph = inductor.trace(step, arguments, decompose=is_compiled, **options)
                 return inductor.compile_graph(graph, arguments) if is_compiled else lambda arguments: graph(*arguments)
         # Whatever a tracer and a compiler may raise
