@@ -244,8 +244,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
     def _kind(self) -> FeedForward:
         """The policy as an update sees it."""
-        quicker: FeedForward | None = self._backend.kind(self.policy, self.sequence_length) if self._backend else None
-        return quicker or kind_of(self.policy, self.sequence_length)
+        inputs = self.policy, self.rollout_buffer, self.sequence_length
+        return (self._backend and self._backend.kind(*inputs)) or kind_of(self.policy, self.sequence_length)
 
     def train(self) -> None:
         """

@@ -146,7 +146,8 @@ class Rollout:
             return
         data = self._batch(whole_rollout(buffer))
         is_thinned = not needs_kl and type(buffer) not in RECURRENT_BUFFERS
-        whole = data.select(th.arange(0, len(data.returns), KL_STRIDE)) if is_thinned else kind.whole(data, buffer.buffer_size)
+        some = th.arange(0, len(data.returns), KL_STRIDE, device=data.returns.device)
+        whole = data.select(some) if is_thinned else kind.whole(data, buffer.buffer_size)
         form = kind.distributions(whole.observations, whole.given)
         old_parameters = () if form is None else form.parameters
         self.measured = [whole._replace(old_parameters=old_parameters)]

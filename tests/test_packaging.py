@@ -112,7 +112,7 @@ def test_wheel(dist):
             assert archive.read(f"sb3_ppo_variants/hyperparams/paper/{path.name}") == path.read_bytes()
         package = ROOT / "sb3_ppo_variants"
         modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
-        assert {f"sb3_ppo_variants/{name}" for name in modules | {"py.typed", "version.txt"}} <= names
+        assert {f"sb3_ppo_variants/{name}" for name in modules | {"py.typed", "version.txt", "compiled/lstm.cpp"}} <= names
         assert {f"sb3_ppo_variants-{VERSION}.data/purelib/sb3_ppo_variants.pth", "_sb3_ppo_variants_hook.py"} <= names
         top_level = {name.split("/")[0] for name in names}
         metadata = email.message_from_bytes(archive.read(f"sb3_ppo_variants-{VERSION}.dist-info/METADATA"))

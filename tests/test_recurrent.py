@@ -5,6 +5,7 @@ import pytest
 import torch as th
 from masked_support import WAYS, masked_env
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
@@ -12,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from support import (
     POLICIES,
     BatchNormExtractor,
+    HalvedAdvantages,
     InEachStep,
     SpaceEnv,
     assert_same_training,
@@ -118,6 +120,21 @@ def test_locals_of_callbacks():
     (states, starts), *_ = seen(PPOClip)
     assert [state.shape for state in (*states.pi, *states.vf)] == [(1, 2, 6)] * 4
     assert th.equal(starts, th.ones(2))
+
+
+class OwnBuffer(RecurrentRolloutBuffer):
+    """contrib's, by another name."""
+
+
+def test_a_buffer_of_ones_own():
+    """Its minibatches are its own, also where those of the package would be quick."""
+    options = {"policy": "MlpLstmPolicy", "policy_kwargs": SMALL, "n_updates": 2}
+    model, rows = train(PPOClip, compile=False, **options)
+    assert_same_training((model, rows), train(PPOClip, rollout_buffer_class=OwnBuffer, compile=False, **options), {"train/kl"})
+    model, rows = train(PPOClip, rollout_buffer_class=OwnBuffer, **options)
+    assert 0 < rows[-1]["train/kl"] < 0.1
+    with pytest.raises(ValueError, match="rollout_buffer_class must keep states, as RecurrentRolloutBuffer"):
+        make_model(PPOClip, "MlpLstmPolicy", rollout_buffer_class=HalvedAdvantages)
 
 
 def test_defaults_are_contribs():

@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS
+from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS, OWN_BUFFERS
 from sb3_ppo_variants.compiled.masked import compiled_kind
 from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
@@ -70,9 +70,10 @@ class Backend:
             return None
         return NumpyPolicy(policy, buffer) if type(buffer) in BUFFERS_OF_VECTORS and NumpyPolicy.supports(policy) else None
 
-    def kind(self, policy: Any, sequence_length: int | None) -> FeedForward | None:
+    def kind(self, policy: Any, buffer: RolloutBuffer, sequence_length: int | None) -> FeedForward | None:
         """The policy as an update sees it, if there is a quicker one, also of updates that are not compiled."""
-        return OneCall(policy, sequence_length) if has_contribs_memory(policy) else None
+        is_quick = has_contribs_memory(policy) and type(buffer) in OWN_BUFFERS
+        return OneCall(policy, sequence_length) if is_quick else None
 
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
