@@ -27,6 +27,7 @@ from support import (
 from benchmarks.recall import MaskedRecall, Recall
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen, lanes
 from sb3_ppo_variants.buffers import STATES
+from sb3_ppo_variants.fast.masked import IS_OLD
 from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.rollout import Rollout
 
@@ -92,6 +93,9 @@ SETTINGS = {
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_settings(monkeypatch, settings):
+    if settings == "early stop" and IS_OLD:
+        # Only the number of updates would differ
+        pytest.skip("contrib before 2.8 also counts the epochs that are left out")
     assert_contribs(monkeypatch, "MlpPolicy", lambda: space_env("box", "box"), **SETTINGS[settings])
 
 
