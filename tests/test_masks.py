@@ -272,6 +272,8 @@ def test_predictions_with_masks_of_the_caller():
     assert model.predict(observation[0], action_masks=allowed[0])[0].tolist() == [1, 2, 1]
     with pytest.raises(ValueError, match="of observation 1 leaves no action for part 2 of the action"):
         model.predict(observation, action_masks=allowed * ([1] * 8 + [0]))
+    with pytest.raises(ValueError, match="of observation 0 has 8 entries, but there are 9 actions"):
+        model.predict(observation[0], action_masks=allowed[0][:-1])
     plain = PPOClip("MlpPolicy", space_env("box", "multidiscrete")(), n_steps=26, batch_size=13)
     with pytest.raises(ValueError, match="action_masks must be None with ActorCriticPolicy"):
         plain.predict(observation, action_masks=allowed)
