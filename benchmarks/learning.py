@@ -8,8 +8,6 @@ The score of a run is the mean return of the last 100 training episodes, as in s
 the file as they end, so that an interrupted call goes on where it was.
 """
 
-import argparse
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,14 +110,8 @@ def report() -> int:
 
 def main() -> None:
     """Run and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="number of processes")
-    parser.add_argument("--report", action="store_true", help="only report")
-    args = parser.parse_args()
-    if not args.report:
-        planned = [(algorithm, env, seed) for seed in SEEDS for env in ENVS for algorithm in ALGORITHMS]
-        runs.run_missing(RESULTS, train, planned, args.jobs)
-    sys.exit(1 if report() else 0)
+    planned = [(algorithm, env, seed) for seed in SEEDS for env in ENVS for algorithm in ALGORITHMS]
+    runs.command(__doc__, RESULTS, train, planned, report)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Runs are appended to benchmarks/results/learning_recurrent.csv as they end, so t
 """
 
 import argparse
-import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -165,14 +164,8 @@ def report() -> int:
 
 def main() -> None:
     """Run and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="number of processes")
-    parser.add_argument("--report", action="store_true", help="only report")
-    args = parser.parse_args()
-    if not args.report:
-        planned = [(name, env, seed) for seed in SEEDS for env, task in TASKS.items() for name in task.algorithms()]
-        runs.run_missing(RESULTS, train, planned, args.jobs)
-    sys.exit(1 if report() else 0)
+    planned = [(name, env, seed) for seed in SEEDS for env, task in TASKS.items() for name in task.algorithms()]
+    runs.command(__doc__, RESULTS, train, planned, report)
 
 
 if __name__ == "__main__":

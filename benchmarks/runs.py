@@ -1,6 +1,8 @@
 """Runs whose results are kept as they end, so that an interrupted call goes on where it was."""
 
+import argparse
 import csv
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,3 +45,28 @@ def run_missing(path: Path, train: Callable[..., dict[str, Any]], planned: Seque
                 writer.writeheader()
             writer.writerow(row)
         print(*row.values(), flush=True)
+
+
+def command(
+    description: str | None,
+    path: Path,
+    train: Callable[..., dict[str, Any]],
+    planned: Sequence[tuple[str, str, int]],
+    report: Callable[[], int],
+) -> None:
+    """
+    The command of a benchmark: make the runs that are missing, and report.
+
+    :param description: of the command
+    :param path: the file of the results
+    :param train: as in ``run_missing``
+    :param planned: all runs
+    :param report: prints the results; returns the number of runs that are missing
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes")
+    parser.add_argument("--report", action="store_true", help="only report")
+    args = parser.parse_args()
+    if not args.report:
+        run_missing(path, train, planned, args.jobs)
+    sys.exit(1 if report() else 0)

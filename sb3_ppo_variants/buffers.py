@@ -34,32 +34,28 @@ class MaskedDictRolloutBuffer(MaskableDictRolloutBuffer):
         DictRolloutBuffer.reset(self)
 
 
-class MaskedRecurrentRolloutBuffer(RecurrentRolloutBuffer):
+class _KeepsMasks:
+    """Action masks in a buffer with memory."""
+
+    pos: int
+
+    def reset(self) -> None:
+        """Empty the buffer."""
+        self.action_masks = _all_true(self)
+        super().reset()  # type: ignore[misc]
+
+    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:
+        """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
+        self.action_masks[self.pos] = action_masks
+        super().add(*args, **kwargs)  # type: ignore[misc]
+
+
+class MaskedRecurrentRolloutBuffer(_KeepsMasks, RecurrentRolloutBuffer):  # type: ignore[misc]
     """contrib's ``RecurrentRolloutBuffer``, and action masks."""
 
-    def reset(self) -> None:
-        """Empty the buffer."""
-        self.action_masks = _all_true(self)
-        super().reset()
 
-    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
-        """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
-        self.action_masks[self.pos] = action_masks
-        super().add(*args, **kwargs)
-
-
-class MaskedRecurrentDictRolloutBuffer(RecurrentDictRolloutBuffer):
+class MaskedRecurrentDictRolloutBuffer(_KeepsMasks, RecurrentDictRolloutBuffer):  # type: ignore[misc]
     """contrib's ``RecurrentDictRolloutBuffer``, and action masks."""
-
-    def reset(self) -> None:
-        """Empty the buffer."""
-        self.action_masks = _all_true(self)
-        super().reset()
-
-    def add(self, *args: Any, action_masks: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
-        """Add a step; ``action_masks`` are of shape ``(n_envs, n_actions)``."""
-        self.action_masks[self.pos] = action_masks
-        super().add(*args, **kwargs)
 
 
 # For vectors and for dictionaries of observations, by what else they keep: action masks, states of a memory

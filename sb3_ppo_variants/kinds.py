@@ -28,7 +28,7 @@ def kind_of(policy: Any, sequence_length: int | None = None) -> FeedForward:
     """
     kind: FeedForward
     if isinstance(policy, RecurrentActorCriticPolicy):
-        return (MaskedRecurrent if masks.takes_masks(type(policy)) else Recurrent)(policy, sequence_length)
+        return Recurrent(policy, sequence_length)
     if isinstance(policy, MaskableActorCriticPolicy):
         kind = lane("masked", policy) or Masked(policy)  # type: ignore[arg-type]
     else:
@@ -78,7 +78,8 @@ def masked_log_probs(logits: th.Tensor, action_masks: th.Tensor, heads: tuple[in
 
 class Recurrent(FeedForward):
     """
-    contrib's ``RecurrentActorCriticPolicy``, which is given the states of its LSTMs, and where episodes start.
+    contrib's ``RecurrentActorCriticPolicy``, which is given the states of its LSTMs, where episodes start, and action
+    masks, if it takes any.
 
     :param policy: the policy
     :param sequence_length: steps of the sequences that it learns from; ``None``: as contrib cuts them
@@ -88,13 +89,18 @@ class Recurrent(FeedForward):
         super().__init__(policy)
         self.sequence_length = sequence_length
 
+    def seen(self, observations: Any) -> Any:
+        """All but a mask, which is no feature."""
+        return masks.features(self.policy, observations)
+
     def stored(self, given: Given) -> Given:
         """All but where episodes start, which the buffer knows."""
         return {name: value for name, value in given.items() if name != "episode_starts"}
 
     def of_samples(self, samples: Any) -> dict[str, Any]:
-        """States and starts, in a rollout those of each step."""
-        return {"lstm_states": samples.lstm_states, "episode_starts": samples.episode_starts}
+        """States and starts, in a rollout those of each step, and masks if there are any."""
+        names = ("lstm_states", "episode_starts", "action_masks")
+        return {name: getattr(samples, name) for name in names if hasattr(samples, name)}
 
     def minibatches(self, n_steps: int, n_envs: int, batch_size: int) -> Sequence[th.Tensor]:
         """In the order of time from a random sample on, as contrib draws it, or sequences of equal length in any order."""
@@ -153,19 +159,6 @@ class Recurrent(FeedForward):
         """Which samples are the first of a sequence: of an episode, an environment, a segment, the minibatch."""
         is_first = th.arange(len(index), device=index.device) == 0
         return is_first | (episode_starts != 0) | (index % (self.sequence_length or n_steps) == 0)
-
-
-class MaskedRecurrent(Recurrent):
-    """A policy with memory that is given action masks, too."""
-
-    def seen(self, observations: Any) -> Any:
-        """All but the mask, which is no feature."""
-        return masks.features(self.policy, observations)
-
-    def of_samples(self, samples: Any) -> dict[str, Any]:
-        """States, starts and masks."""
-        given = super().of_samples(samples)
-        return {**given, "action_masks": samples.action_masks} if hasattr(samples, "action_masks") else given
 
 
 def states_at(states: Any, index: th.Tensor) -> Any:

@@ -157,7 +157,7 @@ def test_special_cases_of_the_kl_variants_are_clipping():
     assert_same_training(expected, train(PPOFixedKL, kl_coef=0, clip_range=0.2, **options), ignored)
 
 
-def test_kl_is_that_of_real_steps_from_the_states_of_the_rollout(monkeypatch):
+def test_kl_is_that_of_real_steps_from_the_states_of_the_rollout():
     """Against a loop over steps, by contrib's get_distribution."""
     model = make_model(PPOClip, "MlpLstmPolicy", compile=False, policy_kwargs=SMALL, learning_rate=1e-2)
     model.learn(52)
@@ -255,7 +255,7 @@ def test_predict_remembers():
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_masks_and_memory(cls):
-    """The same training from each source of masks; of no invalid action; and compile=False as "auto" but for rounding."""
+    """The same training from each source of masks, and no invalid action: the environment asserts it on the quick way, too."""
     models = []
     for way in WAYS:
         model, rows = train(

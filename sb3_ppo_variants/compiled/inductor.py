@@ -43,10 +43,10 @@ def trace(
                 decompositions = {**select_decomp_table(), aten.addmm.default: _addmm, aten.mm.default: _mm}
             if not exact_tanh:
                 decompositions[aten.tanh.default] = _tanh
-        # Inductor takes it for granted that there are no other mutations, and computes wrong numbers if there are
         if has_functions:
             # `functionalize` does not know them, but what they have become
             step = make_fx(step, tracing_mode="fake")(*arguments)
+        # Inductor takes it for granted that there are no other mutations, and computes wrong numbers if there are
         functional = functionalize(step, remove="mutations")
         return make_fx(functional, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
 

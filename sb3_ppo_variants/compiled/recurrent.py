@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants.kinds import MaskedRecurrent, Recurrent, states_at
+from sb3_ppo_variants.kinds import Recurrent, states_at
 from sb3_ppo_variants.kl import closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.policies import Given
@@ -72,7 +72,7 @@ class Quick(Recurrent):
         return distribution
 
 
-class OneCall(MaskedRecurrent, Quick):
+class OneCall(Quick):
     """All steps of all sequences of a minibatch by one call of ``nn.LSTM``, or of a GRU."""
 
     def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
@@ -99,7 +99,7 @@ class OneCall(MaskedRecurrent, Quick):
         return outputs.flatten(0, 1).index_select(0, place)
 
 
-class Scanned(MaskedRecurrent, Quick):
+class Scanned(Quick):
     """An operator that can be compiled, and needs no padding."""
 
     @staticmethod
