@@ -88,11 +88,12 @@ setup(
             "ruff",
             "setuptools>=77",
             "tensorboard",
+            "threadpoolctl>=3.1",
             "types-psutil",
             "types-PyYAML",
             "types-tqdm",
         ],
-        "benchmarks": [*MUJOCO, "filelock", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy"],
+        "benchmarks": [*MUJOCO, "filelock", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy", "threadpoolctl>=3.1"],
         # The environments of hyperparams/paper/table4_roboschool.yml
         "bullet": ["pybullet_envs_gymnasium"],
     },

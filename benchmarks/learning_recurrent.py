@@ -18,7 +18,6 @@ Runs are appended to benchmarks/results/learning_recurrent.csv as they end, so t
 
 import argparse
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +25,13 @@ import numpy as np
 
 from benchmarks import runs
 from benchmarks.learning_masks import welch_interval
-from benchmarks.provenance import current_commit
+from benchmarks.provenance import current_commit, environment, versions
 
 RESULTS = Path(__file__).parent / "results" / "learning_recurrent.csv"
 # The Zoo's file of hyperparameters of the tasks of recall
 CONFIG = Path(__file__).parent / "recall.yml"
 SEEDS = range(10)
-FIELDS = ("algorithm", "env", "seed", "timesteps", "score", "deviation", "seconds", "sb3_contrib", "torch", "commit")
+PACKAGES = ("stable-baselines3", "sb3-contrib", "rl-zoo3", "torch", "gymnasium", "numpy")
 # Of the range of the returns
 MARGIN = 0.1
 EPISODES = 50
@@ -126,9 +125,18 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     score, deviation = (round(float(x), 3) for x in evaluate_policy(model, eval_env, EPISODES))  # type: ignore[arg-type]
     for vec_env in (model.get_env(), eval_env):
         vec_env.close()  # type: ignore[union-attr]
-    seconds = round(time.perf_counter() - start, 1)
-    versions = (version("sb3-contrib"), version("torch"), current_commit())
-    return dict(zip(FIELDS, (algorithm, env, seed, model.num_timesteps, score, deviation, seconds, *versions), strict=True))
+    return {
+        "algorithm": algorithm,
+        "env": env,
+        "seed": seed,
+        "timesteps": model.num_timesteps,
+        "score": score,
+        "deviation": deviation,
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(PACKAGES),
+        "commit": current_commit(),
+        **environment(),
+    }
 
 
 def report() -> int:

@@ -103,7 +103,9 @@ class Results:
         if not rows:
             return
         with _in_one_piece(self.table, "w") as file:
-            writer = csv.DictWriter(file, rows[0][1].keys(), lineterminator="\n")
+            # Older runs do not say which kernels they used
+            names = dict.fromkeys(name for _, row in rows for name in row)
+            writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(row for _, row in rows)
 

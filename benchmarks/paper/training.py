@@ -1,9 +1,7 @@
 """One run: where the paper is silent, as its authors' code of 2017 (openai/baselines, ppo1) did it."""
 
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run, hyperparameters
+from benchmarks.provenance import environment, versions
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError
 from sb3_ppo_variants.wrappers import TimeLimitIsTerminal, UnboundedActions
 
@@ -187,13 +186,9 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
         "episodes": len(recorder.returns),
         "score": round(float(np.mean(recorder.returns[-LAST_EPISODES:])), 4),
         "seconds": round(time.perf_counter() - start, 1),
-        "versions": "; ".join(
-            [
-                f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
-                *(f"{package} {version(package)}" for package in packages),
-            ]
-        ),
+        "versions": versions(packages),
         "commit": commit,
+        **environment(),
     }
     curves = {
         "lengths": np.array(recorder.lengths, np.int32),
