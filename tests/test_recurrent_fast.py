@@ -10,7 +10,7 @@ from compiled_support import needs_new_torch
 from masked_support import masked_env
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from support import equal, make_model, space_env
+from support import InEachRollout, LinearExtractor, equal, make_model, space_env
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -19,6 +19,7 @@ from sb3_ppo_variants.buffers import STATES
 from sb3_ppo_variants.compiled import lstm
 from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.recurrent import OneCall, Scanned
+from sb3_ppo_variants.compiled.support import CompilationError
 from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.loss import ppo_loss
 from sb3_ppo_variants.objectives import clipped_surrogate, kl_penalized_surrogate
@@ -239,6 +240,38 @@ def test_compiled_update(cls, policy, options):
     assert is_compiled
     assert (model._backend.step is None) == ("recurrent_layer_type" in options)
     assert (found - right).norm() < 1e-3 * right.norm()
+
+
+@needs_new_torch
+def test_a_wrong_operator_is_noticed(monkeypatch):
+    """Also where it is wrong in the same way nearby."""
+    right = lstm.remember
+    monkeypatch.setattr(lstm, "remember", lambda *args: 1.1 * right(*args))
+    model = make_model(PPOClip, "MlpLstmPolicy", policy_kwargs=SMALL, compile=True)
+    with pytest.raises(CompilationError, match="the compiled step computes something else than the policy"):
+        model.learn(52)
+
+
+class Scaled(LinearExtractor):
+    """Depends on a number that is no tensor."""
+
+    factor = 1.0
+
+    def scale(self):
+        return self.factor
+
+
+@needs_new_torch
+def test_compiled_anew_after_a_change():
+    """Of something else than the parameters, before the third update."""
+
+    def change(model):
+        model.policy.features_extractor.factor = 1.0 if model.num_timesteps < 156 else 0.5
+
+    policy_kwargs = {**SMALL, "features_extractor_class": Scaled}
+    model = make_model(PPOClip, "MlpLstmPolicy", policy_kwargs=policy_kwargs, compile=True)
+    model.learn(4 * 52, InEachRollout(change, at_end=True), log_interval=None)
+    assert model._backend.step.n_compilations == 2
 
 
 @needs_new_torch

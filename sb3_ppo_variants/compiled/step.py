@@ -92,7 +92,7 @@ class CompiledStep:
         batch = self.kind.select(Batch(*data), index, self.n_rollout_steps)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
-        loss = partial(self.loss, batch, coef)
+        loss = partial(self.loss, self.kind, batch, coef)
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_constants)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), constants)
         gradient = self.layout.concatenate(gradients)
@@ -121,18 +121,23 @@ class CompiledStep:
         return th.cat([metrics, norm[None]]), scale
 
     def loss(
-        self, batch: Batch, coef: dict[str, Any], parameters: list[th.Tensor], constants: dict[str, th.Tensor]
+        self,
+        kind: FeedForward,
+        batch: Batch,
+        coef: dict[str, Any],
+        parameters: list[th.Tensor],
+        constants: dict[str, th.Tensor],
     ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
-        """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
+        """The loss of a minibatch that ``kind`` selects, the values of ``METRICS`` and what becomes of the buffers."""
         # Batch normalisation writes to its buffers
         constants = {name: constant.clone() for name, constant in constants.items()}
         trained = {f"policy.{name}": tensor for name, tensor in self.layout.at_places(parameters).items()}
-        loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, coef), tie_weights=False)
+        loss, metrics = functional_call(self.module, {**trained, **constants}, (kind, batch, coef), tie_weights=False)
         return loss, (metrics, constants)
 
-    def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluated_loss(self, kind: FeedForward, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
-        evaluation = self.kind.evaluate(batch)
+        evaluation = kind.evaluate(batch)
         return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:

@@ -40,7 +40,7 @@ def check_purity(step: "CompiledStep", batch: Batch) -> None:
     first: list[th.Tensor] = []
     for _ in range(N_EVALUATIONS):
         with kept_generators(step.policy.device):
-            found = _step_from(step, batch, step.layout.parameters)
+            found = _step_from(step, step.kind, batch, step.layout.parameters)
         numbers = [number.nan_to_num() for number in (found.metrics, *found.gradients)]
         first = first or numbers
         if not all(map(th.equal, numbers, first)):
@@ -61,11 +61,11 @@ def expected_step(kind: FeedForward, batch: Batch, settings: Settings) -> Expect
         return _expected(loss, metrics, trainable(kind.policy))
 
 
-def _step_from(step: "CompiledStep", batch: Batch, parameters: Sequence[th.Tensor]) -> ExpectedStep:
-    """The step that is compiled, without compiling it."""
+def _step_from(step: "CompiledStep", kind: FeedForward, batch: Batch, parameters: Sequence[th.Tensor]) -> ExpectedStep:
+    """The step from other parameters."""
     parameters = [parameter.detach().clone().requires_grad_() for parameter in parameters]
     with th.enable_grad():
-        loss, (metrics, _) = step.loss(batch, dict(step.settings.coef), parameters, step.constants)
+        loss, (metrics, _) = step.loss(kind, batch, dict(step.settings.coef), parameters, step.constants)
         return _expected(loss, metrics, parameters)
 
 
@@ -75,11 +75,12 @@ def _expected(loss: th.Tensor, metrics: th.Tensor, parameters: Sequence[th.Tenso
     return ExpectedStep(metrics, gradients, {i for i, gradient in enumerate(found) if gradient is None})
 
 
-def nearby_step(step: "CompiledStep", batch: Batch) -> ExpectedStep:
+def nearby_step(step: "CompiledStep", kind: FeedForward, batch: Batch) -> ExpectedStep:
     """The same step from parameters with an error of some roundings: how far these reach where much cancels out."""
     generator = th.Generator().manual_seed(0)
     errors = [1 + ERROR * (2 * th.rand(p.shape, generator=generator) - 1) for p in step.layout.parameters]
-    return _step_from(step, batch, [p.detach() * error for p, error in zip(step.layout.parameters, errors, strict=True)])
+    parameters = [p.detach() * error for p, error in zip(step.layout.parameters, errors, strict=True)]
+    return _step_from(step, kind, batch, parameters)
 
 
 def difference(
@@ -106,7 +107,7 @@ def difference(
         if _difference(step, before, expected, expected, row) is None:
             return None
         th.set_rng_state(generator_state)
-        return _difference(step, before, expected, nearby_step(step, batch), row)
+        return _difference(step, before, expected, nearby_step(step, kind, batch), row)
 
 
 def _has_metrics(kind: FeedForward, batch: Batch, settings: Settings, row: th.Tensor) -> bool:
