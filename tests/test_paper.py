@@ -13,11 +13,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from benchmarks.paper import experiments, figures, runner, tables, training
+from benchmarks.paper import experiments, figures, runner, tables, training, verification
 from benchmarks.paper.__main__ import FIGURES, main
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants, rows_of
+from benchmarks.provenance import current_commit
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
 from sb3_ppo_variants.objectives import policy_gradient
 
@@ -189,13 +190,67 @@ def test_each_run_has_one_row(directory):
 
 def test_commands_make_runs_again(directory, tmp_path, capsys, call):
     assert call("commands", "--results", directory, "--settings", "clip_0.2", "--seeds", "0") == 0
-    # Without what checks out the commit
+    # Without what checks out the commit and sets the environment
     printed = capsys.readouterr().out.strip().split(" && ")[-1]
-    assert printed.startswith("python -m benchmarks.paper run ")
-    assert call(*shlex.split(printed, comments=True)[3:-1], tmp_path, "--jobs", "1") == 0
+    environment, command = printed.split("python -m benchmarks.paper ")
+    assert environment.startswith("env -u ")
+    assert call(*shlex.split(command, comments=True)[:-1], tmp_path, "--jobs", "1") == 0
     run = Run("paper", "clip_0.2", "InvertedPendulum-v4", 0)
-    expected, actual = Results(directory).load(run), Results(tmp_path).load(run)
-    np.testing.assert_array_equal(actual.curves["returns"], expected.curves["returns"])
+    assert verification.differences(Results(directory).load(run), Results(tmp_path).load(run)) == []
+
+
+def test_commands_unset_what_a_run_did_not_have(monkeypatch):
+    monkeypatch.setattr(experiments, "VARIABLES", ("A", "B", "C"))
+    run, row = Run("paper", "none", "Reacher-v4", 0), {"commit": "unknown", "timesteps": 1_000_000}
+    tail = "--variants paper --settings none --envs Reacher-v4 --seeds 0 --results ../again"
+    assert experiments.command(run, row) == f"env -u A -u B -u C python -m benchmarks.paper run {tail}"
+    command = experiments.command(run, {**row, "variables": "A=Zen; C=g++ -O"})
+    assert command == f"env -u B A=Zen C='g++ -O' python -m benchmarks.paper run {tail}"
+
+
+@pytest.fixture
+def changed(directory, tmp_path):
+    """Two of the tiny runs in another directory: one as an older commit left it, and one with another last bit."""
+    results = Results(tmp_path / "changed")
+    results.curves.mkdir(parents=True)
+    for setting in ("clip_0.2", "adaptive_kl_0.01"):
+        run = Run("paper", setting, "InvertedPendulum-v4", 0)
+        result = Results(directory).load(run)
+        if setting == "clip_0.2":
+            # As older rows
+            for name in ("processor", "blas", "cpu_capability", "variables"):
+                del result.row[name]
+            result.row.update(commit="before", versions=f"torch 1.0; {result.row['versions']}")
+        else:
+            result.curves["returns"][-1] = np.nextafter(result.curves["returns"][-1], np.float32(np.inf))
+        results.save(run, result)
+    return results.directory
+
+
+def test_verify_tells_which_runs_are_exact(changed, capsys, call):
+    assert call("verify", "1", "--results", changed, "--settings", "clip_0.2", "--jobs", "1") == 0
+    exact = capsys.readouterr().out
+    assert exact.startswith(f"Made again by commit {current_commit()}, which is checked out")
+    assert "paper-clip_0.2-InvertedPendulum-v4-0: exact\n" in exact
+    assert f"    commit: before, now {current_commit()}\n    versions: torch 1.0, now none\n" in exact
+    assert "    blas: not recorded, now " in exact
+    assert exact.endswith("1 of 1 are exact\n")
+    assert call("verify", "2", "--seed", "0", "--results", changed, "--jobs", "1") == 1
+    both = capsys.readouterr().out
+    n_episodes = len(Results(changed).load(Run("paper", "adaptive_kl_0.01", "InvertedPendulum-v4", 0)).curves["returns"])
+    change = f"returns: the same up to number {n_episodes - 1} of {n_episodes}"
+    # Nothing else is, not even in the environment
+    assert f"paper-adaptive_kl_0.01-InvertedPendulum-v4-0: NOT EXACT\n    {change}\n" in both
+    assert both.count("not recorded") == 4
+    assert both.endswith("1 of 2 are exact\n")
+
+
+def test_verify_draws_at_random(changed, capsys, call):
+    runs = [Run("paper", "none", "Reacher-v4", seed) for seed in range(10)]
+    assert verification.draw(runs, 3, seed=1) == verification.draw(runs, 3, seed=1) != verification.draw(runs, 3, seed=2)
+    assert sorted(verification.draw(runs, 10, seed=None)) == runs
+    assert call("verify", "3", "--results", changed) == 2
+    assert "number must be from 1 to 2, as there are so many runs, but it is 3" in capsys.readouterr().err
 
 
 def test_constants_are_frozen_once(directory, tmp_path):

@@ -1,5 +1,7 @@
 """What is run: the settings of Table 1, the tasks, the seeds, and the variants of what the paper leaves open."""
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.provenance import VARIABLES
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
@@ -217,17 +220,20 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     return {**table, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}
 
 
-def command(run: Run, commit: str, timesteps: int) -> str:
+def command(run: Run, row: Mapping[str, Any]) -> str:
     """
     The command that makes a run again.
 
     :param run: the run
-    :param commit: the commit that it was made with, as ``current_commit`` gives it
-    :param timesteps: its length
+    :param row: its row: commit, length and, but for older ones, which were made with none of them set, ``VARIABLES``
     :return: for a shell, in a checkout of the repository
     """
+    commit, timesteps = row["commit"], row["timesteps"]
     checkout = "" if commit == "unknown" else f"git checkout {commit.removesuffix('+')} && "
+    variables = dict(part.split("=", 1) for part in row.get("variables", "").split("; ") if part)
+    unset = [f"-u {name}" for name in VARIABLES if name not in variables]
+    environment = " ".join(["env", *unset, *(f"{name}={shlex.quote(value)}" for name, value in variables.items())])
     selection = f"--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
     length = "" if timesteps == TIMESTEPS else f" --timesteps {timesteps}"
     changed = "  # with changes that had not been committed" if commit.endswith("+") else ""
-    return f"{checkout}python -m benchmarks.paper run {selection}{length} --results ../again{changed}"
+    return f"{checkout}{environment} python -m benchmarks.paper run {selection}{length} --results ../again{changed}"
