@@ -58,13 +58,13 @@ class Study:
 
     @cached_property
     def table_1(self) -> Scores:
-        """The scores of Table 1's runs."""
-        return self._scores("table1")
+        """The scores of Table 1's runs, and of what the text mentions without numbers."""
+        return self._scores("table1", *self._complete("log_clip"))
 
     @cached_property
     def ten_seeds(self) -> Scores:
         """The scores of the settings with ten seeds."""
-        stages = [name for name in STAGES if name.startswith("seeds_")]
+        stages = self._complete("seeds")
         settings = {run.setting for name in stages for run in STAGES[name]}
         scores = self._scores("table1", *stages)
         return scores.only([run for run in scores.rows if run.setting in settings])
