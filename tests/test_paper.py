@@ -4,6 +4,7 @@ import csv
 import re
 import shlex
 import sys
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -363,13 +364,33 @@ def test_missing_damaged_and_renamed_runs_are_named(tmp_path, capsys, call):
 
 def test_cells_of_table_1():
     # In each task 79, 80 and 81 of 100; with the policy before training as 0, HalfCheetah has 279, 280 and 281 of 300
-    scores = made_up_scores({"clip_0.2": [79, 80, 81]})
+    scores = made_up_scores({"clip_0.2": [79, 80, 81], "policy_gradient": [-100, 0, 700]})
+    study = SimpleNamespace(table_1=scores, ten_seeds=made_up_scores({"clip_0.2": [79, 80, 81, 84]}))
     # Deviation 0.01: to either side, the interval is 2.145 (t, 14 degrees of freedom) sqrt(7 / 3) 0.01 / 7 = 0.005, and that
-    # of the difference from the paper sqrt(2) times as much
-    cells = "0.82 | 0.80 (0.80 to 0.80) | -0.02 (-0.03 to -0.01) | 0.82 (0.81 to 0.82) | 21"
-    assert tables._table_1(scores).splitlines()[-1] == f"| Clipping, epsilon = 0.2 | {cells} |"
+    # of the difference from the paper sqrt(2) times as much. With 84, a variance of 14 / 3 and 21 degrees of freedom:
+    # 2.080 sqrt(7 * 14 / 3 / 4) / 7 / 100 = 0.0085
+    cells = "0.82 | 0.80 (0.80 to 0.80) | -0.02 (-0.03 to -0.01) | 0.81 (0.80 to 0.82)"
+    assert tables._table_1(study).splitlines()[2:] == [f"| Clipping, epsilon = 0.2 | {cells} |"]
+    assert "21 runs with a median of 0.00 and a mean of 2.00" in tables._policy_gradient(study)
     # 80 of 90
     assert "| 0.82 | 0.80 (0.80 to 0.80) | 0.89 (" in tables._readings(scores)
+
+
+def test_cells_of_equivalence_and_power():
+    scores = made_up_scores({"clip_0.2": [79, 80, 81], "adaptive_kl_0.01": [69, 70, 71], "fixed_kl_3": [71, 72, 73]})
+    study = SimpleNamespace(table_1=scores, ten_seeds=scores)
+    # 1.761 (t, 14 degrees of freedom, one side) sqrt(2 * 7 / 3) 0.01 / 7 = 0.0054: at most 0.0254
+    assert "| Clipping, epsilon = 0.2, minus the paper | 3 | -0.02 (-0.03 to -0.01) | 0.03 |" in tables._equivalences(study)
+    scores = made_up_scores({"clip_0.2": [70, 80, 90], "adaptive_kl_0.01": [60, 70, 80], "fixed_kl_3": [61, 71, 81]})
+    study = SimpleNamespace(table_1=scores, ten_seeds=scores)
+    # The standard error is sqrt(14 * 0.01 / 3) / 7 = 0.0309: 0.08 is 2.59 of it, and 2.05 (t, 28 degrees of freedom) is
+    # exceeded with a probability of about Phi(0.54) = 0.71; 0.80 takes 2.05 + 0.84 = 2.89 of it, 0.089
+    assert tables._power(study).splitlines()[2].split(" | ")[1:] == ["+0.08", "0.71", "0.71", "0.09", "0.09 |"]
+
+
+def test_runs_that_tie_for_the_best_are_counted():
+    scores = made_up_scores({"clip_0.2": [100, 100, 81], "clip_0.3": [100, 2, 3], "none": [0, 0, 0]})
+    assert "| 100 (3 runs) | 90.0 (Clipping, epsilon = 0.3) |" in tables._normalization(scores)
 
 
 def made_up_scores(returns):
@@ -381,7 +402,15 @@ def made_up_scores(returns):
         for seed, score in enumerate(returns[setting])
     }
     constants = {
-        env: {"uniform": 0, "untrained": -200 if env == TASKS[0] else 0, "best_run": 100, "best_setting": 90} for env in TASKS
+        env: {
+            "uniform": 0,
+            "untrained": -200 if env == TASKS[0] else 0,
+            "best_run": 100,
+            "best_run_of": "clip_0.2",
+            "best_setting": 90,
+            "best_setting_of": "clip_0.3",
+        }
+        for env in TASKS
     }
     return Scores(rows, constants)
 
