@@ -18,7 +18,7 @@ from benchmarks.paper import experiments, figures, runner, tables, training, ver
 from benchmarks.paper.__main__ import FIGURES, main
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants, rows_of
+from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants
 from benchmarks.provenance import current_commit
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
 from sb3_ppo_variants.objectives import Terms, policy_gradient
@@ -336,8 +336,8 @@ def test_tables_in_the_documents_are_those_of_the_committed_results(tmp_path):
         assert tables.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"
     names = re.findall(r"<!-- table: (\w+) -->\n\n\|", tables.DOCUMENTS[0].read_text(encoding="utf-8"))
     assert sorted(names) == sorted(tables.TABLES)
-    drawn_from = figures.of_runs(study.table_1)
-    for name in ("figure1", "figure2", "learning_curves", "performance_profile", "kl"):
+    drawn_from = figures.of_runs(study.all_seeds)
+    for name in ("table1", "learning_curves", "performance_profile", "kl", "figure1", "figure2"):
         assert drawn_from in (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
 
 
@@ -429,14 +429,19 @@ def test_figure_2_is_that_of_the_paper():
 
 
 def test_figures_are_drawn(directory, tmp_path):
-    results, runs = Results(directory), list(Results(directory).rows())
-    (tmp_path / "constants.csv").write_text(
-        "env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of\n"
-        "InvertedPendulum-v4,0,0,90,clip_0.2,80,clip_0.2\n"
-    )
-    constants = read_constants(tmp_path / "constants.csv")
-    figures.draw(results, tmp_path / "figures", tmp_path / "constants.csv", runs)
-    assert len(list((tmp_path / "figures").iterdir())) == 2 * 5
-    drawn_from = figures.of_runs(Scores(rows_of(results, runs), constants))
+    results = Results(tmp_path / "results")
+    results.curves.mkdir(parents=True)
+    for run in Results(directory).rows():
+        result = Results(directory).load(run)
+        # Intervals take two seeds
+        for seed in (0, 1):
+            row = {**result.row, "seed": seed, "score": result.row["score"] + seed}
+            results.save(Run(run.variant, run.setting, run.env, seed), training.Result(row, result.curves))
+    constants = {"InvertedPendulum-v4": {"uniform": 0.0, "untrained": 0.0, "best_run": 90.0}}
+    scores = Scores(results.rows(), constants)
+    figures.draw(results, scores, tmp_path / "figures")
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".pdf"}
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * 6
+    drawn_from = figures.of_runs(scores)
     assert drawn_from in (tmp_path / "figures" / "kl.svg").read_text(encoding="utf-8")
-    assert figures.of_runs(Scores(rows_of(results, runs[1:]), constants)) != drawn_from
+    assert figures.of_runs(scores.only(list(scores.rows)[1:])) != drawn_from

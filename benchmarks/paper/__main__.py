@@ -7,7 +7,7 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper verify 3   # makes three of them again, drawn at random, and says whether they are exact
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
     python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
-    python -m benchmarks.paper figures    # draws the figures of docs/paper.md
+    python -m benchmarks.paper figures    # draws the figures of docs/paper.md and README.md
 """
 
 import argparse
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "verify": "make some runs again, drawn at random, by the code that is checked out, and tell which are exact",
         "freeze": "write the constants of the normalisation, once and for all",
         "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
-        "figures": "draw the figures of docs/paper.md",
+        "figures": "draw the figures of docs/paper.md and README.md",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -105,7 +105,7 @@ def main() -> int:
         elif args.command == "figures":
             from benchmarks.paper import figures
 
-            figures.draw(results, args.output, args.constants)
+            figures.draw(results, Study(results, args.constants).all_seeds, args.output)
         else:
             tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:
