@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import SEEDS, SETTINGS, Run, kind_of
+from benchmarks.paper.experiments import MORE_SEEDS, SEEDS, SETTINGS, Run, kind_of
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, paper_scores
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
@@ -81,28 +81,23 @@ def table_1(scores: Scores) -> Any:
     :return: the figure
     """
     settings = [name for name in scores.settings() if name in paper_scores()]
+    places = -np.arange(len(settings))
     three = scores.only([run for run in scores.rows if run.seed in SEEDS])
+    with_more = {run.setting for run in scores.rows if run.seed in MORE_SEEDS}
+    more = scores.only([run for run in scores.rows if run.setting in with_more])
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True, width_ratios=[1, 2.6])
-    series = (
-        (scores, settings, 0.0, {"fmt": "s", "color": "C0", "label": "here, 10 seeds"}),
-        (three, settings, 0.26, {"fmt": "o", "color": "C1", "label": "here, the 3 seeds of the protocol"}),
-    )
     for axes in panels:
-        places = -np.arange(len(settings))
-        numbers = [paper_scores()[name] for name in settings]
-        axes.plot(numbers, places + 0.26, "D", color="black", markersize=7, fillstyle="none", label="the paper, 3 seeds")
-        for some, names, lower, look in series:
-            runs = {name: some.normalized(name) for name in names}
-            if some is scores:
-                runs = {name: one for name, one in runs.items() if one.shape[1] > len(SEEDS)}
-            axes.errorbar(
-                [statistics.mean(one) for one in runs.values()],
-                [places[settings.index(name)] - lower for name in runs],
-                xerr=[statistics.half_width(one) for one in runs.values()],
-                markersize=5,
-                capsize=2,
-                **look,
-            )
+        papers = [paper_scores()[name] for name in settings]
+        axes.plot(papers, places + 0.26, "D", color="black", markersize=7, fillstyle="none", label="the paper, 3 seeds")
+        for some, lower, look in (
+            (more, 0.0, {"fmt": "s", "color": "C0", "label": "here, 10 seeds"}),
+            (three, 0.26, {"fmt": "o", "color": "C1", "label": "here, the 3 seeds of the protocol"}),
+        ):
+            there = [
+                (place, some.normalized(name)) for place, name in zip(places, settings, strict=True) if name in some.settings()
+            ]
+            means, widths = ([one(runs) for _, runs in there] for one in (statistics.mean, statistics.half_width))
+            axes.errorbar(means, [place - lower for place, _ in there], xerr=widths, markersize=5, capsize=2, **look)
         axes.grid(axis="x", color="0.9")
         for place in places[1:] + 0.5:
             axes.axhline(place, color="0.93", linewidth=0.8)
