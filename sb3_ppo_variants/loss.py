@@ -98,7 +98,7 @@ def ppo_loss(
     :param batch: the minibatch, with pi_old
     :param evaluation: what the policy says of it
     :param coef: coefficients by name: ``vf_coef`` (c1), ``ent_coef`` (c2), and ``clip_range``, ``clip_range_vf`` where there
-        is such clipping
+        is such clipping; with any ``pessimistic_vf``, clipping the values never makes an error smaller
     :param standardizes: whether the advantages are standardised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
     :raises NotImplementedError: if the objective asks for the KL, and no closed form is known
@@ -125,7 +125,12 @@ def ppo_loss(
     values = evaluation.values
     if "clip_range_vf" in coef:
         largest = coef["clip_range_vf"]
-        values = batch.old_values + th.clamp(values - batch.old_values, -largest, largest)  # type: ignore[arg-type]
+        clipped = batch.old_values + th.clamp(values - batch.old_values, -largest, largest)  # type: ignore[arg-type]
+        if "pessimistic_vf" in coef:
+            # As in openai/baselines: of both errors the larger one
+            is_worse = (values - batch.returns).abs() > (clipped - batch.returns).abs()
+            clipped = th.where(is_worse, values, clipped)
+        values = clipped
     # Both are the mean squared error, rounded as SB3 and as contrib round it
     value_loss = ((batch.returns - values) ** 2).mean() if is_padded else F.mse_loss(batch.returns, values)
 

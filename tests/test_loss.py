@@ -77,6 +77,22 @@ def test_value_clipping(evaluation, number):
     assert evaluation.values.grad.tolist() == pytest.approx([0.0, 1.5])
 
 
+@pytest.mark.parametrize("number", [float, th.tensor])
+def test_pessimistic_value_clipping(evaluation, number):
+    coef = {**COEF, "clip_range_vf": number(0.5), "pessimistic_vf": number(1.0)}
+    # The first value, 1, has gone from 0 towards the return 2, and is held back at 0.5; the second, 3, has gone from 2 away
+    # from the return 0, and is not taken for 2.5: ((0.5 - 2)^2 + (3 - 0)^2) / 2
+    data = batch()._replace(old_values=th.tensor([0.0, 2.0]))
+    loss, metrics = ppo_loss(clipped_surrogate, data, evaluation, coef, standardizes=False)
+    assert measured(loss, metrics)["value_loss"] == pytest.approx(5.625)
+    loss.backward()
+    assert evaluation.values.grad.tolist() == pytest.approx([0.0, 1.5])
+    # SB3's: ((0.5 - 2)^2 + (2.5 - 0)^2) / 2, with no gradient
+    del coef["pessimistic_vf"]
+    _, metrics = ppo_loss(clipped_surrogate, data, evaluation, coef, standardizes=False)
+    assert metrics[METRICS.index("value_loss")].item() == pytest.approx(4.25)
+
+
 def test_entropy_that_is_not_known_is_estimated(evaluation):
     loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation._replace(entropy=None), COEF, standardizes=False)
     # S = E[-log pi] = - ln(1.5) / 2

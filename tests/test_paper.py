@@ -4,6 +4,7 @@ import csv
 import re
 import shlex
 import sys
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -13,13 +14,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from benchmarks.paper import experiments, figures, runner, tables, training
+from benchmarks.paper import experiments, figures, runner, tables, training, verification
 from benchmarks.paper.__main__ import FIGURES, main
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants, rows_of
+from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants
+from benchmarks.provenance import current_commit
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
-from sb3_ppo_variants.objectives import policy_gradient
+from sb3_ppo_variants.objectives import Terms, policy_gradient
 
 
 @pytest.fixture
@@ -39,12 +41,39 @@ def test_the_plan_is_the_papers():
     trained = [run for run in STAGES["table1"] if run.setting in SETTINGS]
     # 231 runs, and the twelfth setting
     assert len(trained) == 12 * 7 * 3
-    assert list(paper_scores()) == list(SETTINGS)[:-1]
+    assert list(paper_scores()) == list(SETTINGS)[:11]
     runs = [run for stage in STAGES.values() for run in stage]
     assert len(set(runs)) == len(runs)
-    assert all(len(STAGES[f"seeds_{setting}"]) == 7 * 7 for setting in experiments.MORE_SEEDS_SETTINGS)
+    assert all(len(STAGES[f"seeds_{setting}"]) == 7 * 7 for setting in paper_scores())
+    assert [len(STAGES[name]) for name in ("log_clip", "details_clipped_values")] == [21, 42]
     # Equation (2)
     assert experiments.PPOPolicyGradient.objective is policy_gradient
+
+
+def test_clipping_in_log_space():
+    # Ratios of e^0.5, e^-0.5 and e^0.1; from e^-0.25 = 0.7788 to e^0.25 = 1.2840, clipping changes the first two
+    terms = Terms(th.tensor([0.5, -0.5, 0.1]), th.zeros(3), th.tensor([2.0, -1.0, 3.0]), kl=lambda: th.zeros(3))
+    found = experiments.PPOLogClip.objective(terms, {"clip_range": 0.25})
+    # The smaller of 3.2974 and 2.5681, of -0.6065 and -0.7788, and 3 * 1.1052
+    np.testing.assert_allclose(found, [2.5681, -0.7788, 3.3155], atol=1e-4)
+    # Whichever way the ratio goes, only the pessimistic side is clipped: 1.6487 * -2 and 0.6065 * 1
+    terms = Terms(th.tensor([0.5, -0.5]), th.zeros(2), th.tensor([-2.0, 1.0]), kl=lambda: th.zeros(2))
+    np.testing.assert_allclose(experiments.PPOLogClip.objective(terms, {"clip_range": 0.25}), [-3.2974, 0.6065], atol=1e-4)
+
+
+def test_values_are_clipped_as_at_the_release_of_ppo1():
+    model = make_model("clipped_values", "none", "Reacher-v4")
+    assert model.coefficients() == {
+        "vf_coef": 0.5,
+        "ent_coef": 0.0,
+        "clip_range_vf": 0.2,
+        "kl_coef": 0.0,
+        "pessimistic_vf": 1.0,
+    }
+    inspect = Inspect()
+    model.learn(2048, callback=[training.ObservationFilter(model.env), inspect])
+    # The old values are those of the old parameters and the new statistics, as log probabilities are
+    np.testing.assert_allclose(*inspect.values[0], rtol=1e-5, atol=1e-6)
 
 
 def test_hyperparameters_are_those_of_table_3():
@@ -83,6 +112,7 @@ class Inspect(BaseCallback):
         super().__init__()
         self.raw = []
         self.rollouts = []
+        self.values = []
 
     def _on_rollout_start(self):
         self.raw.append(self.training_env.get_original_obs())
@@ -95,7 +125,8 @@ class Inspect(BaseCallback):
         buffer = self.locals["rollout_buffer"]
         with th.no_grad():
             obs, actions = (th.as_tensor(array[:, 0]).float() for array in (buffer.observations, buffer.actions))
-            _, log_prob, _ = self.model.policy.evaluate_actions(obs, actions)
+            values, log_prob, _ = self.model.policy.evaluate_actions(obs, actions)
+        self.values.append((buffer.values[:, 0].copy(), values[:, 0].numpy()))
         self.rollouts.append((buffer.observations[:, 0].copy(), buffer.log_probs[:, 0].copy(), log_prob.numpy()))
 
 
@@ -189,13 +220,67 @@ def test_each_run_has_one_row(directory):
 
 def test_commands_make_runs_again(directory, tmp_path, capsys, call):
     assert call("commands", "--results", directory, "--settings", "clip_0.2", "--seeds", "0") == 0
-    # Without what checks out the commit
+    # Without what checks out the commit and sets the environment
     printed = capsys.readouterr().out.strip().split(" && ")[-1]
-    assert printed.startswith("python -m benchmarks.paper run ")
-    assert call(*shlex.split(printed, comments=True)[3:-1], tmp_path, "--jobs", "1") == 0
+    environment, command = printed.split("python -m benchmarks.paper ")
+    assert environment.startswith("env -u ")
+    assert call(*shlex.split(command, comments=True)[:-1], tmp_path, "--jobs", "1") == 0
     run = Run("paper", "clip_0.2", "InvertedPendulum-v4", 0)
-    expected, actual = Results(directory).load(run), Results(tmp_path).load(run)
-    np.testing.assert_array_equal(actual.curves["returns"], expected.curves["returns"])
+    assert verification.differences(Results(directory).load(run), Results(tmp_path).load(run)) == []
+
+
+def test_commands_unset_what_a_run_did_not_have(monkeypatch):
+    monkeypatch.setattr(experiments, "VARIABLES", ("A", "B", "C"))
+    run, row = Run("paper", "none", "Reacher-v4", 0), {"commit": "unknown", "timesteps": 1_000_000}
+    tail = "--variants paper --settings none --envs Reacher-v4 --seeds 0 --results ../again"
+    assert experiments.command(run, row) == f"env -u A -u B -u C python -m benchmarks.paper run {tail}"
+    command = experiments.command(run, {**row, "variables": "A=Zen; C=g++ -O"})
+    assert command == f"env -u B A=Zen C='g++ -O' python -m benchmarks.paper run {tail}"
+
+
+@pytest.fixture
+def changed(directory, tmp_path):
+    """Two of the tiny runs in another directory: one as an older commit left it, and one with another last bit."""
+    results = Results(tmp_path / "changed")
+    results.curves.mkdir(parents=True)
+    for setting in ("clip_0.2", "adaptive_kl_0.01"):
+        run = Run("paper", setting, "InvertedPendulum-v4", 0)
+        result = Results(directory).load(run)
+        if setting == "clip_0.2":
+            # As older rows
+            for name in ("processor", "blas", "cpu_capability", "variables"):
+                del result.row[name]
+            result.row.update(commit="before", versions=f"torch 1.0; {result.row['versions']}")
+        else:
+            result.curves["returns"][-1] = np.nextafter(result.curves["returns"][-1], np.float32(np.inf))
+        results.save(run, result)
+    return results.directory
+
+
+def test_verify_tells_which_runs_are_exact(changed, capsys, call):
+    assert call("verify", "1", "--results", changed, "--settings", "clip_0.2", "--jobs", "1") == 0
+    exact = capsys.readouterr().out
+    assert exact.startswith(f"Made again by commit {current_commit()}, which is checked out")
+    assert "paper-clip_0.2-InvertedPendulum-v4-0: exact\n" in exact
+    assert f"    commit: before, now {current_commit()}\n    versions: torch 1.0, now none\n" in exact
+    assert "    blas: not recorded, now " in exact
+    assert exact.endswith("1 of 1 are exact\n")
+    assert call("verify", "2", "--seed", "0", "--results", changed, "--jobs", "1") == 1
+    both = capsys.readouterr().out
+    n_episodes = len(Results(changed).load(Run("paper", "adaptive_kl_0.01", "InvertedPendulum-v4", 0)).curves["returns"])
+    change = f"returns: the same up to number {n_episodes - 1} of {n_episodes}"
+    # Nothing else is, not even in the environment
+    assert f"paper-adaptive_kl_0.01-InvertedPendulum-v4-0: NOT EXACT\n    {change}\n" in both
+    assert both.count("not recorded") == 4
+    assert both.endswith("1 of 2 are exact\n")
+
+
+def test_verify_draws_at_random(changed, capsys, call):
+    runs = [Run("paper", "none", "Reacher-v4", seed) for seed in range(10)]
+    assert verification.draw(runs, 3, seed=1) == verification.draw(runs, 3, seed=1) != verification.draw(runs, 3, seed=2)
+    assert sorted(verification.draw(runs, 10, seed=None)) == runs
+    assert call("verify", "3", "--results", changed) == 2
+    assert "number must be from 1 to 2, as there are so many runs, but it is 3" in capsys.readouterr().err
 
 
 def test_constants_are_frozen_once(directory, tmp_path):
@@ -236,7 +321,7 @@ def test_committed_results_are_complete():
     assert rows == [{name: str(value) for name, value in row.items()} for _, row in sorted(results.rows().items())]
     assert {row["timesteps"] for row in rows} == {"1000000"}
     for env, seed in ((env, seed) for env in TASKS for seed in SEEDS):
-        curves = [results.load(Run("paper", setting, env, seed)).curves for setting in SETTINGS]
+        curves = [results.load(Run("paper", setting, env, seed)).curves for setting in list(SETTINGS)[:12]]
         first = {tuple(curve["returns"][curve["lengths"].cumsum() <= 2048].tolist()) for curve in curves}
         assert len(first) == 1, (env, seed)
         assert len(first.pop()) >= 2
@@ -249,10 +334,10 @@ def test_tables_in_the_documents_are_those_of_the_committed_results(tmp_path):
     for path in tables.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert tables.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"
-    names = re.findall(r"<!-- table: (\w+) -->\n\n\|", tables.DOCUMENTS[0].read_text(encoding="utf-8"))
+    names = re.findall(r"<!-- table: (\w+) -->", tables.DOCUMENTS[0].read_text(encoding="utf-8"))
     assert sorted(names) == sorted(tables.TABLES)
-    drawn_from = figures.of_runs(study.table_1)
-    for name in ("figure1", "figure2", "learning_curves", "performance_profile", "kl"):
+    drawn_from = figures.of_runs(study.all_seeds)
+    for name in ("table1", "learning_curves", "performance_profile", "kl", "figure1", "figure2"):
         assert drawn_from in (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
 
 
@@ -279,13 +364,33 @@ def test_missing_damaged_and_renamed_runs_are_named(tmp_path, capsys, call):
 
 def test_cells_of_table_1():
     # In each task 79, 80 and 81 of 100; with the policy before training as 0, HalfCheetah has 279, 280 and 281 of 300
-    scores = made_up_scores({"clip_0.2": [79, 80, 81]})
+    scores = made_up_scores({"clip_0.2": [79, 80, 81], "policy_gradient": [-100, 0, 700]})
+    study = SimpleNamespace(table_1=scores, ten_seeds=made_up_scores({"clip_0.2": [79, 80, 81, 84]}))
     # Deviation 0.01: to either side, the interval is 2.145 (t, 14 degrees of freedom) sqrt(7 / 3) 0.01 / 7 = 0.005, and that
-    # of the difference from the paper sqrt(2) times as much
-    cells = "0.82 | 0.80 (0.80 to 0.80) | -0.02 (-0.03 to -0.01) | 0.82 (0.81 to 0.82) | 21"
-    assert tables._table_1(scores).splitlines()[-1] == f"| Clipping, epsilon = 0.2 | {cells} |"
+    # of the difference from the paper sqrt(2) times as much. With 84, a variance of 14 / 3 and 21 degrees of freedom:
+    # 2.080 sqrt(7 * 14 / 3 / 4) / 7 / 100 = 0.0085
+    cells = "0.82 | 0.80 (0.80 to 0.80) | -0.02 (-0.03 to -0.01) | 0.81 (0.80 to 0.82)"
+    assert tables._table_1(study).splitlines()[2:] == [f"| Clipping, epsilon = 0.2 | {cells} |"]
+    assert "21 runs with a median of 0.00 and a mean of 2.00" in tables._policy_gradient(study)
     # 80 of 90
     assert "| 0.82 | 0.80 (0.80 to 0.80) | 0.89 (" in tables._readings(scores)
+
+
+def test_cells_of_equivalence_and_power():
+    scores = made_up_scores({"clip_0.2": [79, 80, 81], "adaptive_kl_0.01": [69, 70, 71], "fixed_kl_3": [71, 72, 73]})
+    study = SimpleNamespace(table_1=scores, ten_seeds=scores)
+    # 1.761 (t, 14 degrees of freedom, one side) sqrt(2 * 7 / 3) 0.01 / 7 = 0.0054: at most 0.0254
+    assert "| Clipping, epsilon = 0.2, minus the paper | 3 | -0.02 (-0.03 to -0.01) | 0.03 |" in tables._equivalences(study)
+    scores = made_up_scores({"clip_0.2": [70, 80, 90], "adaptive_kl_0.01": [60, 70, 80], "fixed_kl_3": [61, 71, 81]})
+    study = SimpleNamespace(table_1=scores, ten_seeds=scores)
+    # The standard error is sqrt(14 * 0.01 / 3) / 7 = 0.0309: 0.08 is 2.59 of it, and 2.05 (t, 28 degrees of freedom) is
+    # exceeded with a probability of about Phi(0.54) = 0.71; 0.80 takes 2.05 + 0.84 = 2.89 of it, 0.089
+    assert tables._power(study).splitlines()[2].split(" | ")[1:] == ["+0.08", "0.71", "0.71", "0.09", "0.09 |"]
+
+
+def test_runs_that_tie_for_the_best_are_counted():
+    scores = made_up_scores({"clip_0.2": [100, 100, 81], "clip_0.3": [100, 2, 3], "none": [0, 0, 0]})
+    assert "| 100 (3 runs) | 90.0 (Clipping, epsilon = 0.3) |" in tables._normalization(scores)
 
 
 def made_up_scores(returns):
@@ -297,7 +402,15 @@ def made_up_scores(returns):
         for seed, score in enumerate(returns[setting])
     }
     constants = {
-        env: {"uniform": 0, "untrained": -200 if env == TASKS[0] else 0, "best_run": 100, "best_setting": 90} for env in TASKS
+        env: {
+            "uniform": 0,
+            "untrained": -200 if env == TASKS[0] else 0,
+            "best_run": 100,
+            "best_run_of": "clip_0.2",
+            "best_setting": 90,
+            "best_setting_of": "clip_0.3",
+        }
+        for env in TASKS
     }
     return Scores(rows, constants)
 
@@ -316,14 +429,19 @@ def test_figure_2_is_that_of_the_paper():
 
 
 def test_figures_are_drawn(directory, tmp_path):
-    results, runs = Results(directory), list(Results(directory).rows())
-    (tmp_path / "constants.csv").write_text(
-        "env,uniform,untrained,best_run,best_run_of,best_setting,best_setting_of\n"
-        "InvertedPendulum-v4,0,0,90,clip_0.2,80,clip_0.2\n"
-    )
-    constants = read_constants(tmp_path / "constants.csv")
-    figures.draw(results, tmp_path / "figures", tmp_path / "constants.csv", runs)
-    assert len(list((tmp_path / "figures").iterdir())) == 2 * 5
-    drawn_from = figures.of_runs(Scores(rows_of(results, runs), constants))
+    results = Results(tmp_path / "results")
+    results.curves.mkdir(parents=True)
+    for run in Results(directory).rows():
+        result = Results(directory).load(run)
+        # Intervals take two seeds
+        for seed in (0, 1):
+            row = {**result.row, "seed": seed, "score": result.row["score"] + seed}
+            results.save(Run(run.variant, run.setting, run.env, seed), training.Result(row, result.curves))
+    constants = {"InvertedPendulum-v4": {"uniform": 0.0, "untrained": 0.0, "best_run": 90.0}}
+    scores = Scores(results.rows(), constants)
+    figures.draw(results, scores, tmp_path / "figures")
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".pdf"}
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * 6
+    drawn_from = figures.of_runs(scores)
     assert drawn_from in (tmp_path / "figures" / "kl.svg").read_text(encoding="utf-8")
-    assert figures.of_runs(Scores(rows_of(results, runs[1:]), constants)) != drawn_from
+    assert figures.of_runs(scores.only(list(scores.rows)[1:])) != drawn_from

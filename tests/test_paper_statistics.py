@@ -18,6 +18,7 @@ def test_normalize():
 def test_means_and_profile():
     scores = np.array([[0.0, 0.25, 0.5, 0.5], [0.75, 1.0, 1.5, -2.0]])
     assert statistics.mean(scores) == pytest.approx(2.5 / 8)
+    assert statistics.median(scores) == 0.5
     # Sorted: -2, 0, 0.25, 0.5, 0.5, 0.75, 1, 1.5; the middle half is 0.25, 0.5, 0.5, 0.75
     assert statistics.interquartile_mean(scores) == pytest.approx(0.5)
     profile = statistics.performance_profile(scores, np.array([-3.0, 0.0, 0.5, 1.5]))
@@ -82,6 +83,21 @@ def test_half_width_of_an_interval():
     scores = np.array([[-1.0, 0.0, 1.0], [5.0, 5.0, 5.0]])
     assert statistics.half_width(scores) == pytest.approx(4.303 * np.sqrt(1 / 3) / 2, abs=1e-3)
     assert statistics.half_width(np.ones((2, 3))) == 0
+    # One-sided: 2.920 with 2 degrees of freedom
+    assert statistics.half_width(scores, level=0.9) == pytest.approx(2.920 * np.sqrt(1 / 3) / 2, abs=1e-3)
+
+
+def test_power():
+    # The textbook's: 17 in each of two groups, and a difference of one deviation
+    scores = (np.arange(17.0) - 8)[None] / np.sqrt(25.5)
+    assert statistics.power(1.0, scores, scores) == pytest.approx(0.807, abs=1e-3)
+    assert statistics.power(0.0, scores, scores) == pytest.approx(0.05)
+
+
+def test_tasks_won():
+    # Better, worse and alike on average
+    scores, others = np.array([[1.0, 4.0], [0.0, 0.0], [1.0, 3.0]]), np.array([[2.0, 2.0], [1.0, 0.0], [2.0, 2.0]])
+    assert statistics.tasks_won(scores, others) == 1
 
 
 def test_rank_correlation():

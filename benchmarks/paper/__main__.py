@@ -4,9 +4,10 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper run        # makes the runs that are missing; may be interrupted at any time
     python -m benchmarks.paper status     # what is missing
     python -m benchmarks.paper commands   # for each run that is there, the command that makes it again
+    python -m benchmarks.paper verify 3   # makes three of them again, drawn at random, and says whether they are exact
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
     python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
-    python -m benchmarks.paper figures    # draws the figures of docs/paper.md
+    python -m benchmarks.paper figures    # draws the figures of docs/paper.md and README.md
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
 from benchmarks.paper.tables import DOCUMENTS, ROOT, TABLES, Study, make, with_tables
+from benchmarks.paper.verification import draw, verify
 
 FIGURES = ROOT / "docs" / "figures"
 
@@ -31,14 +33,15 @@ def parser() -> argparse.ArgumentParser:
         "run": "make the runs that are missing",
         "status": "tell which are missing",
         "commands": "print for each run that is there the command that makes it again",
+        "verify": "make some runs again, drawn at random, by the code that is checked out, and tell which are exact",
         "freeze": "write the constants of the normalisation, once and for all",
         "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
-        "figures": "draw the figures of docs/paper.md",
+        "figures": "draw the figures of docs/paper.md and README.md",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--results", type=Path, default=DEFAULT, help="directory of the results")
-        if name in ("run", "status", "commands"):
+        if name in ("run", "status", "commands", "verify"):
             command.add_argument("--stages", nargs="+", choices=STAGES, help="parts of the study")
             command.add_argument("--variants", nargs="+", choices=experiments.VARIANTS)
             command.add_argument("--settings", nargs="+", choices=(*SETTINGS, *REFERENCES))
@@ -48,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--constants", type=Path, default=scores.CONSTANTS, help="file of the normalisation")
         if name == "run":
             command.add_argument("--timesteps", type=int, default=experiments.TIMESTEPS, help="length of a run")
+        if name == "verify":
+            command.add_argument("number", type=int, metavar="N", help="number of runs")
+            command.add_argument("--seed", type=int, help="of the draw; if none is given, each draw is another one")
+        if name in ("run", "verify"):
             command.add_argument("--jobs", type=int, default=-1, help="processes; -1: one for each core, -2: one less")
         if name == "tables":
             command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
@@ -87,14 +94,18 @@ def main() -> int:
             rows = results.rows()
             for one in selected(args):
                 if one in rows:
-                    print(experiments.command(one, rows[one]["commit"], rows[one]["timesteps"]))
+                    print(experiments.command(one, rows[one]))
             return 0
+        if args.command == "verify":
+            rows = results.rows()
+            there = [one for one in selected(args) if one in rows]
+            return 0 if verify(results, draw(there, args.number, args.seed), args.jobs) else 1
         if args.command == "freeze":
             scores.freeze(results, args.constants, STAGES["table1"])
         elif args.command == "figures":
             from benchmarks.paper import figures
 
-            figures.draw(results, args.output, args.constants)
+            figures.draw(results, Study(results, args.constants).all_seeds, args.output)
         else:
             tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:

@@ -1,14 +1,18 @@
 """What is run: the settings of Table 1, the tasks, the seeds, and the variants of what the paper leaves open."""
 
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch as th
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.provenance import VARIABLES
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
-from sb3_ppo_variants.objectives import policy_gradient
+from sb3_ppo_variants.objectives import Coefficients, Terms, policy_gradient
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 
 TABLE_3 = Path(__file__).parents[2] / "hyperparams" / "paper" / "table3_mujoco.yml"
@@ -34,6 +38,42 @@ class PPOPolicyGradient(PPOClip):
     objective = staticmethod(policy_gradient)
 
 
+def log_clipped_surrogate(terms: Terms, coef: Coefficients) -> th.Tensor:
+    """
+    Equation (7) with log r in place of r where it clips: E[min(r A, exp(clip(log r, -epsilon, epsilon)) A)]. The ratio may go
+    from exp(-epsilon) to exp(epsilon), as far down as up in nats.
+
+    :param terms: those of a minibatch
+    :param coef: ``clip_range`` is epsilon
+    :return: the objective per sample, shape ``(batch,)``
+    """
+    epsilon = coef["clip_range"]
+    clipped_ratio = th.exp(th.clamp(terms.log_ratio, -epsilon, epsilon))  # type: ignore[arg-type]
+    return th.min(terms.advantages * terms.ratio, terms.advantages * clipped_ratio)
+
+
+class PPOLogClip(PPOClip):
+    """
+    Section 6.1: "we also tried clipping in log space, but found the performance to be no better". The paper has no equation
+    and no epsilon for it. Limits of log(1 - epsilon) and log(1 + epsilon) would be equation (7) itself, so they are taken to
+    be -epsilon and epsilon.
+    """
+
+    objective = staticmethod(log_clipped_surrogate)
+
+
+class PessimisticValues(ProximalPolicyOptimization):
+    """
+    The value loss of ppo1 at its release (openai/baselines, 2017-07-20), with a ``clip_range_vf``: of the squared errors of a
+    value and of the clipped value, the larger one, so that a value that has gone the wrong way is pulled back. SB3 has that of
+    the clipped value alone.
+    """
+
+    def coefficients(self) -> dict[str, float]:
+        """As in the base class, and what the loss asks for."""
+        return {**super().coefficients(), "pessimistic_vf": 1.0}
+
+
 @dataclass(frozen=True)
 class Setting:
     """
@@ -49,7 +89,7 @@ class Setting:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-# The eleven rows of Table 1, in its order, and the twelfth that the text mentions
+# The eleven rows of Table 1, in its order, and two that the text mentions without numbers
 SETTINGS = {
     "none": Setting("No clipping or penalty", PPOFixedKL, {"kl_coef": 0.0}),
     **{f"clip_{x}": Setting(f"Clipping, epsilon = {x}", PPOClip, {"clip_range": x}) for x in (0.1, 0.2, 0.3)},
@@ -59,6 +99,7 @@ SETTINGS = {
     },
     **{f"fixed_kl_{x:g}": Setting(f"Fixed KL, beta = {x:g}", PPOFixedKL, {"kl_coef": x}) for x in (0.3, 1.0, 3.0, 10.0)},
     "policy_gradient": Setting("L^PG over several epochs", PPOPolicyGradient),
+    "log_clip_0.2": Setting("Clipping in log space, epsilon = 0.2", PPOLogClip, {"clip_range": 0.2}),
 }
 
 # Kinds of settings, by the beginning of their names
@@ -68,6 +109,7 @@ KINDS = {
     "fixed_kl": "Fixed KL",
     "none": "No clipping or penalty",
     "policy_gradient": "L^PG over several epochs",
+    "log_clip": "Clipping in log space",
 }
 
 
@@ -97,6 +139,7 @@ class Variant:
     :param bounded_actions: whether actions are clipped to the bounds of the action space
     :param normalized_rewards: whether the algorithm sees rewards by the running deviation of the return, clipped to +-10
     :param raw_observations: whether observations are not normalised
+    :param pessimistic_values: whether the value loss is that of ``PessimisticValues``
     :param kwargs: hyperparameters in place of those in ``TABLE_3``
     """
 
@@ -104,6 +147,7 @@ class Variant:
     bounded_actions: bool = False
     normalized_rewards: bool = False
     raw_observations: bool = False
+    pessimistic_values: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -138,6 +182,12 @@ VARIANTS = {
     "small_epsilon": Variant(
         "Adam's epsilon 1e-8", kwargs={"policy_kwargs": {"log_std_init": 0.0, "optimizer_kwargs": {"eps": 1e-8}}}
     ),
+    # Removed three weeks later. ppo1 has one parameter for both clippings, whose default was 0.2
+    "clipped_values": Variant(
+        "value function clipped by 0.2, its loss halved, as at ppo1's release",
+        pessimistic_values=True,
+        kwargs={"clip_range_vf": 0.2, "vf_coef": 0.5},
+    ),
 }
 
 
@@ -165,15 +215,36 @@ class Run:
 
 # Section 6.1
 TIMESTEPS = 1_000_000
-# Chosen before the first run. The paper's three, and seven more for four of the settings
+# Chosen before the first run. The paper's three, and seven more: at first for the settings that are compared most
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
 MORE_SEEDS_SETTINGS = ("clip_0.2", "adaptive_kl_0.01", "fixed_kl_3", "none")
+LAST_SEEDS_SETTINGS = (
+    "clip_0.1",
+    "clip_0.3",
+    "adaptive_kl_0.003",
+    "adaptive_kl_0.03",
+    "fixed_kl_0.3",
+    "fixed_kl_1",
+    "fixed_kl_10",
+)
+
+
+def _more_seeds(settings: Sequence[str]) -> dict[str, list[Run]]:
+    """A part of the study for each setting."""
+    return {f"seeds_{name}": [Run("paper", name, env, seed) for seed in MORE_SEEDS for env in TASKS] for name in settings}
+
 
 # The parts of the study, in the order in which they are run
 STAGES: dict[str, list[Run]] = {
     # Table 1
-    "table1": [Run("paper", setting, env, seed) for seed in SEEDS for setting in (*REFERENCES, *SETTINGS) for env in TASKS],
+    "table1": [
+        Run("paper", setting, env, seed)
+        for seed in SEEDS
+        for setting in (*REFERENCES, *SETTINGS)
+        if setting != "log_clip_0.2"
+        for env in TASKS
+    ],
     # What other conventions make of "no clipping or penalty": Stable-Baselines3's together, then each alone
     "details_sb3": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS]
     + [Run("bounded_actions", "untrained", env, seed) for seed in SEEDS for env in TASKS],
@@ -186,19 +257,22 @@ STAGES: dict[str, list[Run]] = {
     # There it collapses with each seed. All tasks, and clipping, were added then
     "details_raw": [Run("raw", "none", env, seed) for seed in SEEDS for env in TASKS],
     "details_raw_clip": [Run("raw", "clip_0.2", env, seed) for seed in SEEDS for env in TASKS],
-    # Ten seeds for the settings that are compared most
-    **{
-        f"seeds_{setting}": [Run("paper", setting, env, seed) for seed in MORE_SEEDS for env in TASKS]
-        for setting in MORE_SEEDS_SETTINGS
-    },
+    **_more_seeds(MORE_SEEDS_SETTINGS),
     # The authors' code before and after ppo1 has them, so clipping was added, before any of these runs
     "details_normalized_rewards": [
         Run("normalized_rewards", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS
     ],
+    # These two, and the last seeds, were planned when all above had been seen
+    "log_clip": [Run("paper", "log_clip_0.2", env, seed) for seed in SEEDS for env in TASKS],
+    "details_clipped_values": [
+        Run("clipped_values", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS
+    ],
+    # Planned with the normalised rewards
     **{
         f"details_{variant}": [Run(variant, "none", env, seed) for seed in SEEDS for env in TASKS]
         for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
     },
+    **_more_seeds(LAST_SEEDS_SETTINGS),
 }
 
 
@@ -217,17 +291,20 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     return {**table, **VARIANTS[run.variant].kwargs, **SETTINGS[run.setting].kwargs}
 
 
-def command(run: Run, commit: str, timesteps: int) -> str:
+def command(run: Run, row: Mapping[str, Any]) -> str:
     """
     The command that makes a run again.
 
     :param run: the run
-    :param commit: the commit that it was made with, as ``current_commit`` gives it
-    :param timesteps: its length
+    :param row: its row: commit, length and, but for older ones, which were made with none of them set, ``VARIABLES``
     :return: for a shell, in a checkout of the repository
     """
+    commit, timesteps = row["commit"], row["timesteps"]
     checkout = "" if commit == "unknown" else f"git checkout {commit.removesuffix('+')} && "
+    variables = dict(part.split("=", 1) for part in row.get("variables", "").split("; ") if part)
+    unset = [f"-u {name}" for name in VARIABLES if name not in variables]
+    environment = " ".join(["env", *unset, *(f"{name}={shlex.quote(value)}" for name, value in variables.items())])
     selection = f"--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
     length = "" if timesteps == TIMESTEPS else f" --timesteps {timesteps}"
     changed = "  # with changes that had not been committed" if commit.endswith("+") else ""
-    return f"{checkout}python -m benchmarks.paper run {selection}{length} --results ../again{changed}"
+    return f"{checkout}{environment} python -m benchmarks.paper run {selection}{length} --results ../again{changed}"

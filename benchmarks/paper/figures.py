@@ -1,9 +1,8 @@
-"""The figures of docs/paper.md: Figures 1 and 2 of the paper, and what the runs show."""
+"""The figures of docs/paper.md and README.md: Table 1 and other things that the runs show, Figures 1 and 2 of the paper."""
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import KINDS, SETTINGS, STAGES, Run, kind_of
+from benchmarks.paper.experiments import MORE_SEEDS, SEEDS, SETTINGS, Run, kind_of
 from benchmarks.paper.results import Results
-from benchmarks.paper.scores import Scores, read_constants, rows_of
+from benchmarks.paper.scores import Scores, paper_scores
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
 from sb3_ppo_variants.kl import closed_form, kl_from_parameters
 from sb3_ppo_variants.loss import standardize
@@ -29,111 +28,93 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 LINES = ("-", "--", ":", "-.")
-COLORS = ("C0", "C1", "C2", "C3")
-MARKERS = "osd^vxP"
 EPSILON = 0.2
 COEFFICIENTS = {"clip_range": EPSILON}
-# Updates over which the figure averages KL and beta: from one to the next, beta often goes up and down
+# The best setting of each kind in the paper, which have ten seeds, and how they are drawn: in black and white they differ, too
+BEST = {"clip_0.2": ("C0", "-"), "adaptive_kl_0.01": ("C1", "--"), "fixed_kl_3": ("C2", "-."), "none": ("C3", ":")}
+# Updates that share a quantile of KL and beta
 WINDOW = 20
-# Clipping at 0.2 among settings of another kind
-GRAY = {"color": "0.6", "linewidth": 3, "label": "clipping at 0.2"}
-
-
-def by_kind(settings: Sequence[str]) -> list[list[str]]:
-    """
-    Settings as they are drawn together.
-
-    :param settings: names
-    :return: those of each kind that there is
-    """
-    together = ([name for name in settings if kind_of(name) == kind] for kind in KINDS)
-    return [names for names in together if names]
-
-
-def style(setting: str) -> dict[str, Any]:
-    """
-    How the line of a setting is drawn among those of its kind: they can be told apart in black and white, too.
-
-    :param setting: its name
-    :return: arguments of matplotlib's plot
-    """
-    number = [name for name in SETTINGS if name.startswith(kind_of(setting))].index(setting)
-    look = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
-    # At different places
-    return {**look, "markersize": 4, "markevery": (0.05 * number, 0.2), "label": SETTINGS[setting].label.split(", ")[-1]}
-
-
-def draw_interval(axes: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, setting: str) -> None:
-    """
-    Shade an interval around the line of a setting, with edges that can be told apart in black and white.
-
-    :param axes: matplotlib's axes
-    :param x: positions
-    :param low: lower ends
-    :param high: upper ends
-    :param setting: name of the setting
-    """
-    look = style(setting)
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
-    for edge in (low, high):
-        axes.plot(x, edge, color=look["color"], linestyle=look["linestyle"], linewidth=0.5)
-
-
-def add_legend(axes: Any, kind: Sequence[str]) -> None:
-    """
-    A legend above a panel, so that it hides nothing.
-
-    :param axes: matplotlib's axes
-    :param kind: names of the settings of one kind
-    """
-    look = {"fontsize": 8, "title_fontsize": 9, "handlelength": 3.0, "frameon": False}
-    axes.legend(title=KINDS[kind_of(kind[0])], loc="lower center", bbox_to_anchor=(0.5, 1.0), **look)
 
 
 def of_runs(scores: Scores) -> str:
     """
     What the files of the figures say of the runs that they are drawn from, so that a check can tell if there are others.
 
-    :param scores: the scores of Table 1's runs
+    :param scores: the scores of these runs
     :return: a text with the hash of their rows
     """
     rows = json.dumps([row for _, row in sorted(scores.rows.items())])
     return f"Runs {hashlib.sha256(rows.encode()).hexdigest()}"
 
 
-def draw(results: Results, directory: Path, constants: Path, runs: Sequence[Run] = STAGES["table1"]) -> None:
+def draw(results: Results, scores: Scores, directory: Path) -> None:
     """
     Draw all figures.
 
     :param results: the results
-    :param directory: where the figures go, as SVG and PNG
-    :param constants: file of the constants of the normalisation
-    :param runs: the runs of Table 1
-    :raises MissingRunsError: if a run has not been made
+    :param scores: the scores of Table 1, with as many seeds as each setting has
+    :param directory: where the figures go, as SVG and PDF
     """
-    scores = Scores(rows_of(results, runs), read_constants(constants))
     directory.mkdir(parents=True, exist_ok=True)
     # The same file for the same figure
-    mpl.rcParams.update(
-        {"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True, "legend.handlelength": 5.0}
-    )
+    mpl.rcParams.update({"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True, "legend.frameon": False})
     figures: dict[str, Callable[[], Any]] = {
-        "figure1": surrogate_of_ratio,
-        "figure2": lambda: surrogates_along_the_update(*interpolate()),
+        "table1": lambda: table_1(scores),
         "learning_curves": lambda: learning_curves(results, scores),
         "performance_profile": lambda: performance_profile(scores),
         "kl": lambda: kl_and_beta(results, scores),
+        "figure1": surrogate_of_ratio,
+        "figure2": lambda: surrogates_along_the_update(*interpolate()),
     }
     for name, function in figures.items():
         figure = function()
-        figure.savefig(directory / f"{name}.svg", metadata={"Date": None, "Description": of_runs(scores)}, dpi=150)
-        figure.savefig(directory / f"{name}.png", dpi=120)
+        figure.savefig(directory / f"{name}.svg", metadata={"Date": None, "Description": of_runs(scores)})
+        figure.savefig(directory / f"{name}.pdf", metadata={"CreationDate": None, "Subject": of_runs(scores)})
         plt.close(figure)
+
+
+def table_1(scores: Scores) -> Any:
+    """
+    Table 1: means with 95% intervals, and the paper's numbers. The lowest has an axis of its own.
+
+    :param scores: with as many seeds as each setting has
+    :return: the figure
+    """
+    settings = [name for name in scores.settings() if name in paper_scores()]
+    places = -np.arange(len(settings))
+    three = scores.only([run for run in scores.rows if run.seed in SEEDS])
+    with_more = {run.setting for run in scores.rows if run.seed in MORE_SEEDS}
+    more = scores.only([run for run in scores.rows if run.setting in with_more])
+    figure, panels = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True, width_ratios=[1, 2.6])
+    for axes in panels:
+        papers = [paper_scores()[name] for name in settings]
+        axes.plot(papers, places + 0.26, "D", color="black", markersize=7, fillstyle="none", label="the paper, 3 seeds")
+        for some, lower, look in (
+            (more, 0.0, {"fmt": "s", "color": "C0", "label": "here, 10 seeds"}),
+            (three, 0.26, {"fmt": "o", "color": "C1", "label": "here, the 3 seeds of the protocol"}),
+        ):
+            there = [
+                (place, some.normalized(name)) for place, name in zip(places, settings, strict=True) if name in some.settings()
+            ]
+            means, widths = ([one(runs) for _, runs in there] for one in (statistics.mean, statistics.half_width))
+            axes.errorbar(means, [place - lower for place, _ in there], xerr=widths, markersize=5, capsize=2, **look)
+        axes.grid(axis="x", color="0.9")
+        for place in places[1:] + 0.5:
+            axes.axhline(place, color="0.93", linewidth=0.8)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(places, [SETTINGS[name].label for name in settings])
+    panels[0].set_ylim(places[-1] - 0.6, 0.6)
+    panels[0].set_xlim(-1.75, 0.4)
+    panels[1].set_xlim(0.52, 0.93)
+    panels[1].set_xticks([0.6, 0.7, 0.8, 0.9])
+    figure.supxlabel("mean normalised score (0: uniform actions, 1: the best run)", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
 
 
 def surrogate_of_ratio() -> Any:
     """Figure 1: a term of L^CLIP as a function of the ratio, for an advantage of either sign."""
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3))
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.3))
     ratio = th.linspace(0, 2, 401)
     for axes, advantage in zip(panels, (1.0, -1.0), strict=True):
         terms = Terms(ratio.log(), th.zeros_like(ratio), th.full_like(ratio, advantage), kl=lambda: ratio)
@@ -142,11 +123,11 @@ def surrogate_of_ratio() -> Any:
         axes.plot(1, advantage, "ko", label="before the update")
         bound = 1 + EPSILON if advantage > 0 else 1 - EPSILON
         axes.axvline(bound, color="gray", linestyle="--", linewidth=1)
-        axes.annotate(rf"$1{'+' if advantage > 0 else '-'}\epsilon$", (bound, axes.get_ylim()[0]), ha="left", va="bottom")
+        axes.set_xticks([0, bound, 2], ["0", rf"$1{'+' if advantage > 0 else '-'}\epsilon$", "2"])
         axes.set_title(f"A {'>' if advantage > 0 else '<'} 0")
         axes.set_xlabel("ratio r")
         axes.set_ylabel("objective / |A|")
-        axes.legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -204,68 +185,51 @@ def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndar
     :param values: from ``interpolate``
     :return: the figure
     """
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = plt.subplots(figsize=(7.5, 3.6))
     for i, ((name, means), line) in enumerate(zip(values.items(), LINES, strict=True)):
         axes.plot(positions, means, color=f"C{i}", linestyle=line, label=name)
-    axes.axvline(0, color="gray", linewidth=1)
-    axes.axvline(1, color="gray", linewidth=1)
+    for place in (0, 1):
+        axes.axvline(place, color="gray", linewidth=1, zorder=0)
     axes.set_xticks([0, 1], [r"$\theta_{old}$", r"$\theta$"])
     axes.set_xlabel("linear interpolation of the parameters")
     axes.set_ylabel("mean over the rollout")
-    axes.set_title("The first update on Hopper-v4", fontsize=10)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right center", handlelength=3)
     return figure
 
 
 def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     """
-    Returns over training: a row for each task, a column for each kind of setting; the mean over seeds of the running score
-    (last 100 episodes), and the range of the seeds. Clipping at 0.2 is gray in the other columns.
+    Normalised scores over training, a panel for each task: for the best setting of each kind, the median over seeds of the
+    running score (last 100 episodes), and the middle half of the seeds.
 
     :param results: the results
-    :param scores: the scores of Table 1's runs
+    :param scores: with as many seeds as each setting has
     :param points: points of a curve
     :return: the figure
     """
-    settings = scores.settings()
-    kinds = by_kind(settings)
-    size = (2.1 * len(kinds), 1.7 * len(scores.tasks) + 1.2)
-    figure, panels = plt.subplots(len(scores.tasks), len(kinds), figsize=size, squeeze=False, sharex=True)
-    for row, env in zip(panels, scores.tasks, strict=True):
+    figure, panels = plt.subplots(2, 4, figsize=(10, 4.8), sharex=True, sharey=True)
+    grid = np.linspace(0, max(row["steps"] for row in scores.rows.values()), points + 1)[1:]
+    for axes, env in zip(panels.flat, scores.tasks, strict=False):
         random, best = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
-        curves = {
-            setting: [results.load(run) for run in scores.rows if (run.setting, run.env) == (setting, env)]
-            for setting in settings
-        }
-        # A run that has ended early keeps its last score
-        grid = np.linspace(0, max(curve.row["steps"] for some in curves.values() for curve in some), points + 1)[1:]
-        values = {name: np.array([running_score(curve.curves, grid) for curve in some]) for name, some in curves.items()}
-        for axes, kind in zip(row, kinds, strict=True):
-            if kind is not kinds[0] and kind_of(kind[0]) not in ("none", "policy_gradient"):
-                axes.sharey(row[0])
-                axes.tick_params(labelleft=False)
-            if "clip_0.2" in values and "clip_0.2" not in kind:
-                axes.plot(grid, values["clip_0.2"].mean(axis=0), **GRAY)
-            for setting in kind:
-                axes.plot(grid, values[setting].mean(axis=0), **style(setting))
-                draw_interval(axes, grid, values[setting].min(axis=0), values[setting].max(axis=0), setting)
-            lowest = min(values[setting].min() for setting in kind)
-            if lowest < random - 2 * (best - random):
-                # A collapse would hide all else
-                axes.set_yscale("symlog", linthresh=best - random, linscale=2)
-                first, last = (math.ceil(math.log10(number)) for number in (best - random, -lowest))
-                decades = range(first, last + 1, max((last - first) // 2, 1))
-                # The best of Reacher is too near to 0
-                ticks = {round(best): f"{best:.0f}"} | ({} if abs(best) < 0.2 * (best - random) else {0: "0"})
-                ticks |= {-(10**decade): f"$-10^{decade}$" for decade in decades}
-                axes.set_yticks(list(ticks), list(ticks.values()))
-                axes.yaxis.set_minor_locator(NullLocator())
-        row[0].set_ylabel(env.removesuffix("-v4"), fontsize=9)
-    for axes in panels[-1]:
-        axes.set_xlabel("timesteps")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    for axes, kind in zip(panels[0], kinds, strict=True):
-        add_legend(axes, kind)
+        for setting, (color, line) in BEST.items():
+            runs = [run for run in scores.rows if (run.setting, run.env) == (setting, env)]
+            if runs:
+                curves = np.array([running_score(results.load(run).curves, grid) for run in runs])
+                low, middle, high = np.quantile((curves - random) / (best - random), [0.25, 0.5, 0.75], axis=0)
+                axes.plot(grid, middle, color=color, linestyle=line, label=SETTINGS[setting].label)
+                axes.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.set_title(env.removesuffix("-v4"), fontsize=10)
+        axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+    panels[0, 0].set_ylim(-0.5, 1.1)
+    panels[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axes in panels.flat[len(scores.tasks) :]:
+        axes.axis("off")
+    # Below it, there is none
+    panels[0, -1].tick_params(labelbottom=True)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=3)
+    figure.supxlabel("timesteps", fontsize=10)
+    figure.supylabel("normalised score", fontsize=10)
     return figure
 
 
@@ -287,92 +251,63 @@ def running_score(curves: dict[str, np.ndarray], grid: np.ndarray) -> np.ndarray
 
 def performance_profile(scores: Scores) -> Any:
     """
-    The fraction of runs above each normalised score, with 95% bootstrap intervals: a panel for each kind of setting. Clipping
-    at 0.2 is gray in the others.
+    The fraction of runs above each normalised score, with 95% bootstrap intervals, of the best setting of each kind.
 
-    :param scores: the scores of Table 1's runs
+    :param scores: with as many seeds as each setting has
     :return: the figure
     """
-    thresholds = np.linspace(-0.5, 1.05, 156)
+    thresholds = np.linspace(-0.5, 1.1, 161)
 
     def profile(normalized: np.ndarray) -> np.ndarray:
         return statistics.performance_profile(normalized, thresholds)
 
-    kinds = by_kind(scores.settings())
-    n_rows = math.ceil(len(kinds) / 3)
-    figure, panels = plt.subplots(n_rows, 3, figsize=(10, 3.4 * n_rows), squeeze=False, sharey=True)
-    for axes, kind in zip(panels.flat, kinds, strict=False):
-        if "clip_0.2" in scores.settings() and "clip_0.2" not in kind:
-            axes.plot(thresholds, profile(scores.normalized("clip_0.2")), **GRAY)
-        for setting in kind:
+    figure, axes = plt.subplots(figsize=(7, 3.8))
+    for setting, (color, line) in BEST.items():
+        if setting in scores.settings():
             normalized = scores.normalized(setting)
-            axes.plot(thresholds, profile(normalized), **style(setting))
-            draw_interval(
-                axes, thresholds, *statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000), setting
-            )
-        if all(scores.normalized(setting).min() > 0 for setting in kind):
-            axes.set_xlim(left=0)
-        axes.set_xlabel("normalised score")
-        axes.set_ylabel("fraction of runs with more")
-        add_legend(axes, kind)
-    for axes in panels.flat[len(kinds) :]:
-        axes.remove()
+            low, high = statistics.bootstrap(profile, [normalized], np.random.default_rng(0), 1000)
+            axes.plot(thresholds, profile(normalized), color=color, linestyle=line, label=SETTINGS[setting].label)
+            axes.fill_between(thresholds, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.set_xlabel("normalised score")
+    axes.set_ylabel("fraction of runs with more")
+    axes.grid(color="0.93")
+    figure.legend(loc="outside upper center", ncols=2, handlelength=3)
     return figure
 
 
 def kl_and_beta(results: Results, scores: Scores) -> Any:
     """
-    KL of the updates as a multiple of d_targ, and beta, over training, of the settings with adaptive beta: geometric means
-    over the seeds of each task and over ``WINDOW`` updates, single updates as dots, and the band in which beta stays as it is.
+    KL of the updates as a multiple of d_targ, and beta, over training, of the settings with adaptive beta: quantiles over all
+    runs and over ``WINDOW`` updates, and the band in which beta stays as it is.
 
     :param results: the results
-    :param scores: the scores of Table 1's runs
+    :param scores: with as many seeds as each setting has
     :return: the figure
     """
     settings = [setting for setting in scores.settings() if kind_of(setting) == "adaptive_kl"]
-    # Few updates are beyond; the table of docs/paper.md has the largest
-    limits = np.array([1 / 32, 32])
-    figure, panels = plt.subplots(2, len(settings), figsize=(10, 7), squeeze=False, sharey="row", sharex=True)
-    for column, setting in enumerate(settings):
-        target = SETTINGS[setting].kwargs["kl_target"]
-        for i, env in enumerate(scores.tasks):
-            runs = [run for run in scores.rows if (run.setting, run.env) == (setting, env)]
-            curves = [results.load(run).curves for run in runs]
-            for axes, name, unit in zip(panels[:, column], ("kl", "kl_coef"), (target, 1), strict=True):
-                for curve in curves:
-                    updates, dots = np.arange(len(curve[name])) + 1, curve[name] / unit
-                    dots = dots.clip(*limits) if name == "kl" else dots
-                    axes.plot(updates, dots, ".", color="0.75", markersize=1, rasterized=True, zorder=0)
-                means = running_geometric_mean([curve[name] / unit for curve in curves], WINDOW)
-                look = {"color": f"C{i}", "linestyle": LINES[i % 4], "marker": MARKERS[i], "markersize": 4}
-                place = {"markevery": (0.02 * i, 0.15), "label": env.removesuffix("-v4")}
-                axes.plot(np.arange(len(means)) + WINDOW, means, linewidth=1.2, **look, **place)
-        for bound in (1 / 1.5, 1.5):
-            panels[0, column].axhline(bound, color="black", linestyle=(0, (6, 4)), linewidth=1)
-        panels[0, column].set_title(SETTINGS[setting].label, fontsize=10)
-        panels[1, column].set_xlabel("update (2,048 timesteps)")
-        for axes in panels[:, column]:
+    figure, panels = plt.subplots(2, len(settings), figsize=(10, 5), squeeze=False, sharey="row", sharex=True)
+    for column, setting in zip(panels.T, settings, strict=True):
+        curves = [results.load(run).curves for run in scores.rows if run.setting == setting]
+        for axes, name, unit in zip(column, ("kl", "kl_coef"), (SETTINGS[setting].kwargs["kl_target"], 1), strict=True):
+            starts = range(0, max(len(curve[name]) for curve in curves), WINDOW)
+            windows = [np.concatenate([curve[name][start : start + WINDOW] for curve in curves]) / unit for start in starts]
+            quantiles = np.array([np.quantile(window, [0.05, 0.25, 0.5, 0.75, 0.95]) for window in windows]).T
+            # To the end of the last window
+            edges = np.append(starts, starts[-1] + WINDOW)
+            quantiles = np.concatenate([quantiles, quantiles[:, -1:]], axis=1)
+            for low, high, alpha, label in ((0, 4, 0.2, "5% to 95%"), (1, 3, 0.35, "25% to 75%")):
+                ends = quantiles[low], quantiles[high]
+                axes.fill_between(edges, *ends, color="C0", alpha=alpha, linewidth=0, step="post", label=label)
+            axes.step(edges, quantiles[2], color="C0", where="post", label="median")
             axes.set_yscale("log")
-    panels[0, 0].set_ylim(limits * (0.9, 1.1))
-    ticks = ("1/32", "1/8", "1/2", "1", "2", "8", "32")
-    panels[0, 0].set_yticks([1 / 32, 1 / 8, 1 / 2, 1, 2, 8, 32], ticks)
+        column[0].axhline(1 / 1.5, color="black", linestyle="--", linewidth=1, label="beta stays as it is")
+        column[0].axhline(1.5, color="black", linestyle="--", linewidth=1)
+        column[0].set_title(SETTINGS[setting].label, fontsize=10)
+    ticks = {1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2", 1: "1", 2: "2", 4: "4", 8: "8"}
+    panels[0, 0].set_yticks(list(ticks), list(ticks.values()))
     panels[0, 0].yaxis.set_minor_locator(NullLocator())
     panels[0, 0].set_ylabel("KL / d_targ")
     panels[1, 0].set_ylabel("beta")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.supxlabel("update (2,048 timesteps)", fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
-
-
-def running_geometric_mean(curves: Sequence[np.ndarray], window: int) -> np.ndarray:
-    """
-    The geometric mean over several curves and over the last values of each.
-
-    :param curves: positive numbers, of different lengths where a run has ended early
-    :param window: number of values
-    :return: the means, of which there are ``window - 1`` fewer than in the longest curve, but at least one
-    """
-    logs = np.full((len(curves), max(map(len, curves))), np.nan)
-    for row, curve in zip(logs, curves, strict=True):
-        row[: len(curve)] = np.log(curve)
-    window = min(window, logs.shape[1])
-    return np.exp(np.convolve(np.nanmean(logs, axis=0), np.full(window, 1 / window), mode="valid"))

@@ -37,7 +37,8 @@ def mean(scores: np.ndarray) -> np.ndarray:
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """
-    The mean of the middle half of all runs; those on its edges count in part, so that any number of runs has the same meaning.
+    The mean of the middle half of the runs of all tasks together, without the lowest and the highest quarter. Runs on its
+    edges count in part, so that any number of them has the same meaning.
 
     :param scores: shape ``(..., n_tasks, n_runs)``
     :return: the means, shape ``(...)``
@@ -45,6 +46,16 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     scores = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     edges = np.linspace(0, 1, scores.shape[-1] + 1).clip(0.25, 0.75)
     return scores @ np.diff(edges) / 0.5
+
+
+def median(scores: np.ndarray) -> np.ndarray:
+    """
+    The median of all runs.
+
+    :param scores: shape ``(..., n_tasks, n_runs)``
+    :return: the medians, shape ``(...)``
+    """
+    return np.median(scores, axis=(-2, -1))
 
 
 def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -118,20 +129,53 @@ def standard_error(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.sqrt(sum(variances)) / scores.shape[-2]
 
 
-def half_width(*samples: np.ndarray) -> float:
+def _error_and_freedom(samples: Sequence[np.ndarray]) -> tuple[float, float]:
     """
-    Half the width of the 95% interval of a mean, or of ``difference``: Student's t, where each task of each sample has a
+    The standard error of a mean, or of ``difference``, and its degrees of freedom, where each task of each sample has a
     variance of its own (Welch 1947, Satterthwaite 1946).
-
-    :param samples: one or two arrays of shape ``(n_tasks, n_runs)``
-    :return: half the width; 0 if all runs of each task are alike
     """
     variances = [(runs.var(axis=1, ddof=1) / runs.shape[1], runs.shape[1] - 1) for runs in samples]
     total = sum(v.sum() for v, _ in variances)
     if total == 0:
-        return 0.0
-    freedom = total**2 / sum((v**2).sum() / n for v, n in variances)
-    return float(stats.t.ppf(0.975, freedom) * np.sqrt(total)) / len(samples[0])
+        return 0.0, np.inf
+    return np.sqrt(total) / len(samples[0]), total**2 / sum((v**2).sum() / n for v, n in variances)
+
+
+def half_width(*samples: np.ndarray, level: float = 0.95) -> float:
+    """
+    Half the width of the interval of a mean, or of ``difference``: Student's t, see ``_error_and_freedom``.
+
+    :param samples: one or two arrays of shape ``(n_tasks, n_runs)``
+    :param level: of confidence
+    :return: half the width; 0 if all runs of each task are alike
+    """
+    error, freedom = _error_and_freedom(samples)
+    return float(stats.t.ppf((1 + level) / 2, freedom) * error)
+
+
+def power(true_difference: float, scores: np.ndarray, others: np.ndarray) -> float:
+    """
+    The probability that a two-sided t-test at the level 0.05 finds a difference of means, if runs vary as these do.
+
+    :param true_difference: the difference
+    :param scores: shape ``(n_tasks, n_runs)``
+    :param others: shape ``(n_tasks, n_other_runs)``
+    :return: the probability
+    """
+    error, freedom = _error_and_freedom([scores, others])
+    limit, shift = stats.t.ppf(0.975, freedom), true_difference / error
+    return float(stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift))
+
+
+def tasks_won(scores: np.ndarray, others: np.ndarray) -> int:
+    """
+    In how many tasks the mean is higher.
+
+    :param scores: shape ``(n_tasks, n_runs)``
+    :param others: shape ``(n_tasks, n_other_runs)``
+    :return: their number
+    """
+    return int((scores.mean(axis=1) > others.mean(axis=1)).sum())
 
 
 def permutation_test(scores: np.ndarray, others: np.ndarray, rng: np.random.Generator, n_permutations: int = 29_999) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import KINDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS, kind_of
+from benchmarks.paper.experiments import KINDS, MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS, kind_of
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
 from sb3_ppo_variants import PPOKLPen
@@ -58,15 +58,19 @@ class Study:
 
     @cached_property
     def table_1(self) -> Scores:
-        """The scores of Table 1's runs."""
-        return self._scores("table1")
+        """The scores of Table 1's runs, and of what the text mentions without numbers."""
+        return self._scores("table1", *self._complete("log_clip"))
+
+    @cached_property
+    def all_seeds(self) -> Scores:
+        """Table 1 with as many seeds as each setting has."""
+        return self._scores("table1", *self._complete("log_clip"), *self._complete("seeds"))
 
     @cached_property
     def ten_seeds(self) -> Scores:
         """The scores of the settings with ten seeds."""
-        stages = [name for name in STAGES if name.startswith("seeds_")]
-        settings = {run.setting for name in stages for run in STAGES[name]}
-        scores = self._scores("table1", *stages)
+        scores = self.all_seeds
+        settings = {run.setting for run in scores.rows if run.seed in MORE_SEEDS}
         return scores.only([run for run in scores.rows if run.setting in settings])
 
     @cached_property
@@ -77,7 +81,7 @@ class Study:
     @cached_property
     def everything(self) -> Scores:
         """All scores."""
-        return self._scores("table1", *self._complete("details"), *self._complete("seeds"))
+        return Scores({**self.all_seeds.rows, **self.details.rows}, self.constants)
 
 
 def with_tables(text: str, study: Study) -> str:
@@ -163,10 +167,10 @@ def _difference(scores: np.ndarray, others: np.ndarray) -> str:
     return _interval(float(statistics.difference(scores, others)), statistics.half_width(scores, others), sign="+")
 
 
-def _difference_to_paper(scores: np.ndarray, paper: float) -> str:
-    # If the paper's mean varies as ours would with as many seeds
-    half_width = statistics.half_width(scores) * math.sqrt(1 + scores.shape[1] / PAPER_SEEDS)
-    return _interval(float(statistics.mean(scores)) - paper, half_width, sign="+")
+def _difference_to_paper(scores: np.ndarray, paper: float, level: float = 0.95) -> tuple[float, float]:
+    """The difference, and half the width of its interval if the paper's mean varies as ours would with as many seeds."""
+    half_width = statistics.half_width(scores, level=level) * math.sqrt(1 + scores.shape[1] / PAPER_SEEDS)
+    return float(statistics.mean(scores)) - paper, half_width
 
 
 def _bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> str:
@@ -199,6 +203,11 @@ def _returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pap
     return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in runs)
 
 
+def _equivalence(difference: float, half_width: float) -> list[str]:
+    """Cells: a difference with its 90% interval, and the smallest margin within which two one-sided tests at 5% put it."""
+    return [_interval(difference, half_width, sign="+"), f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"]
+
+
 def _n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
     """How many runs end with a score below that of the policy before training."""
     start = scores.constants[env]["untrained"]
@@ -210,15 +219,50 @@ def _n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper
 # Tables
 
 
-def _table_1(scores: Scores, references: Sequence[str] = ()) -> str:
-    """Table 1 beside the paper's."""
-    from_untrained, rows = scores.read_as("untrained", "best_run"), []
-    for setting in (*scores.settings(), *references):
-        runs = scores.normalized(setting)
-        difference = _difference_to_paper(runs, paper_scores()[setting]) if setting in paper_scores() else ""
-        cells = [_paper(setting), _mean(runs), difference, _mean(from_untrained.normalized(setting)), str(runs.size)]
-        rows.append([_label(setting), *cells])
-    return table(["setting", "paper", "here", "here - paper", f"here if 0 is {RANDOM_CHOICES['untrained']}", "runs"], rows)
+def _table_1(study: Study) -> str:
+    """Table 1 beside the paper's, with the paper's number of seeds and with more."""
+    three, ten, rows = study.table_1, study.ten_seeds, []
+    for setting in three.settings():
+        if setting == "policy_gradient":
+            continue
+        runs, paper = three.normalized(setting), paper_scores().get(setting)
+        difference = "" if paper is None else _interval(*_difference_to_paper(runs, paper), sign="+")
+        more = _mean(ten.normalized(setting)) if setting in ten.settings() else ""
+        rows.append([_label(setting), _paper(setting), _mean(runs), difference, more])
+    return table(["setting", "paper", "here, 3 seeds", "here - paper", "here, 10 seeds"], rows)
+
+
+def _policy_gradient(study: Study) -> str:
+    """A footnote on the setting whose mean would hide all others."""
+    runs = study.table_1.normalized("policy_gradient")
+    middle, end = (format_score(float(function(runs))) for function in (statistics.median, statistics.mean))
+    return f"Not in the table: L^PG over several epochs, {runs.size} runs with a median of {middle} and a mean of {end}."
+
+
+def _equivalences(study: Study) -> str:
+    """How near settings are to the paper, and the penalties to each other."""
+    rows = []
+    for label, scores in (("3", study.table_1), ("10", study.ten_seeds)):
+        for setting in (name for name in scores.settings() if name in paper_scores() and name != "none"):
+            found = _difference_to_paper(scores.normalized(setting), paper_scores()[setting], level=0.9)
+            rows.append([f"{_label(setting)}, minus the paper", label, *_equivalence(*found)])
+    pair = [study.ten_seeds.normalized(name) for name in PAIRS[-1]]
+    found = float(statistics.difference(*pair)), statistics.half_width(*pair, level=0.9)
+    rows.append([_label(*PAIRS[-1]), "10", *_equivalence(*found)])
+    return table(["difference", "seeds", "90% interval", "equivalent within"], rows)
+
+
+def _power(study: Study) -> str:
+    """What tests of the pairs with three and ten seeds can find."""
+    grid, rows = np.arange(1, 101) / 100, []
+    for pair in PAIRS[1:]:
+        difference = paper_scores()[pair[0]] - paper_scores()[pair[1]]
+        both = [[scores.normalized(name) for name in pair] for scores in (study.table_1, study.ten_seeds)]
+        found = [next(x for x in grid if statistics.power(x, *samples) >= 0.8) for samples in both]
+        powers = [statistics.power(difference, *samples) for samples in both]
+        rows.append([_label(*pair), _paper(*pair), *(f"{x:.2f}" for x in (*powers, *found))])
+    of_paper, needed = ("power for it, {} seeds", "found with power 0.80, {} seeds")
+    return table(["", "paper's difference", *(text.format(n) for text in (of_paper, needed) for n in (3, 10))], rows)
 
 
 def _pairs(study: Study) -> str:
@@ -251,10 +295,20 @@ def _pairs(study: Study) -> str:
             largest = int((pair[0].mean(axis=1) - pair[1].mean(axis=1)).argmax())
             without = _difference(*(np.delete(one, largest, axis=0) for one in pair))
             cells = [_difference(*pair), f"{without} without {_short(TASKS[largest])}"]
+            cells += [_bootstrapped(statistics.probability_of_improvement, *pair)]
+            cells += [f"{statistics.tasks_won(*pair)} of {len(TASKS)}"]
             cells += [format_p(_p_value(*of_new)) if of_new else "", format_p(p), format_p(adjusted)]
             rows.append([label, str(pair[0].shape[1]), papers, *cells])
-    header = ["", "seeds", "paper", "here", "without the task that contributes most", "p, seeds 3 to 9", "p, all seeds"]
-    return table([*header, "adjusted p"], rows)
+    header = [
+        "",
+        "seeds",
+        "paper",
+        "here",
+        "without the task that contributes most",
+        "probability of improvement",
+        "tasks won",
+    ]
+    return table([*header, "p, seeds 3 to 9", "p, all seeds", "adjusted p"], rows)
 
 
 def _against_clipping(scores: Scores) -> str:
@@ -293,19 +347,32 @@ def _order(scores: Scores) -> str:
     return table(["settings", "number", "rank correlation with the paper's column"], rows)
 
 
-def _distribution(scores: Scores) -> str:
-    """The mean, and a mean that single runs have little influence on, with bootstrapped intervals."""
-    functions = (statistics.mean, statistics.interquartile_mean)
-    rows = [[_label(name), *(_bootstrapped(one, scores.normalized(name)) for one in functions)] for name in scores.settings()]
-    return table(["setting", "mean", "interquartile mean"], rows)
+def _distribution(study: Study) -> str:
+    """The mean, and what single runs have little influence on, with bootstrapped intervals."""
+    functions = (statistics.mean, statistics.interquartile_mean, statistics.median)
+    rows = [
+        [
+            _label(name),
+            str(scores.normalized(name).shape[1]),
+            *(_bootstrapped(one, scores.normalized(name)) for one in functions),
+        ]
+        for scores in (study.table_1, study.ten_seeds)
+        for name in scores.settings()
+    ]
+    return table(["setting", "seeds", "mean", "interquartile mean", "median"], rows)
 
 
 def _normalization(scores: Scores) -> str:
     """What is 0 and 1 in each task."""
-    rows = []
+    rows: list[list[str]] = []
+    settings = [name for name in scores.settings() if name in paper_scores()]
     for env in scores.tasks:
         of_env = scores.constants[env]
-        best = [f"{format_return(of_env[name])} ({_label(of_env[f'{name}_of'])})" for name in BEST_CHOICES]
+        # Rounded in the file of the constants
+        n_best = sum((abs(scores.returns_in(env, name) - of_env["best_run"]) < 1e-3).sum() for name in settings)
+        holders = {name: _label(of_env[f"{name}_of"]) for name in BEST_CHOICES}
+        holders["best_run"] = holders["best_run"] if n_best == 1 else f"{n_best} runs"
+        best = [f"{format_return(of_env[name])} ({holder})" for name, holder in holders.items()]
         rows.append([_short(env), *(format_return(of_env[name]) for name in RANDOM_CHOICES), *best])
     header = [*(f"0: {label}" for label in RANDOM_CHOICES.values()), *(f"1: {label}" for label in BEST_CHOICES.values())]
     return table(["task", *header], rows)
@@ -430,17 +497,18 @@ def _of_paper(scores: Scores, references: Sequence[str] = ()) -> list[tuple[str,
 
 
 TABLES: dict[str, Callable[[Study], str]] = {
-    "table_1": lambda study: _table_1(study.table_1, ["untrained"]),
+    "table_1": _table_1,
+    "policy_gradient": _policy_gradient,
+    "equivalence": _equivalences,
+    "power": _power,
     "pairs": _pairs,
     "against_clipping": lambda study: _against_clipping(study.table_1),
     "order": lambda study: _order(study.table_1),
     "no_clipping": lambda study: _no_clipping(study.ten_seeds),
     "normalization": lambda study: _normalization(study.table_1),
     "readings": lambda study: _readings(study.table_1),
-    "distribution": lambda study: _distribution(study.table_1),
+    "distribution": _distribution,
     "by_task": lambda study: _by_task(study.table_1, _of_paper(study.table_1, list(REFERENCES))),
-    "ten_seeds": lambda study: _table_1(study.ten_seeds),
-    "ten_seeds_distribution": lambda study: _distribution(study.ten_seeds),
     "ten_seeds_by_task": lambda study: _by_task(study.ten_seeds, _of_paper(study.ten_seeds)),
     "details": lambda study: _details(study.details),
     "details_by_task": lambda study: _by_task(study.details, _variants(study.details, whole=True), with_details=True),

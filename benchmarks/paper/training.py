@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, Run, hyperparameters
+from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, PessimisticValues, Run, hyperparameters
 from benchmarks.provenance import environment, versions
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError
 from sb3_ppo_variants.wrappers import TimeLimitIsTerminal, UnboundedActions
@@ -110,7 +110,9 @@ class ObservationFilter(BaseCallback):
         buffer.observations[:] = self.env.normalize_obs(observations)
         samples = (th.as_tensor(np.concatenate(array)).float() for array in (buffer.observations, buffer.actions))
         with th.no_grad():
-            _, log_probs, _ = policy.evaluate_actions(*samples)
+            values, log_probs, _ = policy.evaluate_actions(*samples)
+        # Advantages and returns are known already: the old values count where new ones are clipped
+        buffer.values[:] = values.numpy().reshape(buffer.values.shape)
         buffer.log_probs[:] = log_probs.numpy().reshape(buffer.log_probs.shape)
         # What the next rollout begins with
         self.model._last_obs = self.env.normalize_obs(self.observations[-1])
@@ -215,6 +217,8 @@ def make_model(run: Run, env: Any, compile: Any = "auto") -> BaseAlgorithm:  # n
         env = VecNormalize(env, training=False, norm_reward=False, clip_obs=5.0, epsilon=0.0)
     algorithm = SETTINGS[run.setting].algorithm
     assert algorithm is not None
+    if variant.pessimistic_values:
+        algorithm = type(algorithm.__name__, (PessimisticValues, algorithm), {})
     model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", compile=compile, **arguments)
     initialize_as_baselines(model.policy)
     return model
