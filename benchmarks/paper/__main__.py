@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, scores
-from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
+from benchmarks.paper import experiments, figure3, scores
+from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
 from benchmarks.paper.tables import DOCUMENTS, ROOT, TABLES, Study, make, with_tables
@@ -39,11 +39,12 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--results", type=Path, default=DEFAULT, help="directory of the results")
         if name in ("run", "status", "commands"):
-            command.add_argument("--stages", nargs="+", choices=STAGES, help="parts of the study")
+            command.add_argument("--stages", nargs="+", choices=(*STAGES, *PILOTS), help="parts of the study")
             command.add_argument("--variants", nargs="+", choices=experiments.VARIANTS)
-            command.add_argument("--settings", nargs="+", choices=(*SETTINGS, *REFERENCES))
-            command.add_argument("--envs", nargs="+", choices=TASKS)
-            command.add_argument("--seeds", nargs="+", type=int, choices=(*SEEDS, *MORE_SEEDS))
+            command.add_argument("--settings", nargs="+", choices=(*SETTINGS, *REFERENCES, *figure3.ALL))
+            command.add_argument("--envs", nargs="+", choices=(*TASKS, *figure3.PILOT_TASKS))
+            seeds = (*SEEDS, *MORE_SEEDS, *figure3.PILOT_SEEDS)
+            command.add_argument("--seeds", nargs="+", type=int, choices=seeds)
         else:
             command.add_argument("--constants", type=Path, default=scores.CONSTANTS, help="file of the normalisation")
         if name == "run":
@@ -63,7 +64,7 @@ def selected(args: argparse.Namespace) -> list[Run]:
     :param args: the command line
     :return: the runs, in the order in which they are to be made
     """
-    runs = [run for stage in args.stages or STAGES for run in STAGES[stage]]
+    runs = [run for stage in args.stages or STAGES for run in {**STAGES, **PILOTS}[stage]]
     for name in ("variant", "setting", "env", "seed"):
         choices = getattr(args, f"{name}s")
         runs = [run for run in runs if choices is None or getattr(run, name) in choices]

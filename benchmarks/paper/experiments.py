@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.paper import figure3
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
@@ -147,7 +148,7 @@ class Run:
     A run.
 
     :param variant: name in ``VARIANTS``
-    :param setting: name in ``SETTINGS`` or ``REFERENCES``
+    :param setting: name in ``SETTINGS``, ``REFERENCES`` or ``figure3.ALL``
     :param env: id of the task
     :param seed: the seed
     """
@@ -199,6 +200,19 @@ STAGES: dict[str, list[Run]] = {
         f"details_{variant}": [Run(variant, "none", env, seed) for seed in SEEDS for env in TASKS]
         for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
     },
+    # What clipping at 0.2 is compared with in section 6.2
+    "figure3": [Run("paper", name, env, seed) for seed in figure3.SEEDS for name in figure3.CONTESTANTS for env in TASKS],
+}
+
+# Runs of another length, which choose what is run; they have a directory of their own
+PILOTS: dict[str, list[Run]] = {
+    "figure3_pilot": [
+        Run("paper", name, env, seed)
+        for seed in figure3.PILOT_SEEDS
+        for candidates in figure3.CANDIDATES.values()
+        for name in candidates
+        for env in figure3.PILOT_TASKS
+    ],
 }
 
 
@@ -209,6 +223,8 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     :param run: the run
     :return: arguments by name
     """
+    if run.setting in figure3.ALL:
+        return figure3.ALL[run.setting].kwargs
     with TABLE_3.open(encoding="utf-8") as file:
         table = yaml.safe_load(file)[run.env]
     # What the Zoo takes for itself
