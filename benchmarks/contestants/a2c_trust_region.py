@@ -16,7 +16,7 @@ from sb3_ppo_variants.kl import closed_form, kl_from_parameters
 
 def within_trust_region(g: th.Tensor, k: th.Tensor, delta: float) -> th.Tensor:
     """
-    Equation (12) of Wang et al.: of all z with k^T z <= delta, the nearest to g, which is g - max(0, (k^T g - delta) / |k|^2) k.
+    Of all z with k^T z <= delta, the nearest to g: z = g - max(0, (k^T g - delta) / |k|^2) k.
 
     :param g: gradient of the objective of each sample by the statistics of the policy, shape ``(batch, n_statistics)``
     :param k: gradient of the KL by the same

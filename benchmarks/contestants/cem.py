@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -170,7 +171,7 @@ class CEM(BaseAlgorithm):
     def _play_episode(self, callback: BaseCallback) -> float | None:
         """The return of an episode; ``None`` if the callback ended the training."""
         assert self.env is not None
-        total, dones = 0.0, [False]
+        total, dones = 0.0, np.array([False])
         while not dones[0]:
             actions, _ = self.policy.predict(self._last_obs, deterministic=True)  # type: ignore[arg-type]
             new_obs, rewards, dones, infos = self.env.step(actions)

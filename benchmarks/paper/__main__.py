@@ -7,13 +7,14 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
     python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
     python -m benchmarks.paper figures    # draws the figures of docs/paper.md
+    python -m benchmarks.paper figure3    # draws Figure 3 of section 6.2, whose plan is docs/figure3.md
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, figure3, scores
+from benchmarks.paper import experiments, figure3, figure3_report, scores
 from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "freeze": "write the constants of the normalisation, once and for all",
         "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
         "figures": "draw the figures of docs/paper.md",
+        "figure3": "draw Figure 3",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -51,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--timesteps", type=int, default=experiments.TIMESTEPS, help="length of a run")
             command.add_argument("--jobs", type=int, default=-1, help="processes; -1: one for each core, -2: one less")
         if name == "tables":
-            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
-        if name == "figures":
+            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*TABLES, *figure3_report.TABLES))}")
+        if name in ("figures", "figure3"):
             command.add_argument("--output", type=Path, default=FIGURES, help="directory of the figures")
     return main
 
@@ -96,6 +98,8 @@ def main() -> int:
             from benchmarks.paper import figures
 
             figures.draw(results, args.output, args.constants)
+        elif args.command == "figure3":
+            figure3_report.draw(results, args.output, args.constants)
         else:
             tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:
@@ -153,7 +157,7 @@ def tables(args: argparse.Namespace, results: Results) -> None:
     """
     study = Study(results, args.constants)
     for name in args.names:
-        print(make(name, study), end="\n\n")
+        print(make(name, study, {**TABLES, **figure3_report.TABLES}), end="\n\n")
     if not args.names:
         # All of them before the first is written
         texts = {path: with_tables(path.read_text(encoding="utf-8"), study) for path in DOCUMENTS}

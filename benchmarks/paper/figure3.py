@@ -42,8 +42,7 @@ class Contestant:
     n_envs: int = 1
 
 
-# openai/baselines, trpo_mpi/run_mujoco.py and trpo_mpi.py at its release, July 2017. Its batches for the value function and its
-# line search are fixed in the code
+# openai/baselines, trpo_mpi/run_mujoco.py at its release, July 2017; the last three are constants of its trpo_mpi.py
 TRPO_OF_THE_RELEASE = Contestant(
     "TRPO",
     TRPO,
@@ -93,7 +92,9 @@ CANDIDATES: dict[str, dict[str, Contestant]] = {
     },
     "vanilla": {f"vanilla_kl_{kl}_lambda_{lam}": _vanilla(kl, lam) for kl in (0.002, 0.01) for lam in (0.95, 1.0)},
     "cem": {
-        f"cem_{name}_std_{std}": _cem(layers, std) for name, layers in (("linear", []), ("mlp", [64, 64])) for std in (0.1, 1.0)
+        f"cem_{name}_std_{std}": _cem(layers, std)
+        for name, layers in (("linear", []), ("mlp", [64, 64]))
+        for std in (0.1, 1.0)
     },
 }
 

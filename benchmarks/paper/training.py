@@ -235,8 +235,9 @@ def make_model(run: Run, env: Any, compile: Any = "auto") -> BaseAlgorithm:  # n
         env = VecNormalize(env, norm_obs=False, clip_reward=10.0, gamma=arguments["gamma"])
     if not variant.raw_observations:
         env = VecNormalize(env, training=False, norm_reward=False, clip_obs=5.0, epsilon=0.0)
+    model: BaseAlgorithm
     if run.setting in figure3.ALL:
-        model = figure3.ALL[run.setting].algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)  # type: ignore
+        model = figure3.ALL[run.setting].algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
     else:
         algorithm = SETTINGS[run.setting].algorithm
         assert algorithm is not None
