@@ -173,7 +173,7 @@ class CEM(BaseAlgorithm):
         assert self.env is not None
         total, dones = 0.0, np.array([False])
         while not dones[0]:
-            actions, _ = self.policy.predict(self._last_obs, deterministic=True)  # type: ignore[arg-type]
+            actions, _ = self.predict(self._last_obs)  # type: ignore[arg-type]
             new_obs, rewards, dones, infos = self.env.step(actions)
             self.num_timesteps += 1
             callback.update_locals(locals())
@@ -183,6 +183,24 @@ class CEM(BaseAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             total += float(rewards[0])
         return total
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        The mean action.
+
+        :param observation: the observation
+        :param state: not used
+        :param episode_start: not used
+        :param deterministic: not used: candidates are judged by their mean actions, too
+        :return: the action, and ``state``
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic=True)
 
     def dump_logs(self) -> None:
         """Write the log."""
