@@ -148,6 +148,29 @@ def test_vanilla_policy_gradient_makes_one_step_along_the_gradient():
     assert model.policy.value_net.bias.item() == pytest.approx(value - 1e-3, abs=1e-6)
 
 
+def test_compiled_rollouts_see_the_fitted_value_function(interpreted):
+    class Compare(BaseCallback):
+        def __init__(self):
+            super().__init__()
+            self.values = []
+
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.model.rollout_buffer
+            with th.no_grad():
+                expected = self.model.policy.predict_values(th.as_tensor(buffer.observations[:, 0])).flatten()
+            np.testing.assert_allclose(buffer.values[:, 0], expected, rtol=1e-4, atol=1e-5)
+            self.values.append(expected.mean().item())
+
+    compare = Compare()
+    VanillaPolicyGradient("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cpu", compile=True).learn(512, compare)
+    assert interpreted
+    # The returns are negative
+    assert compare.values[1] < compare.values[0] - 0.5
+
+
 @pytest.mark.parametrize(
     ("cls", "kwargs"),
     [
