@@ -72,6 +72,8 @@ def test_holm():
     # Smallest first: 3 * 0.01, 2 * 0.03, 1 * 0.04, and none below one before it
     np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     assert statistics.holm([0.9, 0.8]).tolist() == [1, 1]
+    # The usual example of textbooks: 4 * 0.005, 3 * 0.01, 2 * 0.03, 0.04
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
 
 
 def test_half_width_of_an_interval():

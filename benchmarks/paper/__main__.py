@@ -8,14 +8,15 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
     python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
     python -m benchmarks.paper figures    # draws the figures of docs/paper.md and README.md
+    python -m benchmarks.paper figure3    # draws Figure 3 of section 6.2, whose plan is docs/figure3.md
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, scores
-from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
+from benchmarks.paper import experiments, figure3, figure3_report, scores
+from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
 from benchmarks.paper.tables import DOCUMENTS, ROOT, TABLES, Study, make, with_tables
@@ -37,16 +38,18 @@ def parser() -> argparse.ArgumentParser:
         "freeze": "write the constants of the normalisation, once and for all",
         "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
         "figures": "draw the figures of docs/paper.md and README.md",
+        "figure3": "draw Figure 3",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--results", type=Path, default=DEFAULT, help="directory of the results")
         if name in ("run", "status", "commands", "verify"):
-            command.add_argument("--stages", nargs="+", choices=STAGES, help="parts of the study")
+            command.add_argument("--stages", nargs="+", choices=(*STAGES, *PILOTS), help="parts of the study")
             command.add_argument("--variants", nargs="+", choices=experiments.VARIANTS)
-            command.add_argument("--settings", nargs="+", choices=(*SETTINGS, *REFERENCES))
-            command.add_argument("--envs", nargs="+", choices=TASKS)
-            command.add_argument("--seeds", nargs="+", type=int, choices=(*SEEDS, *MORE_SEEDS))
+            command.add_argument("--settings", nargs="+", choices=(*SETTINGS, *REFERENCES, *figure3.ALL))
+            command.add_argument("--envs", nargs="+", choices=(*TASKS, *figure3.PILOT_TASKS))
+            seeds = (*SEEDS, *MORE_SEEDS, *figure3.PILOT_SEEDS)
+            command.add_argument("--seeds", nargs="+", type=int, choices=seeds)
         else:
             command.add_argument("--constants", type=Path, default=scores.CONSTANTS, help="file of the normalisation")
         if name == "run":
@@ -57,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
         if name in ("run", "verify"):
             command.add_argument("--jobs", type=int, default=-1, help="processes; -1: one for each core, -2: one less")
         if name == "tables":
-            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
-        if name == "figures":
+            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*TABLES, *figure3_report.TABLES))}")
+        if name in ("figures", "figure3"):
             command.add_argument("--output", type=Path, default=FIGURES, help="directory of the figures")
     return main
 
@@ -70,7 +73,7 @@ def selected(args: argparse.Namespace) -> list[Run]:
     :param args: the command line
     :return: the runs, in the order in which they are to be made
     """
-    runs = [run for stage in args.stages or STAGES for run in STAGES[stage]]
+    runs = [run for stage in args.stages or STAGES for run in {**STAGES, **PILOTS}[stage]]
     for name in ("variant", "setting", "env", "seed"):
         choices = getattr(args, f"{name}s")
         runs = [run for run in runs if choices is None or getattr(run, name) in choices]
@@ -106,6 +109,8 @@ def main() -> int:
             from benchmarks.paper import figures
 
             figures.draw(results, Study(results, args.constants).all_seeds, args.output)
+        elif args.command == "figure3":
+            figure3_report.draw(results, args.output, args.constants)
         else:
             tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:
@@ -163,7 +168,7 @@ def tables(args: argparse.Namespace, results: Results) -> None:
     """
     study = Study(results, args.constants)
     for name in args.names:
-        print(make(name, study), end="\n\n")
+        print(make(name, study, {**TABLES, **figure3_report.TABLES}), end="\n\n")
     if not args.names:
         # All of them before the first is written
         texts = {path: with_tables(path.read_text(encoding="utf-8"), study) for path in DOCUMENTS}

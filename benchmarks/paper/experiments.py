@@ -10,6 +10,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.paper import figure3
 from benchmarks.provenance import VARIABLES
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.objectives import Coefficients, Terms, policy_gradient
@@ -197,7 +198,7 @@ class Run:
     A run.
 
     :param variant: name in ``VARIANTS``
-    :param setting: name in ``SETTINGS`` or ``REFERENCES``
+    :param setting: name in ``SETTINGS``, ``REFERENCES`` or ``figure3.ALL``
     :param env: id of the task
     :param seed: the seed
     """
@@ -272,7 +273,20 @@ STAGES: dict[str, list[Run]] = {
         f"details_{variant}": [Run(variant, "none", env, seed) for seed in SEEDS for env in TASKS]
         for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
     },
+    # What clipping at 0.2 is compared with in section 6.2
+    "figure3": [Run("paper", name, env, seed) for seed in figure3.SEEDS for name in figure3.CONTESTANTS for env in TASKS],
     **_more_seeds(LAST_SEEDS_SETTINGS),
+}
+
+# Runs of another length, which choose what is run; they have a directory of their own
+PILOTS: dict[str, list[Run]] = {
+    "figure3_pilot": [
+        Run("paper", name, env, seed)
+        for seed in figure3.PILOT_SEEDS
+        for candidates in figure3.CANDIDATES.values()
+        for name in candidates
+        for env in figure3.PILOT_TASKS
+    ],
 }
 
 
@@ -283,6 +297,8 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     :param run: the run
     :return: arguments by name
     """
+    if run.setting in figure3.ALL:
+        return figure3.ALL[run.setting].kwargs
     with TABLE_3.open(encoding="utf-8") as file:
         table = yaml.safe_load(file)[run.env]
     # What the Zoo takes for itself

@@ -4,7 +4,7 @@ import csv
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -84,29 +84,32 @@ class Study:
         return Scores({**self.all_seeds.rows, **self.details.rows}, self.constants)
 
 
-def with_tables(text: str, study: Study) -> str:
+def with_tables(text: str, study: Study, tables: Mapping[str, Callable[[Study], str]] | None = None) -> str:
     """
     Put the tables of the results in a document.
 
     :param text: the document
     :param study: the results
+    :param tables: all tables by name; those of this file by default
     :return: the document with those tables
     """
-    return MARKED.sub(lambda match: f"{match[1]}\n{make(match[2], study)}\n\n{match[3]}", text)
+    return MARKED.sub(lambda match: f"{match[1]}\n{make(match[2], study, tables)}\n\n{match[3]}", text)
 
 
-def make(name: str, study: Study) -> str:
+def make(name: str, study: Study, tables: Mapping[str, Callable[[Study], str]] | None = None) -> str:
     """
     Make a table.
 
     :param name: its name
     :param study: the results
+    :param tables: all tables by name; those of this file by default
     :return: Markdown
     :raises ValueError: if it is not known
     """
-    if name not in TABLES:
-        raise ValueError(f"There is no table {name}, but only {', '.join(TABLES)}")
-    return TABLES[name](study)
+    tables = TABLES if tables is None else tables
+    if name not in tables:
+        raise ValueError(f"There is no table {name}, but only {', '.join(tables)}")
+    return tables[name](study)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,6 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
+from benchmarks.paper import figure3
 from benchmarks.paper.experiments import REFERENCES, SETTINGS, VARIANTS, PessimisticValues, Run, hyperparameters
 from benchmarks.provenance import environment, versions
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError
@@ -104,6 +106,11 @@ class ObservationFilter(BaseCallback):
         self.count += observations.shape[0] * observations.shape[1]
         self.statistics.mean = self.sum / self.count
         self.statistics.var = np.maximum(self.sum_of_squares / self.count - np.square(self.statistics.mean), 1e-2)
+        # What the next rollout begins with
+        self.model._last_obs = self.env.normalize_obs(self.observations[-1])
+        if "rollout_buffer" not in self.locals:
+            # The cross-entropy method has none
+            return
         # pi_old is the old parameters with the new statistics
         buffer, policy = self.locals["rollout_buffer"], self.model.policy
         assert isinstance(policy, ActorCriticPolicy)
@@ -114,8 +121,19 @@ class ObservationFilter(BaseCallback):
         # Advantages and returns are known already: the old values count where new ones are clipped
         buffer.values[:] = values.numpy().reshape(buffer.values.shape)
         buffer.log_probs[:] = log_probs.numpy().reshape(buffer.log_probs.shape)
-        # What the next rollout begins with
-        self.model._last_obs = self.env.normalize_obs(self.observations[-1])
+
+
+class CheckFinite(BaseCallback):
+    """Ends a training where an algorithm that does not look itself would go on with NaN or infinity."""
+
+    def _on_rollout_start(self) -> None:
+        if not all(th.isfinite(parameter).all() for parameter in self.model.policy.parameters()):
+            raise NonFiniteUpdateError("The update made parameters of the policy NaN or infinite")
+
+    def _on_step(self) -> bool:
+        if not all(np.isfinite(self.locals[name]).all() for name in ("new_obs", "rewards")):
+            raise NonFiniteEnvironmentError("The environment returned NaN or infinity")
+        return True
 
 
 class Recorder(BaseCallback):
@@ -158,7 +176,9 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
     # Several runs share the cores
     th.set_num_threads(1)
     start = time.perf_counter()
-    env = make_vec_env(lambda: make_env(run), n_envs=1, seed=run.seed)
+    n_envs = figure3.ALL[run.setting].n_envs if run.setting in figure3.ALL else 1
+    # Each environment of each run has a seed of its own
+    env = make_vec_env(lambda: make_env(run), n_envs=n_envs, seed=run.seed * n_envs)
     recorder = Recorder()
     diverged = False
     if run.setting in REFERENCES:
@@ -168,6 +188,8 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
         callbacks: list[BaseCallback] = [recorder]
         if isinstance(model.env, VecNormalize):
             callbacks.insert(0, ObservationFilter(model.env))
+        if run.setting in figure3.ALL:
+            callbacks.insert(0, CheckFinite())
         try:
             model.learn(timesteps, callback=callbacks)
         except (NonFiniteUpdateError, NonFiniteEnvironmentError):
@@ -215,12 +237,19 @@ def make_model(run: Run, env: Any, compile: Any = "auto") -> BaseAlgorithm:  # n
         env = VecNormalize(env, norm_obs=False, clip_reward=10.0, gamma=arguments["gamma"])
     if not variant.raw_observations:
         env = VecNormalize(env, training=False, norm_reward=False, clip_obs=5.0, epsilon=0.0)
-    algorithm = SETTINGS[run.setting].algorithm
-    assert algorithm is not None
-    if variant.pessimistic_values:
-        algorithm = type(algorithm.__name__, (PessimisticValues, algorithm), {})
-    model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", compile=compile, **arguments)
+    model: BaseAlgorithm
+    if run.setting in figure3.ALL:
+        model = figure3.ALL[run.setting].algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
+    else:
+        algorithm = SETTINGS[run.setting].algorithm
+        assert algorithm is not None
+        if variant.pessimistic_values:
+            algorithm = type(algorithm.__name__, (PessimisticValues, algorithm), {})
+        model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", compile=compile, **arguments)
+    assert isinstance(model.policy, ActorCriticPolicy)
     initialize_as_baselines(model.policy)
+    if isinstance(model, A2CTrustRegion):
+        model.average_policy.load_state_dict(model.policy.state_dict())
     return model
 
 
