@@ -70,7 +70,7 @@ copybutton_prompt_is_regexp = True
 
 def link_files_of_the_repository(app: Sphinx, doctree: nodes.document) -> None:
     """Links of pages to what is no page: Markdown outside of the site is downloaded, as other files are; a folder is text."""
-    for node in list(doctree.findall(pending_xref)):
+    for node in [node for node in doctree.findall(pending_xref) if node["reftype"] == "myst"]:
         folder = Path(app.srcdir, node["refdoc"]).parent
         target = Path(os.path.normpath(folder / node["reftarget"]))
         document = target.with_name(f"{target.name}.md")

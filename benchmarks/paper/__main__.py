@@ -5,7 +5,7 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper status     # what is missing
     python -m benchmarks.paper commands   # for each run that is there, the command that makes it again
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
-    python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
+    python -m benchmarks.paper tables     # puts the tables in docs/paper.md; with names, prints those
     python -m benchmarks.paper figures    # draws the figures of docs/paper.md
 """
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "status": "tell which are missing",
         "commands": "print for each run that is there the command that makes it again",
         "freeze": "write the constants of the normalisation, once and for all",
-        "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
+        "tables": "put the tables in docs/paper.md, or print those that are named",
         "figures": "draw the figures of docs/paper.md",
     }
     for name, text in helps.items():

@@ -1,4 +1,4 @@
-"""The tables of docs/paper.md and README.md, in Markdown."""
+"""The tables of docs/paper.md, in Markdown."""
 
 import csv
 import inspect
@@ -17,7 +17,7 @@ from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, 
 from sb3_ppo_variants import PPOKLPen
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "docs" / "paper.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "docs" / "paper.md",)
 # What lies between these two comments of a document is the table of that name
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
