@@ -251,7 +251,7 @@ def test_messages_are_those_of_the_code(monkeypatch, auto_compiles, capsys):
     monkeypatch.setattr(support.shutil, "which", lambda _: None)
     messages = []
     for fail in FAILURES:
-        with pytest.raises(Exception, match=r"\w") as caught:  # noqa: PT011
+        with pytest.raises(Exception, match=r"\w") as caught:
             fail()
         messages.append(str(caught.value))
     PPOClip("MlpPolicy", "CartPole-v1", verbose=1, **SMALL).learn(64)
