@@ -33,7 +33,6 @@ myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_class_signature = "separated"
 add_module_names = False
 
 # Names of other projects are links where there is a network: on Read the Docs, and wherever INTERSPHINX is set
