@@ -52,8 +52,8 @@ nitpicky = True
 OTHERS = "stable_baselines3|sb3_contrib|gymnasium|torch|numpy|collections|pathlib|io"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({OTHERS})\..*"),
-    # In SB3's docstrings and in annotations
-    (r"py:class", r"VecEnv|sb3_ppo_variants\.(ppo\.SelfProximal|saving\.Algorithm)"),
+    # In docstrings and annotations of SB3 and Gymnasium, and types of our own for methods that return themselves
+    (r"py:class", r"VecEnv|Env|Wrapper(Obs|Act)Type|sb3_ppo_variants\.(ppo\.SelfProximal|saving\.Algorithm)"),
 ]
 
 html_theme = "furo"
