@@ -92,7 +92,8 @@ def predict(
     :param action_masks: which actions are possible, for a policy with action masks; if ``None``, what the observations have as
         ``action_mask``; without that, all are
     :return: the actions, and the next state
-    :raises ValueError: if there are masks for a policy that takes none, or such as leave no action
+    :raises ValueError: if there are masks for a policy that takes none, more or fewer than observations, or such as leave no
+        action
     """
     options = state, episode_start, deterministic
     if not is_masked(self):
@@ -100,4 +101,9 @@ def predict(
             raise ValueError(f"action_masks must be None with {self.policy_class.__name__}, which takes none")
         return self.policy.predict(observation, *options)
     found = masks.given_or_found(action_masks, observation, self.action_space)
-    return self.policy.predict(masks.features(self.policy, observation), *options, action_masks=found)
+    features = masks.features(self.policy, observation)
+    array = next(iter(features.values())) if isinstance(features, dict) else features
+    n = len(array) if self.policy.is_vectorized_observation(features) else 1
+    if found is not None and len(found) != n:
+        raise ValueError(f"action_masks must be one for each observation, but there are {len(found)} for {n}")
+    return self.policy.predict(features, *options, action_masks=found)

@@ -90,13 +90,14 @@ def checked(masks: Any, heads: tuple[int, ...], whose: Callable[[int], str]) -> 
             raise ValueError(f"The action mask {whose(i)} must be of bool or of 0 and 1, but is {row}")
         if row.size != n:
             parts = "" if len(heads) == 1 else f" (in {len(heads)} parts)"
-            raise ValueError(f"The action mask {whose(i)} has {row.size} entries, but there are {n} actions{parts}")
+            hint = "; are they those of several steps, by VecFrameStack?" if row.size and row.size % n == 0 else ""
+            raise ValueError(f"The action mask {whose(i)} has {row.size} entries, but there are {n} actions{parts}{hint}")
     found = np.stack([row.reshape(n) for row in rows])
     if found.dtype != bool:
         wrong = (found != 0) & (found != 1)
         if wrong.any():
             i, j = np.argwhere(wrong)[0]
-            hint = "; VecNormalize must leave it as it is: see its norm_obs_keys" if found.dtype.kind == "f" else ""
+            hint = "; if VecNormalize has changed it, see its norm_obs_keys" if found.dtype.kind == "f" else ""
             raise ValueError(f"The action mask {whose(i)} must be of bool or of 0 and 1, but entry {j} is {found[i, j]}{hint}")
         found = found == 1
     is_possible = np.logical_or.reduceat(found, _starts(heads), axis=1)

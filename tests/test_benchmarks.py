@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import benchmarks.recall  # noqa: F401
-from benchmarks import learning_recurrent, speed, speed_report
+from benchmarks import learning_cleanrl, learning_recurrent, speed, speed_report
 from benchmarks.learning_masks import welch_interval
 
 
@@ -125,3 +125,25 @@ def test_speed_report_has_a_table_and_a_chart_for_each_peer(tmp_path):
     ]
     assert tables[2].splitlines()[2:] == ["| R | **2.00** (2.00 to 2.50) |"]
     assert sorted(file.name for file in tmp_path.glob("*.svg")) == ["speed.svg", "speed_lstm.svg", "speed_masks.svg"]
+
+
+def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
+    returns = []
+    env = learning_cleanrl.make_env(returns, is_terminal=True)
+    env.reset(seed=0)
+    total = 0.0
+    for step in range(1000):
+        _, reward, terminated, truncated, _ = env.step(np.ones(6))
+        total += reward
+        # The time limit of HalfCheetah
+        assert (terminated, truncated) == (step == 999, False)
+    assert returns == [total]
+    monkeypatch.setenv("CLEANRL", str(tmp_path))
+    with pytest.raises(ValueError, match="CLEANRL must name a checkout"):
+        learning_cleanrl.train("CleanRL", learning_cleanrl.ENV, 0)
+    monkeypatch.setattr(learning_cleanrl, "RESULTS", tmp_path / "runs.csv")
+    rows = [f"{name},{score}" for name in ("CleanRL", "PPOClip") for score in (1, 2, 3 + 3 * (name == "CleanRL"))]
+    (tmp_path / "runs.csv").write_text("\n".join(["algorithm,score", *rows]))
+    # The mean of CleanRL is 3
+    assert learning_cleanrl.report() == 8 * 10 - 6
+    assert "| CleanRL | 3 +- 3 (3 seeds) | +1 (" in capsys.readouterr().out

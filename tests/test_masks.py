@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 from support import (
     ACTION_SPACES,
     POLICIES,
@@ -274,6 +274,8 @@ def test_predictions_with_masks_of_the_caller():
         model.predict(observation, action_masks=allowed * ([1] * 8 + [0]))
     with pytest.raises(ValueError, match="of observation 0 has 8 entries, but there are 9 actions"):
         model.predict(observation[0], action_masks=allowed[0][:-1])
+    with pytest.raises(ValueError, match="action_masks must be one for each observation, but there are 2 for 1"):
+        model.predict(observation[0], action_masks=allowed)
     plain = PPOClip("MlpPolicy", space_env("box", "multidiscrete")(), n_steps=26, batch_size=13)
     with pytest.raises(ValueError, match="action_masks must be None with ActorCriticPolicy"):
         plain.predict(observation, action_masks=allowed)
@@ -346,6 +348,10 @@ ALL = [True] * 5
         (lambda: fixed_masks(["yes"] * 5), r"environment 1 at timestep 0 must be of bool or of 0 and 1, but is .'yes"),
         (lambda: fixed_masks(None), r"environment 1 at timestep 0 must be of bool or of 0 and 1, but is None"),
         (lambda: VecNormalize(masked_env("box", "discrete", "observation")()), "see its norm_obs_keys"),
+        (
+            lambda: VecFrameStack(masked_env("box", "discrete", "observation")(), 3),
+            r"there are 3 actions; .* by VecFrameStack",
+        ),
         (lambda: space_env("box", "discrete")(), r"the environment gives none.*key 'action_mask'.*info\[.*action_masks\(\)"),
     ],
 )

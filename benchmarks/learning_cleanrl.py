@@ -1,0 +1,209 @@
+"""
+Whether CleanRL's ppo_continuous_action.py learns faster than PPOClip on HalfCheetah-v4, and what makes the difference: ten
+seeds each.
+
+    git clone https://github.com/vwxyzjn/cleanrl ../cleanrl
+    pip install tyro tensorboard
+    CLEANRL=../cleanrl python -m benchmarks.learning_cleanrl [--jobs 2]   # runs what is missing in the results, then reports
+    python -m benchmarks.learning_cleanrl --report                        # reports only
+
+All see observations and rewards normalised as by CleanRL's wrappers, which is what VecNormalize does, and all numbers that
+both have are equal. Four things are different, each an argument or a wrapper that users have: they are made as in CleanRL one
+by one, and together. The score of a run is the mean return of its last 20 training episodes. Chosen before the first run:
+CleanRL is called faster if the 95% interval (Welch's) of its mean score less that of PPOClip is above 0, and a change a cause
+if that of its own is.
+
+Runs are appended to benchmarks/results/learning_cleanrl.csv as they end, so that an interrupted call goes on where it was.
+"""
+
+import contextlib
+import os
+import runpy
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import gymnasium as gym
+import numpy as np
+
+from benchmarks import runs
+from benchmarks.learning_masks import welch_interval
+from benchmarks.provenance import current_commit, environment, versions
+
+RESULTS = Path(__file__).parent / "results" / "learning_cleanrl.csv"
+ENV = "HalfCheetah-v4"
+TIMESTEPS = 150_000
+SEEDS = range(10)
+LAST_EPISODES = 20
+PACKAGES = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
+
+# What CleanRL does otherwise than SB3: arguments of PPOClip, and whether the end at a time limit counts as termination
+CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
+    "PPOClip": ({}, False),
+    "half the weight of the value function's loss": ({"vf_coef": 0.25}, False),
+    "value function clipped": ({"clip_range_vf": 0.2}, False),
+    "step size annealed to 0": ({"learning_rate": "annealed"}, False),
+    "time limit is terminal": ({}, True),
+    "all four": ({"vf_coef": 0.25, "clip_range_vf": 0.2, "learning_rate": "annealed"}, True),
+}
+ALGORITHMS = ("CleanRL", "SB3 PPO", *CHANGES)
+
+
+class Recorder(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Records the returns of episodes.
+
+    :param env: the environment
+    :param returns: where they are appended
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], returns: list[float]) -> None:
+        super().__init__(env)
+        self.returns = returns
+        self.total = 0.0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The step of the environment."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.total += float(reward)
+        if terminated or truncated:
+            self.returns.append(self.total)
+            self.total = 0.0
+        return observation, reward, terminated, truncated, info
+
+
+def make_env(returns: list[float], is_terminal: bool = False) -> gym.Env[Any, Any]:
+    """
+    The task.
+
+    :param returns: where the returns of episodes are appended
+    :param is_terminal: whether the end at the time limit counts as termination
+    :return: the environment
+    """
+    from sb3_ppo_variants.wrappers import TimeLimitIsTerminal
+
+    env = Recorder(gym.make(ENV), returns)
+    return TimeLimitIsTerminal(env) if is_terminal else env
+
+
+def train_cleanrl(seed: int, returns: list[float]) -> int:
+    """
+    A run of CleanRL's script as it is, on today's Gymnasium.
+
+    :param seed: the seed
+    :param returns: where the returns of episodes are appended
+    :return: number of timesteps
+    :raises ValueError: if the environment variable CLEANRL does not name a checkout
+    """
+    script = Path(os.environ.get("CLEANRL", "")).resolve() / "cleanrl" / "ppo_continuous_action.py"
+    if not script.is_file():
+        raise ValueError(f"The environment variable CLEANRL must name a checkout of CleanRL, but there is no {script}")
+    arguments = ["--seed", str(seed), "--env-id", ENV, "--total-timesteps", str(TIMESTEPS), "--no-cuda"]
+
+    def transformed(env: Any, function: Any) -> Any:
+        # Gymnasium 1.0 asks for the space, too
+        return transform(env, function, env.observation_space)
+
+    class Restarting(gym.vector.SyncVectorEnv):
+        """As in the Gymnasium that the script was written for, the step that ends an episode begins the next one."""
+
+        def __init__(self, env_fns: Any) -> None:
+            super().__init__(env_fns, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+        def step(self, actions: Any) -> Any:
+            *result, infos = super().step(actions)
+            # Of another form today. The script only logs it
+            infos.pop("final_info", None)
+            return *result, infos
+
+    transform = gym.wrappers.TransformObservation
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(None),
+        mock.patch.object(sys, "argv", [str(script), *arguments]),
+        mock.patch.object(gym, "make", return_value=make_env(returns)),
+        mock.patch.object(gym.wrappers, "TransformObservation", transformed),
+        mock.patch.object(gym.vector, "SyncVectorEnv", Restarting),
+    ):
+        return int(runpy.run_path(str(script), run_name="__main__")["global_step"])
+
+
+def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
+    """
+    A run.
+
+    :param algorithm: one of ``ALGORITHMS``
+    :param env: id of the task
+    :param seed: the seed
+    :return: a row of the results
+    """
+    import torch as th
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.utils import LinearSchedule
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from sb3_ppo_variants import PPOClip
+
+    th.set_num_threads(1)
+    start = time.perf_counter()
+    returns: list[float] = []
+    if algorithm == "CleanRL":
+        timesteps = train_cleanrl(seed, returns)
+    else:
+        kwargs, is_terminal = CHANGES.get(algorithm, ({}, False))
+        if "learning_rate" in kwargs:
+            kwargs = {**kwargs, "learning_rate": LinearSchedule(3e-4, 0.0, 1.0)}
+        vec_env = VecNormalize(make_vec_env(lambda: make_env(returns, is_terminal), seed=seed))
+        options = {"seed": seed, "device": "cpu", **kwargs}
+        model: Any = PPO("MlpPolicy", vec_env, **options) if algorithm == "SB3 PPO" else None
+        model = model or PPOClip("MlpPolicy", vec_env, compile=True, **options)
+        timesteps = model.learn(TIMESTEPS).num_timesteps
+    return {
+        "algorithm": algorithm,
+        "env": env,
+        "seed": seed,
+        "timesteps": timesteps,
+        "episodes": len(returns),
+        "score": round(float(np.mean(returns[-LAST_EPISODES:])), 3),
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(PACKAGES),
+        "commit": current_commit(),
+        **environment(),
+    }
+
+
+def report() -> int:
+    """
+    Print the table.
+
+    :return: number of runs that are missing
+    """
+    rows = runs.load(RESULTS)
+    scores = {name: np.array([float(row["score"]) for row in rows if row["algorithm"] == name]) for name in ALGORITHMS}
+    print(f"| {ENV}, {TIMESTEPS:_} timesteps | score | less that of PPOClip (95% interval) |")
+    print("|---|---|---|")
+    for name, own in scores.items():
+        if min(len(own), len(scores["PPOClip"])) < 2:
+            continue
+        difference, low, high = welch_interval(own, scores["PPOClip"], 0.95)
+        interval = "" if name == "PPOClip" else f"{difference:+.0f} ({low:+.0f} to {high:+.0f})"
+        print(f"| {name} | {own.mean():.0f} +- {own.std(ddof=1):.0f} ({len(own)} seeds) | {interval} |")
+    missing = len(ALGORITHMS) * len(SEEDS) - len(rows)
+    if missing:
+        print(f"\n{missing} runs are missing: python -m benchmarks.learning_cleanrl")
+    return missing
+
+
+def main() -> None:
+    """Run and report."""
+    planned = [(algorithm, ENV, seed) for seed in SEEDS for algorithm in ALGORITHMS]
+    runs.command(__doc__, RESULTS, train, planned, report)
+
+
+if __name__ == "__main__":
+    main()
