@@ -8,7 +8,7 @@ N ?=
 ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: train test lint format test-oldest compare clean
+.PHONY: train test lint format test-oldest compare docs clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m rl_zoo3.train --algo $(ALGO) --env $(ENV) -f $(LOGS) $(if $(N),-n $(N)) --progress $(ARGS)
@@ -35,6 +35,10 @@ test-oldest: $(VENV)-oldest/installed
 compare: $(VENV)/installed-tests
 	$(BIN)/python benchmarks/compare_sb3.py
 
+# The site, in docs/_build/html
+docs: $(VENV)/installed-docs
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html
+
 $(VENV)/installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[mujoco]"
@@ -44,10 +48,14 @@ $(VENV)/installed-tests: $(VENV)/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[tests]"
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
 $(VENV)-oldest/installed: setup.py pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/pip install --quiet -c constraints-oldest.txt -e ".[tests]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info docs/_build

@@ -87,6 +87,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "setuptools>=77",
+            "sybil>=9",
             "tensorboard",
             "threadpoolctl>=3.1",
             "types-psutil",
@@ -94,6 +95,7 @@ setup(
             "types-tqdm",
         ],
         "benchmarks": [*MUJOCO, "filelock", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy", "threadpoolctl>=3.1"],
+        "docs": ["furo", "myst-nb>=1.4", "sphinx>=8", "sphinx-copybutton", "sphinx-design"],
         # The environments of hyperparams/paper/table4_roboschool.yml
         "bullet": ["pybullet_envs_gymnasium"],
     },

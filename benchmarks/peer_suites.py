@@ -43,7 +43,7 @@ def replace_ppo() -> None:
 
     from sb3_ppo_variants import PPOClip, ProximalPolicyOptimization
 
-    # Differences that README names. The reference path: seeds are to give the same training
+    # Differences that docs/guide/coming_from.md names. The reference path: seeds are to give the same training
     defaults = ProximalPolicyOptimization.__init__.__kwdefaults__
     assert defaults is not None
     defaults["compile"] = False
