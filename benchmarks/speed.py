@@ -12,7 +12,7 @@ with an LSTM) is that within each turn; its median is reported with the smallest
 compiles, is shown on its own and does not count, nor does the second. ``environment`` is the floor: what the environment's own
 steps take, with random actions.
 
-Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and charts.
+Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and speed.svg.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """
-Tables and chart of what benchmarks/speed.py has measured.
+Tables and a chart of what benchmarks/speed.py has measured.
 
     python -m benchmarks.speed_report
 
-Reads benchmarks/results/speed.csv, and writes speed.md, speed.svg, speed_masks.svg and speed_lstm.svg beside it.
+Reads benchmarks/results/speed.csv, and writes speed.md and speed.svg beside it.
 """
 
 import csv
@@ -14,7 +14,17 @@ from typing import Any
 Row = Mapping[str, Any]
 # With whom the others of a case are compared
 PEERS = {"SB3 PPO": "SB3's PPO", "MaskablePPO": "contrib's MaskablePPO", "RecurrentPPO": "contrib's RecurrentPPO"}
-CHARTS = {"SB3 PPO": "speed.svg", "MaskablePPO": "speed_masks.svg", "RecurrentPPO": "speed_lstm.svg"}
+OURS = "PPOClip"
+# Readable on white and on black
+BLUE, GRAY = "#3182ce", "#7b828c"
+# How the others are drawn
+MARKS: dict[str, dict[str, Any]] = {
+    "PPOKLPen": {"marker": "D", "color": "#ed8936", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6},
+    "PPOFixedKL": {"marker": "^", "color": "#38a169", "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.6},
+    "PPOClip, reference": {"marker": "o", "color": "white", "markersize": 5, "markeredgecolor": BLUE, "zorder": 2.5},
+    "SBX PPO": {"marker": "X", "color": "#b83280", "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6},
+    "floor: the network alone": {"marker": "|", "color": GRAY, "markersize": 11, "markeredgewidth": 2.5},
+}
 
 
 def spread(row: Row) -> str:
@@ -78,11 +88,12 @@ def details(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def chart(rows: Sequence[Row], path: Path) -> None:
+def chart(parts: Mapping[str, Sequence[Row]], path: Path) -> None:
     """
-    Draw the bar chart.
+    Draw one chart of all cases, on a logarithmic axis, for light and dark pages: a bar for PPOClip, with its range, and marks
+    for the others. Contestants without a mark are in the tables alone.
 
-    :param rows: the results
+    :param parts: the results by peer
     :param path: where it goes
     """
     import matplotlib as mpl
@@ -90,30 +101,44 @@ def chart(rows: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    # The same file for the same chart
-    mpl.rcParams["svg.hashsalt"] = "sb3_ppo_variants"
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
-    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "++", "oo"), strict=False))
-    figure, axes = plt.subplots(layout="none", figsize=(9, 0.28 * len(rows) + 1.5))
-    position, ticks = 0, []
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    for case in cases:
-        own = [row for row in rows if row["case"] == case]
-        ticks.append(position + (len(own) - 1) / 2)
-        for row in own:
-            name, ratio = row["contestant"], float(row["ratio"])
-            label = name if name not in axes.get_legend_handles_labels()[1] else None
-            color = f"C{names.index(name)}"
-            axes.barh(position, ratio, label=label, color=color, hatch=hatches[name], edgecolor="black")
-            axes.text(ratio, position, f" {ratio:.1f}", va="center", fontsize=8)
-            position += 1
-        position += 1
-    axes.set_yticks(ticks, cases)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"times as fast as {peer_of(rows)}")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    colors = dict.fromkeys(("text.color", "xtick.color", "ytick.color"), GRAY)
+    # The hash makes the same file for the same chart
+    style: dict[Any, Any] = {"svg.hashsalt": "sb3_ppo_variants", "font.size": 9, **colors}
+    with mpl.rc_context(style):
+        cases = [list(dict.fromkeys(row["case"] for row in rows)) for rows in parts.values()]
+        size = (8.4, 0.27 * sum(map(len, cases)) + 0.4 * len(cases) + 0.9)
+        figure, panels = plt.subplots(
+            len(cases), 1, figsize=size, sharex=True, squeeze=False, layout="constrained", height_ratios=list(map(len, cases))
+        )
+        for axes, (peer, rows), names in zip(panels[:, 0], parts.items(), cases, strict=True):
+            for row in rows:
+                position, name = names.index(row["case"]), row["contestant"]
+                ratio, low, high = (float(row[key]) for key in ("ratio", "ratio_min", "ratio_max"))
+                if name == OURS:
+                    axes.barh(position, ratio - 1, left=1, height=0.68, color=BLUE, label=f"{name}, median and range")
+                    axes.plot([low, high], [position, position], color="#90b9e8", linewidth=2)
+                    place = {"textcoords": "offset points", "xytext": (8, 0), "va": "center"}
+                    axes.annotate(f"{ratio:.1f}", (high, position), color=BLUE, weight="bold", **place)
+                elif name in MARKS:
+                    axes.plot(ratio, position, linestyle="", label=name, **MARKS[name])
+            axes.axvline(1, color=GRAY, linewidth=1.5, zorder=1.5)
+            axes.set_xscale("log")
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.tick_params(length=0)
+            axes.grid(axis="x", color=GRAY, alpha=0.25)
+            axes.spines[:].set_visible(False)
+            axes.set_title(f"times as fast as {PEERS[peer]}", fontsize=10, weight="bold", loc="left")
+        ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
+        panels[-1, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panels[-1, 0].minorticks_off()
+        handles = {
+            label: handle for axes in panels[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        # The bars come last
+        handles = dict(reversed(handles.items()))
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False)
+        figure.savefig(path, metadata={"Date": None}, transparent=True)
     plt.close(figure)
 
 
@@ -126,12 +151,11 @@ def write(directory: Path) -> None:
     with (directory / "speed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     footer = "; ".join(dict.fromkeys(row[key] for key in ("machine", "versions") for row in rows))
-    cases = {peer: {row["case"] for row in rows if row["contestant"] == peer} for peer in CHARTS}
-    parts = {CHARTS[peer]: [row for row in rows if row["case"] in own] for peer, own in cases.items() if own}
+    cases = {peer: {row["case"] for row in rows if row["contestant"] == peer} for peer in PEERS}
+    parts = {peer: [row for row in rows if row["case"] in own] for peer, own in cases.items() if own}
     tables = [overview(part) for part in parts.values()]
     (directory / "speed.md").write_text("\n\n".join([*tables, details(rows), footer]) + "\n", encoding="utf-8")
-    for name, part in parts.items():
-        chart(part, directory / name)
+    chart(parts, directory / "speed.svg")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What the benchmarks measure with: tasks, contestants, intervals."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -110,21 +112,30 @@ def test_contestants_of_the_speed():
         assert [name for name in speed.contestants(case) if name != "SBX PPO"] == ["SB3 PPO", *ours[:2]]
 
 
-def test_speed_report_has_a_table_and_a_chart_for_each_peer(tmp_path):
+def test_speed_report_has_a_table_for_each_peer_and_one_chart(tmp_path):
     columns = "case,contestant,ratio,ratio_min,ratio_max,seconds,machine,versions\n"
+    ratios = {"PPOClip": 2, "PPOKLPen": 1.5}
     rows = [
-        f"{peer[0]},{name},{ratio},{ratio},2.5,1,m,v\n" for peer in speed_report.PEERS for name, ratio in ((peer, 1), ("x", 2))
+        f"{peer[0]},{name},{ratio},{ratio},2.5,1,m,v\n"
+        for peer in speed_report.PEERS
+        for name, ratio in {peer: 1, **ratios}.items()
     ]
     (tmp_path / "speed.csv").write_text(columns + "".join(rows))
     speed_report.write(tmp_path)
     *tables, _, _ = (tmp_path / "speed.md").read_text().split("\n\n")
     assert [table.splitlines()[0] for table in tables] == [
-        "| times as fast as SB3's PPO | x |",
-        "| times as fast as contrib's MaskablePPO | x |",
-        "| times as fast as contrib's RecurrentPPO | x |",
+        "| times as fast as SB3's PPO | PPOClip | PPOKLPen |",
+        "| times as fast as contrib's MaskablePPO | PPOClip | PPOKLPen |",
+        "| times as fast as contrib's RecurrentPPO | PPOClip | PPOKLPen |",
     ]
-    assert tables[2].splitlines()[2:] == ["| R | **2.00** (2.00 to 2.50) |"]
-    assert sorted(file.name for file in tmp_path.glob("*.svg")) == ["speed.svg", "speed_lstm.svg", "speed_masks.svg"]
+    assert tables[2].splitlines()[2:] == ["| R | **2.00** (2.00 to 2.50) | **1.50** (1.50 to 2.50) |"]
+    # matplotlib draws letters as paths, and says in comments which
+    comments = re.findall(r"<!-- (.*) -->", (tmp_path / "speed.svg").read_text())
+    assert [text for text in comments if text.startswith("times")] == [
+        table.splitlines()[0].split(" | ")[0][2:] for table in tables
+    ]
+    assert comments.count("2.0") == 3
+    assert comments.count("PPOKLPen") == 1
 
 
 def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
