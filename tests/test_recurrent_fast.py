@@ -275,6 +275,22 @@ def test_compiled_anew_after_a_change():
 
 
 @needs_new_torch
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "CnnPolicy"])
+@pytest.mark.parametrize("part", ["actor", "critic"])
+def test_replaced_modules_of_libraries_are_seen_from_the_rollout(policy, part):
+    env = space_env("image" if policy == "CnnPolicy" else "box", "discrete")()
+    policy_kwargs = {"net_arch": {"pi": [8], "vf": [8]}, "activation_fn": nn.Tanh}
+    policy_kwargs |= SMALL if policy == "MlpLstmPolicy" else {}
+    model = make_model(PPOClip, policy, env=env, policy_kwargs=policy_kwargs, compile=True).learn(104)
+    step = model._backend.step
+    assert step.n_compilations == 1
+    getattr(model.policy.mlp_extractor, "policy_net" if part == "actor" else "value_net")[1] = nn.ReLU()
+    model.learn(104, reset_num_timesteps=False)
+    # Counted anew in each training
+    assert (model._backend.step is step, step.n_compilations) == (True, 1)
+
+
+@needs_new_torch
 def test_quick_without_a_compiler(monkeypatch, capsys):
     """One call of nn.LSTM, and a line that says why not more."""
 

@@ -250,14 +250,19 @@ class CompiledStep:
             _, difference = self._compared(function, kind, another, coef_vector, index, is_trusted=False)
             self._load()
             th.set_rng_state(generator_state)
-        # SB3's networks for images and LSTMs are trusted after the first time: another pass takes much of an update
-        if is_new or is_custom or not (self.has_nature_cnn or isinstance(self.kind, Scanned)):
+        row = None
+        if not (is_new or is_custom) and (self.has_nature_cnn or isinstance(self.kind, Scanned)):
+            # Of SB3's networks for images and of LSTMs, another pass takes much of an update, and the rollout says enough
+            row = function([*self._leaves(data), coef_vector, index])[0]
+            if not verification.is_that_of_the_rollout(self.settings, data, index, row):
+                row = None
+                self._load()
+                th.set_rng_state(generator_state)
+        if row is None:
             # By contrib's own methods, a policy with many parts of an action takes much of an update
             seen = kind if is_new else (old.kind if isinstance(old.kind, Recurrent) else self.kind)
             row, found = self._compared(function, seen, data, coef_vector, index, is_trusted)
             difference = difference or found
-        else:
-            row = function([*self._leaves(data), coef_vector, index])[0]
         if is_new and difference is not None:
             raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
         if difference is None and not th.equal(self._probe(), self.probes[key]):

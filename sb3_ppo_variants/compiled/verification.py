@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch as th
 
 from sb3_ppo_variants.compiled.support import CompilationError
-from sb3_ppo_variants.loss import APPROX_KL, METRICS, Batch, Settings, ppo_loss
+from sb3_ppo_variants.kl import ClosedForm
+from sb3_ppo_variants.loss import APPROX_KL, METRICS, Batch, Evaluation, Settings, ppo_loss
 from sb3_ppo_variants.optimizer import trainable
 from sb3_ppo_variants.policies import FeedForward, kept_buffers, kept_generators
 
@@ -25,6 +26,9 @@ ERROR = 1e-6
 SLACK = 10
 # A ratio next to the clip range counts or does not: rounding decides
 COMPARED = [i for i, name in enumerate(METRICS) if name != "clip_fraction"]
+
+# What the rollout tells of the first step
+OF_ROLLOUT = [METRICS.index(name) for name in ("policy_gradient_loss", "value_loss", "approx_kl")]
 
 
 class ExpectedStep(NamedTuple):
@@ -73,6 +77,18 @@ def _expected(loss: th.Tensor, metrics: th.Tensor, parameters: Sequence[th.Tenso
     found = th.autograd.grad(loss, parameters, allow_unused=True)
     gradients = [th.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
     return ExpectedStep(metrics, gradients, {i for i, gradient in enumerate(found) if gradient is None})
+
+
+def is_that_of_the_rollout(settings: Settings, data: Batch, index: th.Tensor, row: th.Tensor) -> bool:
+    """Whether the policy before the first step of an update has the values and log probabilities of the rollout."""
+    values, log_prob, advantages, returns = (tensor[index] for tensor in data[2:6])
+    form = ClosedForm(lambda *_: th.zeros_like(log_prob), (log_prob,))
+    batch = Batch(None, values, values, log_prob, advantages, returns, form.parameters)
+    # The entropy is not known
+    evaluation = Evaluation(values, log_prob, None, lambda: form)
+    _, right = ppo_loss(settings.objective, batch, evaluation, settings.coef, settings.standardizes)
+    differences = (row[:-1] - right).abs()[OF_ROLLOUT]
+    return bool((differences <= TOLERANCE * right[OF_ROLLOUT].abs() + FLOOR).all())
 
 
 def nearby_step(step: "CompiledStep", kind: FeedForward, batch: Batch) -> ExpectedStep:
