@@ -98,6 +98,10 @@ setup(
         ],
         "benchmarks": [*MUJOCO, "filelock", "joblib>=1.4", "matplotlib", "pandas", "psutil", "scipy", "threadpoolctl>=3.1"],
         "docs": ["furo", "myst-nb>=1.4", "sphinx>=8", "sphinx-copybutton", "sphinx-design"],
+        # benchmarks/atari.py
+        "atari": ["ale-py>=0.11", "opencv-python-headless"],
+        # benchmarks/minatar.py. Under the GPL: nothing else uses it
+        "minatar": ["minatar>=1.0.15"],
         # The environments of hyperparams/paper/table4_roboschool.yml
         "bullet": ["pybullet_envs_gymnasium"],
     },

@@ -3,7 +3,7 @@
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,35 @@ def load(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run_missing(path: Path, train: Callable[..., dict[str, Any]], planned: Sequence[tuple[str, str, int]], jobs: int) -> None:
+def _finished(
+    train: Callable[..., dict[str, Any]], planned: Sequence[Sequence[Any]], jobs: int, backend: str
+) -> Iterator[dict[str, Any]]:
+    """The rows of runs, as they end."""
+    if backend == "ray":
+        # joblib's backend for Ray returns nothing before all have ended
+        import ray
+
+        @ray.remote
+        def call(run: Sequence[Any]) -> dict[str, Any]:
+            return train(*run)
+
+        pending: list[Any] = [call.remote(run) for run in planned]
+        while pending:
+            ended, pending = ray.wait(pending)
+            yield from ray.get(ended)
+    else:
+        from joblib import Parallel, delayed
+
+        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(train)(*run) for run in planned)
+
+
+def run_missing(
+    path: Path,
+    train: Callable[..., dict[str, Any]],
+    planned: Sequence[tuple[str, str, int]],
+    jobs: int,
+    backend: str = "joblib",
+) -> None:
     """
     Make the runs that are not in the results, and append each as it ends.
 
@@ -31,13 +59,12 @@ def run_missing(path: Path, train: Callable[..., dict[str, Any]], planned: Seque
     :param train: makes the row of a run of an algorithm, a task and a seed
     :param planned: all runs
     :param jobs: number of processes
+    :param backend: ``joblib`` for processes, ``ray`` for a cluster, whose size counts instead of ``jobs``
     """
-    from joblib import Parallel, delayed
-
     done = {tuple(row[name] for name in KEY) for row in load(path)}
     missing = [run for run in planned if tuple(map(str, run)) not in done]
     path.parent.mkdir(exist_ok=True)
-    for row in Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(train)(*run) for run in missing):
+    for row in _finished(train, missing, jobs, backend):
         is_new = not path.is_file()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row, lineterminator="\n")
@@ -65,8 +92,9 @@ def command(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
+    parser.add_argument("--backend", choices=("joblib", "ray"), default="joblib", help="processes, or a cluster")
     parser.add_argument("--report", action="store_true", help="only report")
     args = parser.parse_args()
     if not args.report:
-        run_missing(path, train, planned, args.jobs)
+        run_missing(path, train, planned, args.jobs, args.backend)
     sys.exit(1 if report() else 0)

@@ -11,21 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance, polyak_update
 from torch.nn import functional as F
 
+from benchmarks.contestants.trust_region import project
 from sb3_ppo_variants.kl import closed_form, kl_from_parameters
-
-
-def within_trust_region(g: th.Tensor, k: th.Tensor, delta: float) -> th.Tensor:
-    """
-    Of all z with k^T z <= delta, the nearest to g: z = g - max(0, (k^T g - delta) / |k|^2) k.
-
-    :param g: gradient of the objective of each sample by the statistics of the policy, shape ``(batch, n_statistics)``
-    :param k: gradient of the KL by the same
-    :param delta: by how much a step along the gradient may raise the KL, to first order
-    :return: z, shape ``(batch, n_statistics)``
-    """
-    # Where k is 0, the quotient is minus infinity
-    excess = ((k * g).sum(dim=1) - delta) / (k * k).sum(dim=1)
-    return g - excess.clamp(min=0)[:, None] * k
 
 
 class A2CTrustRegion(A2C):
@@ -81,7 +68,7 @@ class A2CTrustRegion(A2C):
         assert entropy is not None
         kl = kl_from_parameters(average.parameters, pi)
         objective = advantages * distribution.log_prob(actions) + self.ent_coef * entropy
-        z = within_trust_region(self._gradient(objective, pi.parameters), self._gradient(kl, pi.parameters), self.delta)
+        z = project(self._gradient(objective, pi.parameters), self._gradient(kl, pi.parameters), self.delta)
         # The gradient of this by the statistics is z
         policy_loss = -(z * _side_by_side(pi.parameters)).sum(dim=1).mean()
         value_loss = F.mse_loss(self.policy.predict_values(data.observations).flatten(), data.returns)

@@ -1,0 +1,126 @@
+"""
+Section 6.4 itself, as far as a small machine goes: PPO and A2C in six games, three seeds of 1 million timesteps each, a tenth
+of the paper's. So only signs are compared: in which games PPO is ahead of A2C, here and in Table 6.
+
+    pip install ".[atari]"
+    python -m benchmarks.atari [--jobs 2]     # runs what is missing in the results, some days, then reports
+    python -m benchmarks.atari --report       # reports only
+
+The games were chosen before any run: in Table 6, PPO is ahead of A2C in the first three, and behind in the others. PPO has
+Table 5; A2C has the defaults of openai/baselines, and a step size that goes to 0. Both have SB3's AtariWrapper, eight
+environments, four frames and CnnPolicy. The score of a run is the mean return of its last 100 episodes, which are whole games.
+
+Runs are appended to benchmarks/results/atari.csv as they end, so that an interrupted call goes on where it was.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import runs
+from benchmarks.learning_cleanrl import Recorder
+from benchmarks.minatar import HYPERPARAMETERS, N_ENVS, PUBLISHED
+from benchmarks.paper import wins
+from benchmarks.provenance import current_commit, environment, versions
+
+RESULTS = Path(__file__).parent / "results" / "atari.csv"
+GAMES = ("Enduro", "Freeway", "Boxing", "BeamRider", "Seaquest", "RoadRunner")
+ALGORITHMS = ("PPO", "A2C")
+SEEDS = range(3)
+TIMESTEPS = 1_000_000
+PACKAGES = ("stable-baselines3", "torch", "gymnasium", "ale-py", "numpy")
+
+
+def train(algorithm: str, game: str, seed: int, timesteps: int = TIMESTEPS) -> dict[str, Any]:
+    """
+    A run.
+
+    :param algorithm: PPO, A2C or ACER
+    :param game: its name in Table 6
+    :param seed: the seed
+    :param timesteps: length of the training
+    :return: a row of the results; scores are empty where no game ended
+    """
+    import ale_py
+    import gymnasium as gym
+    import torch as th
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.utils import LinearSchedule
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    from benchmarks.contestants.acer import ACER
+    from sb3_ppo_variants import PPOClip
+
+    gym.register_envs(ale_py)
+    th.set_num_threads(1)
+    start = time.perf_counter()
+    returns: list[float] = []
+    vec_env = make_atari_env(lambda: Recorder(gym.make(f"{game}NoFrameskip-v4"), returns), N_ENVS, seed=seed)
+    annealed = partial(LinearSchedule, end=0.0, end_fraction=1.0)
+    kwargs = {"learning_rate": annealed(PUBLISHED[algorithm]), "seed": seed, **HYPERPARAMETERS[algorithm]}
+    if algorithm == "PPO":
+        kwargs["clip_range"] = annealed(0.1)
+    cls: Any = {"PPO": PPOClip, "A2C": A2C, "ACER": ACER}[algorithm]
+    model = cls("CnnPolicy", VecFrameStack(vec_env, 4), **kwargs).learn(timesteps)
+    by_training, by_last = wins.criteria(returns) if returns else ("", "")
+    return {
+        "algorithm": algorithm,
+        "env": game,
+        "seed": seed,
+        "timesteps": model.num_timesteps,
+        "episodes": len(returns),
+        "training": by_training,
+        "last": by_last,
+        "seconds": round(time.perf_counter() - start, 1),
+        "device": str(model.device),
+        "versions": versions(PACKAGES),
+        "commit": current_commit(),
+        **environment(),
+    }
+
+
+def table(rows: list[dict[str, str]]) -> list[str]:
+    """
+    PPO less A2C, here and in Table 6.
+
+    :param rows: of the results
+    :return: lines, without the games where either has no run
+    """
+    lines = ["| game | PPO | A2C | PPO - A2C | in Table 6 | same sign |", "|---" * 6 + "|"]
+    for game, paper in wins.table6().items():
+        own = [row for row in rows if row["env"] == game and row["last"]]
+        scores = {name: [float(row["last"]) for row in own if row["algorithm"] == name] for name in ALGORITHMS}
+        if not all(scores.values()):
+            continue
+        means = {name: sum(values) / len(values) for name, values in scores.items()}
+        here, there = (score["PPO"] - score["A2C"] for score in (means, paper))
+        same = "yes" if here * there > 0 or here == there == 0 else "no"
+        cells = [f"{means[name]:.1f} ({len(scores[name])} seeds)" for name in ALGORITHMS]
+        lines.append(f"| {game} | {' | '.join(cells)} | {here:+.1f} | {there:+.1f} | {same} |")
+    return lines
+
+
+def report() -> int:
+    """
+    Print the table.
+
+    :return: number of runs that are missing
+    """
+    rows = runs.load(RESULTS)
+    print("\n".join(table(rows)))
+    missing = len(GAMES) * len(ALGORITHMS) * len(SEEDS) - len(rows)
+    if missing:
+        print(f"\n{missing} runs are missing: python -m benchmarks.atari")
+    return missing
+
+
+def main() -> None:
+    """Run and report."""
+    planned = [(algorithm, game, seed) for seed in SEEDS for game in GAMES for algorithm in ALGORITHMS]
+    runs.command(__doc__, RESULTS, train, planned, report)
+
+
+if __name__ == "__main__":
+    main()

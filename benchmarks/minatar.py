@@ -1,0 +1,232 @@
+"""
+Section 6.4 in small: the win counts of PPO, A2C and ACER in the five games of MinAtar (Young and Tian 2019,
+https://arxiv.org/abs/1903.03176), ten seeds each.
+
+    pip install ".[minatar]"
+    python -m benchmarks.minatar [--jobs 2]     # runs what is missing in the results, then reports
+    python -m benchmarks.minatar --report       # reports only
+
+What was set before any run:
+
+- The games are as MinAtar has them: an action is repeated with probability 0.1, the difficulty rises, the actions are those
+  that have an effect. 2 million timesteps, eight environments.
+- All have the network of MinAtar's paper: 16 filters of 3x3, then 128 units; policy and values are linear in these.
+- PPO has Table 5. A2C is SB3's, and ACER that of contestants/acer.py, with the defaults of openai/baselines. All step sizes go
+  to 0, and each was chosen by ``python -m benchmarks.minatar_pilot``, whose rule is there.
+- Both criteria of Table 2: mean return of all episodes, and of the last 100. The best mean over the seeds, as it is printed,
+  wins a game.
+- Whether a lead is more than luck is asked twice: by a sign test over the games, which in five games cannot give less than
+  0.06, and by the probability that a run is better than one of the other (95% interval, bootstrap over the seeds).
+
+Runs are appended to benchmarks/results/minatar.csv as they end, so that an interrupted call goes on where it was.
+"""
+
+import time
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from benchmarks import runs
+from benchmarks.learning_cleanrl import Recorder
+from benchmarks.paper import statistics, wins
+from benchmarks.provenance import current_commit, environment, versions
+
+RESULTS = Path(__file__).parent / "results" / "minatar.csv"
+GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+SEEDS = range(10)
+TIMESTEPS = 2_000_000
+N_ENVS = 8
+PACKAGES = ("stable-baselines3", "torch", "gymnasium", "minatar", "numpy")
+
+# Step sizes as published
+PUBLISHED = {"PPO": 2.5e-4, "A2C": 7e-4, "ACER": 7e-4}
+# By what the pilot multiplies them
+FACTORS = {"PPO": 1.0, "A2C": 1.0, "ACER": 1.0}
+# Table 5, whose alpha goes from 1 to 0; openai/baselines
+HYPERPARAMETERS: dict[str, dict[str, Any]] = {
+    "PPO": {"n_steps": 128, "batch_size": 256, "n_epochs": 3, "gae_lambda": 0.95, "vf_coef": 1.0, "ent_coef": 0.01},
+    "A2C": {"n_steps": 5, "vf_coef": 0.5, "ent_coef": 0.01, "max_grad_norm": 0.5},
+    "ACER": {"n_steps": 20, "vf_coef": 0.5, "ent_coef": 0.01, "buffer_size": 100_000},
+}
+
+
+class MinAtar(gym.Env[np.ndarray, np.int64]):
+    """
+    A game of MinAtar with channels first.
+
+    :param game: its name
+    """
+
+    def __init__(self, game: str) -> None:
+        from minatar import Environment
+
+        self.game = Environment(game)
+        self.actions = self.game.minimal_action_set()
+        *sides, channels = self.game.state_shape()
+        self.observation_space = spaces.Box(0, 1, (channels, *sides), np.bool_)
+        self.action_space = spaces.Discrete(len(self.actions))
+
+    def _observation(self) -> np.ndarray:
+        return np.ascontiguousarray(self.game.state().transpose(2, 0, 1), np.bool_)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        super().reset(seed=seed)
+        self.game.seed(seed)
+        self.game.reset()
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Act."""
+        reward, terminated = self.game.act(self.actions[int(action)])
+        return self._observation(), float(reward), bool(terminated), False, {}
+
+
+class MinAtarCNN(BaseFeaturesExtractor):
+    """
+    The network of MinAtar's paper.
+
+    :param observation_space: channels first
+    """
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=128)
+        channels, height, width = observation_space.shape
+        self.cnn = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Flatten())
+        self.linear = nn.Sequential(nn.Linear(16 * (height - 2) * (width - 2), 128), nn.ReLU())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """The features."""
+        return self.linear(self.cnn(observations))
+
+
+def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, factor: float | None = None) -> dict[str, Any]:
+    """
+    A run.
+
+    :param algorithm: name of the algorithm
+    :param env: name of the game
+    :param seed: the seed
+    :param timesteps: length of the training
+    :param factor: of the published step size; ``None`` for that of ``FACTORS``
+    :return: a row of the results
+    """
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from benchmarks.contestants.acer import ACER
+    from sb3_ppo_variants import PPOClip
+
+    th.set_num_threads(1)
+    start = time.perf_counter()
+    returns: list[float] = []
+    vec_env = make_vec_env(lambda: Recorder(MinAtar(env), returns), N_ENVS, seed=seed)
+    factor = FACTORS[algorithm] if factor is None else factor
+    annealed = partial(LinearSchedule, end=0.0, end_fraction=1.0)
+    kwargs: dict[str, Any] = {
+        "learning_rate": annealed(factor * PUBLISHED[algorithm]),
+        "policy_kwargs": {"features_extractor_class": MinAtarCNN, "net_arch": []},
+        "seed": seed,
+        "device": "cpu",
+        **HYPERPARAMETERS[algorithm],
+    }
+    if algorithm == "PPO":
+        model: Any = PPOClip("MlpPolicy", vec_env, clip_range=annealed(0.1), compile=True, **kwargs)
+    else:
+        model = {"A2C": A2C, "ACER": ACER}[algorithm]("MlpPolicy", vec_env, **kwargs)
+    model.learn(timesteps)
+    by_training, by_last = wins.criteria(returns)
+    return {
+        "algorithm": algorithm,
+        "env": env,
+        "seed": seed,
+        "timesteps": model.num_timesteps,
+        "episodes": len(returns),
+        "training": round(by_training, 4),
+        "last": round(by_last, 4),
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(PACKAGES),
+        "commit": current_commit(),
+        **environment(),
+    }
+
+
+def tables(rows: list[dict[str, str]], criterion: str) -> list[str]:
+    """
+    Scores, wins and leads by one criterion, of the algorithms and games that have at least two runs.
+
+    :param rows: of the results
+    :param criterion: ``training`` or ``last``
+    :return: lines
+    """
+    names = [name for name in PUBLISHED if any(row["algorithm"] == name for row in rows)]
+    scores = {
+        game: {
+            name: np.array([float(row[criterion]) for row in rows if (row["env"], row["algorithm"]) == (game, name)])
+            for name in names
+        }
+        for game in GAMES
+    }
+    scores = {game: of_game for game, of_game in scores.items() if min(map(len, of_game.values()), default=0) > 1}
+    means = {game: {name: round(float(x.mean()), 2) for name, x in of_game.items()} for game, of_game in scores.items()}
+    lines = [f"| game | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for game, of_game in scores.items():
+        cells = []
+        for name, x in of_game.items():
+            mean = f"{means[game][name]:.2f}"
+            best = means[game][name] == max(means[game].values())
+            cells.append(f"{f'**{mean}**' if best else mean} +- {x.std(ddof=1):.2f} ({len(x)} seeds)")
+        lines.append(f"| {game} | {' | '.join(cells)} |")
+    counts, ties = wins.count_wins(means)
+    lines.append(f"| games won | {' | '.join(str(counts.get(name, 0)) for name in names)} |")
+    lines += [
+        f"\nTies: {', '.join(ties) or 'none'}\n",
+        "| lead | games won | sign test | better run (95% interval) |",
+        "|---" * 4 + "|",
+    ]
+    for one, other in combinations(names, 2):
+        won, lost = wins.compare(means, one, other)
+        # As many seeds in each game
+        n = min((len(of_game[name]) for of_game in scores.values() for name in (one, other)), default=0)
+        if not n:
+            continue
+        samples = [np.stack([of_game[name][:n] for of_game in scores.values()]) for name in (one, other)]
+        better = statistics.probability_of_improvement(*samples)
+        low, high = statistics.bootstrap(statistics.probability_of_improvement, samples, np.random.default_rng(0))
+        p = wins.sign_test(won, lost)
+        lines.append(f"| {one} over {other} | {won} to {lost} | p = {p:.2f} | {better:.2f} ({low:.2f} to {high:.2f}) |")
+    return lines
+
+
+def report() -> int:
+    """
+    Print the tables.
+
+    :return: number of runs that are missing
+    """
+    rows = runs.load(RESULTS)
+    for criterion, title in (("training", "Mean return of all episodes"), ("last", "Mean return of the last 100 episodes")):
+        print(f"\n{title}\n", *tables(rows, criterion), sep="\n")
+    missing = len(GAMES) * len(PUBLISHED) * len(SEEDS) - len(rows)
+    if missing:
+        print(f"\n{missing} runs are missing: python -m benchmarks.minatar")
+    return missing
+
+
+def main() -> None:
+    """Run and report."""
+    planned = [(algorithm, game, seed) for seed in SEEDS for game in GAMES for algorithm in PUBLISHED]
+    runs.command(__doc__, RESULTS, train, planned, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""
+The step sizes of benchmarks/minatar.py, chosen before its runs, on seeds that it does not have.
+
+    python -m benchmarks.minatar_pilot [--jobs 2]     # runs what is missing in the results, then reports
+    python -m benchmarks.minatar_pilot --report       # reports only
+
+The rule, set before any run: each algorithm has the same number of candidates, its published step size times 1/4, 1 and 4,
+with two seeds and 500,000 timesteps in each game. The mean returns of the last 100 episodes are divided by the best mean of
+any candidate in that game. The candidate with the highest mean over the games is taken; the published one where two are the
+same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import minatar, runs
+
+RESULTS = Path(__file__).parent / "results" / "minatar_pilot.csv"
+FACTORS = (1.0, 0.25, 4.0)
+SEEDS = (100, 101)
+TIMESTEPS = 500_000
+
+# (algorithm, factor) by the name of the candidate
+CANDIDATES = {f"{algorithm} x {factor:g}": (algorithm, factor) for algorithm in minatar.PUBLISHED for factor in FACTORS}
+
+
+def train(candidate: str, game: str, seed: int) -> dict[str, Any]:
+    """
+    A run.
+
+    :param candidate: one of ``CANDIDATES``
+    :param game: name of the game
+    :param seed: the seed
+    :return: a row of the results
+    """
+    algorithm, factor = CANDIDATES[candidate]
+    return {**minatar.train(algorithm, game, seed, TIMESTEPS, factor), "algorithm": candidate}
+
+
+def choose(means: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, str]]:
+    """
+    The rule.
+
+    :param means: mean score of each candidate in each game
+    :return: normalised score of each candidate, and the candidate that is taken for each algorithm
+    """
+    best = {game: max(of_game.values()) for game, of_game in means.items()}
+    normalized = {name: sum(means[game][name] / best[game] for game in means) / len(means) for name in CANDIDATES}
+    chosen = {}
+    for algorithm in minatar.PUBLISHED:
+        # The first of those that are the same is the published one
+        chosen[algorithm] = max((name for name, of in CANDIDATES.items() if of[0] == algorithm), key=normalized.__getitem__)
+    return normalized, chosen
+
+
+def report() -> int:
+    """
+    Print the scores and the choice.
+
+    :return: number of runs that are missing
+    """
+    rows = runs.load(RESULTS)
+    missing = len(CANDIDATES) * len(minatar.GAMES) * len(SEEDS) - len(rows)
+    if missing:
+        print(f"{missing} runs are missing: python -m benchmarks.minatar_pilot")
+        return missing
+    means = {
+        game: {
+            name: sum(float(row["last"]) for row in rows if (row["env"], row["algorithm"]) == (game, name)) / len(SEEDS)
+            for name in CANDIDATES
+        }
+        for game in minatar.GAMES
+    }
+    normalized, chosen = choose(means)
+    print(f"| candidate | {' | '.join(minatar.GAMES)} | normalised |")
+    print("|---" * (2 + len(minatar.GAMES)) + "|")
+    for name, score in normalized.items():
+        mark = " (taken)" if name in chosen.values() else ""
+        print(f"| {name}{mark} | {' | '.join(f'{means[game][name]:.2f}' for game in minatar.GAMES)} | {score:.3f} |")
+    return 0
+
+
+def main() -> None:
+    """Run and report."""
+    planned = [(candidate, game, seed) for seed in SEEDS for game in minatar.GAMES for candidate in CANDIDATES]
+    runs.command(__doc__, RESULTS, train, planned, report)
+
+
+if __name__ == "__main__":
+    main()

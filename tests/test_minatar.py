@@ -1,0 +1,79 @@
+"""What is run and counted in MinAtar."""
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from benchmarks import minatar, minatar_pilot
+
+
+def row(algorithm, env, seed, training, last):
+    values = {"training": str(training), "last": str(last)}
+    return {"algorithm": algorithm, "env": env, "seed": str(seed), **values}
+
+
+def test_tables():
+    # Means by the last 100 episodes: asterix 2, 4, 3, freeway 5, 1, 5, seaquest 1, 2, 2.004. Breakout has one seed, and does
+    # not count
+    scores = {"asterix": (2, 4, 3), "freeway": (5, 1, 5), "seaquest": (1, 2, 2.004)}
+    rows = [
+        row(name, game, seed, 0, score + (seed - 0.5))
+        for game, of_game in scores.items()
+        for name, score in zip(("PPO", "A2C", "ACER"), of_game, strict=True)
+        for seed in (0, 1)
+    ]
+    lines = minatar.tables([*rows, row("PPO", "breakout", 0, 9, 9)], "last")
+    # The deviation of -0.5 and 0.5 is the square root of a half
+    assert "| asterix | 2.00 +- 0.71 (2 seeds) | **4.00** +- 0.71 (2 seeds) | 3.00 +- 0.71 (2 seeds) |" in lines
+    # 2.004 is printed as 2.00
+    assert "| games won | 0 | 1 | 0 |" in lines
+    assert "\nTies: freeway, seaquest\n" in lines
+    assert not any("breakout" in line for line in lines)
+    # PPO is worse twice, and better once. Of the runs, in asterix none is better, in freeway all, in seaquest one of four is
+    # the same: (0 + 1 + 1/8) / 3. Two to one is no lead: p = 1
+    (line,) = (line for line in lines if line.startswith("| PPO over A2C"))
+    assert line.startswith("| PPO over A2C | 1 to 2 | p = 1.00 | 0.38 (")
+
+
+def test_the_pilot_takes_the_best_candidate_and_else_the_published():
+    low = dict.fromkeys(minatar_pilot.CANDIDATES, 1.0)
+    means = {
+        "one": {**low, "PPO x 0.25": 10.0, "A2C x 4": 2.0},
+        "two": {**low, "PPO x 0.25": 2.0, "PPO x 4": 4.0, "A2C x 0.25": 2.0},
+    }
+    normalized, chosen = minatar_pilot.choose(means)
+    # (10 / 10 + 2 / 4) / 2, (1 / 10 + 4 / 4) / 2, (2 / 10 + 1 / 4) / 2, (1 / 10 + 2 / 4) / 2
+    expected = {"PPO x 0.25": 0.75, "PPO x 4": 0.55, "A2C x 4": 0.225, "A2C x 0.25": 0.3}
+    assert {name: normalized[name] for name in expected} == pytest.approx(expected)
+    assert chosen == {"PPO": "PPO x 0.25", "A2C": "A2C x 0.25", "ACER": "ACER x 1"}
+
+
+def test_seeds_of_the_pilot_are_others():
+    assert not set(minatar_pilot.SEEDS) & set(minatar.SEEDS)
+
+
+@pytest.mark.parametrize(("game", "channels", "n_actions"), [("breakout", 4, 3), ("seaquest", 10, 6)])
+def test_environment(game, channels, n_actions):
+    pytest.importorskip("minatar")
+    env = minatar.MinAtar(game)
+    check_env(env, skip_render_check=True)
+    assert env.observation_space.shape == (channels, 10, 10)
+    assert env.action_space.n == n_actions
+
+    def play(seed):
+        obs, _ = env.reset(seed=seed)
+        assert (obs[2] == env.game.state()[:, :, 2]).all()
+        return np.array([env.step(t % n_actions)[0] for t in range(5)])
+
+    assert (play(0) == play(0)).all()
+    assert not (play(0) == play(1)).all()
+
+
+@pytest.mark.parametrize("algorithm", ["A2C", "ACER"])
+def test_run(algorithm):
+    pytest.importorskip("minatar")
+    result = minatar.train(algorithm, "breakout", 0, timesteps=1_600)
+    assert result["timesteps"] == 1_600
+    # An episode of random play has some ten steps
+    assert result["episodes"] > 20
+    assert 0 < result["last"] < 5
