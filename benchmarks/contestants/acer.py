@@ -307,7 +307,8 @@ class ACER(OnPolicyAlgorithm):
         last_obs, last_starts = np.asarray(self._last_obs), np.asarray(self._last_episode_starts)
         arrays = (
             np.concatenate([buffer.observations, last_obs.reshape(1, *buffer.observations.shape[1:])]),
-            buffer.actions[..., 0],
+            # Floats in older versions of SB3
+            buffer.actions[..., 0].astype(np.int64),
             buffer.rewards,
             # An episode starts where the one before ended
             np.concatenate([buffer.episode_starts[1:], last_starts[None]]).astype(np.float32),
