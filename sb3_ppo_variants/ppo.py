@@ -85,9 +85,9 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param seed: seed of the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should run; "auto" for the GPU if possible
     :param _init_setup_model: whether to build the network at the creation of the instance
-    :param compile: ``True``: compile the minibatch step, and round differently from SB3 in rollouts; needs a
-        C++ compiler. ``False``: compute what SB3 computes, bit for bit. ``"auto"``: compile where the length of
-        the training pays for it, and policy, optimizer, buffer and machine allow it; says why not at ``verbose=1``
+    :param compile: ``True``: compile the minibatch step, and draw other random numbers in rollouts than SB3; needs a C++
+        compiler. ``False``: compute what SB3 computes, bit for bit. ``"auto"``: as ``True`` where the length of the training
+        pays for it and all allows it (``verbose=1`` says why not), else as ``False``, but with a memory never bit for bit
     :param sequence_length: steps of the sequences that a policy with memory learns from, through which gradients go back:
         minibatches are of such sequences in any order. ``None``: as contrib's ``RecurrentPPO``, in the order of time
     :raises ValueError: if an argument is out of range, or the action space is not supported
