@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runs
-from benchmarks.learning_cleanrl import Recorder
 from benchmarks.minatar import HYPERPARAMETERS, N_ENVS, PUBLISHED
 from benchmarks.paper import wins
-from benchmarks.provenance import current_commit, environment, versions
+from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "atari.csv"
 GAMES = ("Enduro", "Freeway", "Boxing", "BeamRider", "Seaquest", "RoadRunner")
@@ -56,14 +55,16 @@ def train(algorithm: str, game: str, seed: int, timesteps: int = TIMESTEPS) -> d
     gym.register_envs(ale_py)
     th.set_num_threads(1)
     start = time.perf_counter()
-    returns: list[float] = []
-    vec_env = make_atari_env(lambda: Recorder(gym.make(f"{game}NoFrameskip-v4"), returns), N_ENVS, seed=seed)
+    vec_env = make_atari_env(f"{game}NoFrameskip-v4", N_ENVS, seed=seed)
     annealed = partial(LinearSchedule, end=0.0, end_fraction=1.0)
     kwargs = {"learning_rate": annealed(PUBLISHED[algorithm]), "seed": seed, **HYPERPARAMETERS[algorithm]}
+    # All games
+    kwargs["stats_window_size"] = timesteps
     if algorithm == "PPO":
         kwargs["clip_range"] = annealed(0.1)
     cls: Any = {"PPO": PPOClip, "A2C": A2C, "ACER": ACER}[algorithm]
-    model = cls("CnnPolicy", VecFrameStack(vec_env, 4), **kwargs).learn(timesteps)
+    model = cls("CnnPolicy", VecFrameStack(vec_env, 4), **kwargs).learn(timesteps, log_interval=None)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
     by_training, by_last = wins.criteria(returns) if returns else ("", "")
     return {
         "algorithm": algorithm,
@@ -75,9 +76,7 @@ def train(algorithm: str, game: str, seed: int, timesteps: int = TIMESTEPS) -> d
         "last": by_last,
         "seconds": round(time.perf_counter() - start, 1),
         "device": str(model.device),
-        "versions": versions(PACKAGES),
-        "commit": current_commit(),
-        **environment(),
+        **origin(PACKAGES),
     }
 
 

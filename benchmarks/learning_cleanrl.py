@@ -31,13 +31,15 @@ import numpy as np
 
 from benchmarks import runs
 from benchmarks.learning_masks import welch_interval
-from benchmarks.provenance import current_commit, environment, versions
+from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "learning_cleanrl.csv"
 ENV = "HalfCheetah-v4"
 TIMESTEPS = 150_000
 SEEDS = range(10)
 LAST_EPISODES = 20
+# More than there are
+MOST_EPISODES = 1_000
 PACKAGES = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
 
 # What CleanRL does otherwise than SB3: arguments of PPOClip, and whether the end at a time limit counts as termination
@@ -52,50 +54,12 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
 ALGORITHMS = ("CleanRL", "SB3 PPO", *CHANGES)
 
 
-class Recorder(gym.Wrapper[Any, Any, Any, Any]):
-    """
-    Records the returns of episodes.
-
-    :param env: the environment
-    :param returns: where they are appended
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], returns: list[float]) -> None:
-        super().__init__(env)
-        self.returns = returns
-        self.total = 0.0
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The step of the environment."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self.total += float(reward)
-        if terminated or truncated:
-            self.returns.append(self.total)
-            self.total = 0.0
-        return observation, reward, terminated, truncated, info
-
-
-def make_env(returns: list[float], is_terminal: bool = False) -> gym.Env[Any, Any]:
-    """
-    The task.
-
-    :param returns: where the returns of episodes are appended
-    :param is_terminal: whether the end at the time limit counts as termination
-    :return: the environment
-    """
-    from sb3_ppo_variants.wrappers import TimeLimitIsTerminal
-
-    env = Recorder(gym.make(ENV), returns)
-    return TimeLimitIsTerminal(env) if is_terminal else env
-
-
-def train_cleanrl(seed: int, returns: list[float]) -> int:
+def train_cleanrl(seed: int) -> tuple[int, list[float]]:
     """
     A run of CleanRL's script as it is, on today's Gymnasium.
 
     :param seed: the seed
-    :param returns: where the returns of episodes are appended
-    :return: number of timesteps
+    :return: number of timesteps, and the returns of all episodes
     :raises ValueError: if the environment variable CLEANRL does not name a checkout
     """
     script = Path(os.environ.get("CLEANRL", "")).resolve() / "cleanrl" / "ppo_continuous_action.py"
@@ -120,16 +84,19 @@ def train_cleanrl(seed: int, returns: list[float]) -> int:
             return *result, infos
 
     transform = gym.wrappers.TransformObservation
+    # The script has a wrapper of the same kind, whose returns it only logs
+    env = gym.wrappers.RecordEpisodeStatistics(gym.make(ENV), buffer_length=MOST_EPISODES, stats_key="recorded")
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
         contextlib.redirect_stdout(None),
         mock.patch.object(sys, "argv", [str(script), *arguments]),
-        mock.patch.object(gym, "make", return_value=make_env(returns)),
+        mock.patch.object(gym, "make", return_value=env),
         mock.patch.object(gym.wrappers, "TransformObservation", transformed),
         mock.patch.object(gym.vector, "SyncVectorEnv", Restarting),
     ):
-        return int(runpy.run_path(str(script), run_name="__main__")["global_step"])
+        timesteps = runpy.run_path(str(script), run_name="__main__")["global_step"]
+    return int(timesteps), list(map(float, env.return_queue))
 
 
 def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
@@ -148,21 +115,23 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     from stable_baselines3.common.vec_env import VecNormalize
 
     from sb3_ppo_variants import PPOClip
+    from sb3_ppo_variants.wrappers import TimeLimitIsTerminal
 
     th.set_num_threads(1)
     start = time.perf_counter()
-    returns: list[float] = []
     if algorithm == "CleanRL":
-        timesteps = train_cleanrl(seed, returns)
+        timesteps, returns = train_cleanrl(seed)
     else:
         kwargs, is_terminal = CHANGES.get(algorithm, ({}, False))
         if "learning_rate" in kwargs:
             kwargs = {**kwargs, "learning_rate": LinearSchedule(3e-4, 0.0, 1.0)}
-        vec_env = VecNormalize(make_vec_env(lambda: make_env(returns, is_terminal), seed=seed))
-        options = {"seed": seed, "device": "cpu", **kwargs}
+        wrapper = TimeLimitIsTerminal if is_terminal else None
+        vec_env = VecNormalize(make_vec_env(ENV, seed=seed, wrapper_class=wrapper))
+        options = {"seed": seed, "device": "cpu", "stats_window_size": MOST_EPISODES, **kwargs}
         model: Any = PPO("MlpPolicy", vec_env, **options) if algorithm == "SB3 PPO" else None
         model = model or PPOClip("MlpPolicy", vec_env, compile=True, **options)
         timesteps = model.learn(TIMESTEPS).num_timesteps
+        returns = [episode["r"] for episode in model.ep_info_buffer]
     return {
         "algorithm": algorithm,
         "env": env,
@@ -171,9 +140,7 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
         "episodes": len(returns),
         "score": round(float(np.mean(returns[-LAST_EPISODES:])), 3),
         "seconds": round(time.perf_counter() - start, 1),
-        "versions": versions(PACKAGES),
-        "commit": current_commit(),
-        **environment(),
+        **origin(PACKAGES),
     }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import runs
 from benchmarks.learning_masks import welch_interval
-from benchmarks.provenance import current_commit, environment, versions
+from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "learning_recurrent.csv"
 # The Zoo's file of hyperparameters of the tasks of recall
@@ -133,9 +133,7 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
         "score": score,
         "deviation": deviation,
         "seconds": round(time.perf_counter() - start, 1),
-        "versions": versions(PACKAGES),
-        "commit": current_commit(),
-        **environment(),
+        **origin(PACKAGES),
     }
 
 

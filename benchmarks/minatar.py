@@ -35,9 +35,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from benchmarks import runs
-from benchmarks.learning_cleanrl import Recorder
 from benchmarks.paper import statistics, wins
-from benchmarks.provenance import current_commit, environment, versions
+from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "minatar.csv"
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
@@ -128,8 +127,7 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
 
     th.set_num_threads(1)
     start = time.perf_counter()
-    returns: list[float] = []
-    vec_env = make_vec_env(lambda: Recorder(MinAtar(env), returns), N_ENVS, seed=seed)
+    vec_env = make_vec_env(lambda: MinAtar(env), N_ENVS, seed=seed)
     factor = FACTORS[algorithm] if factor is None else factor
     annealed = partial(LinearSchedule, end=0.0, end_fraction=1.0)
     kwargs: dict[str, Any] = {
@@ -137,13 +135,16 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
         "policy_kwargs": {"features_extractor_class": MinAtarCNN, "net_arch": []},
         "seed": seed,
         "device": "cpu",
+        # All episodes
+        "stats_window_size": timesteps,
         **HYPERPARAMETERS[algorithm],
     }
     if algorithm == "PPO":
         model: Any = PPOClip("MlpPolicy", vec_env, clip_range=annealed(0.1), compile=True, **kwargs)
     else:
         model = {"A2C": A2C, "ACER": ACER}[algorithm]("MlpPolicy", vec_env, **kwargs)
-    model.learn(timesteps)
+    model.learn(timesteps, log_interval=None)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
     by_training, by_last = wins.criteria(returns)
     return {
         "algorithm": algorithm,
@@ -154,9 +155,7 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
         "training": round(by_training, 4),
         "last": round(by_last, 4),
         "seconds": round(time.perf_counter() - start, 1),
-        "versions": versions(PACKAGES),
-        "commit": current_commit(),
-        **environment(),
+        **origin(PACKAGES),
     }
 
 

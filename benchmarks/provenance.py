@@ -36,6 +36,16 @@ def versions(packages: Sequence[str]) -> str:
     return "; ".join([python, *(f"{package} {version(package)}" for package in packages)])
 
 
+def origin(packages: Sequence[str]) -> dict[str, str]:
+    """
+    Where a row of results comes from.
+
+    :param packages: names of the packages that count
+    :return: versions, commit and ``environment``
+    """
+    return {"versions": versions(packages), "commit": current_commit(), **environment()}
+
+
 def environment() -> dict[str, str]:
     """
     What the last digits of a run depend on beside commit and versions: sums round by the kernels that the processor, and

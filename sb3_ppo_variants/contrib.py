@@ -102,8 +102,9 @@ def predict(
         return self.policy.predict(observation, *options)
     found = masks.given_or_found(action_masks, observation, self.action_space)
     features = masks.features(self.policy, observation)
-    array = next(iter(features.values())) if isinstance(features, dict) else features
-    n = len(array) if self.policy.is_vectorized_observation(features) else 1
-    if found is not None and len(found) != n:
-        raise ValueError(f"action_masks must be one for each observation, but there are {len(found)} for {n}")
+    if found is not None:
+        array = next(iter(features.values())) if isinstance(features, dict) else features
+        n = len(array) if self.policy.is_vectorized_observation(features) else 1
+        if len(found) != n:
+            raise ValueError(f"action_masks must be one for each observation, but there are {len(found)} for {n}")
     return self.policy.predict(features, *options, action_masks=found)

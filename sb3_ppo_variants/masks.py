@@ -228,9 +228,8 @@ def given_or_found(given: Any, observations: Any, space: spaces.Space) -> np.nda
     heads = heads_of(space)
     found = np.asarray(given)
     # One mask, or one for each environment
-    return checked(
-        found[None] if found.ndim == 1 or found.size == sum(heads) else found, heads, lambda i: f"of observation {i}"
-    )
+    is_one = found.ndim == 1 or found.size == sum(heads)
+    return checked(found[None] if is_one else found, heads, lambda i: f"of observation {i}")
 
 
 def name_for(policy_class: type[BasePolicy], env: VecEnv) -> str | None:

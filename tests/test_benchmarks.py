@@ -139,16 +139,6 @@ def test_speed_report_has_a_table_for_each_peer_and_one_chart(tmp_path):
 
 
 def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
-    returns = []
-    env = learning_cleanrl.make_env(returns, is_terminal=True)
-    env.reset(seed=0)
-    total = 0.0
-    for step in range(1000):
-        _, reward, terminated, truncated, _ = env.step(np.ones(6))
-        total += reward
-        # The time limit of HalfCheetah
-        assert (terminated, truncated) == (step == 999, False)
-    assert returns == [total]
     monkeypatch.setenv("CLEANRL", str(tmp_path))
     with pytest.raises(ValueError, match="CLEANRL must name a checkout"):
         learning_cleanrl.train("CleanRL", learning_cleanrl.ENV, 0)

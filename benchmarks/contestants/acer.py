@@ -4,22 +4,21 @@ equations are the paper's; the defaults are its own, or those of openai/baseline
 """
 
 from copy import deepcopy
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from benchmarks.contestants.trust_region import project
 
-SelfACER = TypeVar("SelfACER", bound="ACER")
 # Probabilities that are divided by are no smaller
 SMALLEST = 1e-6
 
@@ -88,7 +87,7 @@ class ACERPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        assert isinstance(self.action_space, spaces.Discrete)
+        assert isinstance(self.action_space, spaces.Discrete), f"actions must be Discrete, but are {self.action_space}"
         self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, int(self.action_space.n))
         if self.ortho_init:
             self.init_weights(self.value_net, gain=1)
@@ -186,7 +185,7 @@ class SegmentBuffer(BaseBuffer):
         return Segments(*(self.to_torch(array[batch_inds, :, envs].swapaxes(0, 1)) for array in self.arrays))
 
 
-class ACER(OnPolicyAlgorithm):
+class ACER(A2C):
     """
     ACER: after each rollout, an update on it and, on average, ``replay_ratio`` updates on segments of earlier ones.
 
@@ -196,9 +195,7 @@ class ACER(OnPolicyAlgorithm):
     :param env: the environment to learn from, with discrete actions
     :param learning_rate: step size, a float or a schedule
     :param n_steps: length of a rollout and of a segment
-    :param gamma: discount
     :param ent_coef: weight of the entropy
-    :param vf_coef: weight of half the squared error of Q
     :param max_grad_norm: bound on the norm of the gradient
     :param buffer_size: number of steps that are kept, in all environments together
     :param learning_starts: number of steps before the first update on earlier rollouts
@@ -206,14 +203,7 @@ class ACER(OnPolicyAlgorithm):
     :param truncation: c, where importance weights are truncated
     :param delta: bound on how much an update may raise KL[pi_average, pi], to first order; ``None`` for no trust region
     :param alpha: weight of the past in the average of the policies
-    :param rms_prop_eps: epsilon of RMSProp
-    :param stats_window_size: number of episodes over which the logged return and length are averaged
-    :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments for the policy
-    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
-    :param seed: seed of the pseudo random generators
-    :param device: device (cpu, cuda, ...) on which the code should run
-    :param _init_setup_model: whether to build the network at the creation of the instance
+    :param kwargs: the other arguments of SB3's ``A2C``; ``vf_coef`` is the weight of half the squared error of Q
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ACERPolicy, "CnnPolicy": ACERCnnPolicy}
@@ -226,9 +216,8 @@ class ACER(OnPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 7e-4,
         n_steps: int = 20,
-        gamma: float = 0.99,
+        *,
         ent_coef: float = 0.01,
-        vf_coef: float = 0.5,
         max_grad_norm: float = 10.0,
         buffer_size: int = 50_000,
         learning_starts: int = 10_000,
@@ -236,47 +225,15 @@ class ACER(OnPolicyAlgorithm):
         truncation: float = 10.0,
         delta: float | None = 1.0,
         alpha: float = 0.99,
-        rms_prop_eps: float = 1e-5,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=1.0,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=(spaces.Discrete,),
-        )
         self.buffer_size = buffer_size
         self.learning_starts = learning_starts
         self.replay_ratio = replay_ratio
         self.truncation = truncation
         self.delta = delta
         self.alpha = alpha
-        if "optimizer_class" not in self.policy_kwargs:
-            self.policy_kwargs["optimizer_class"] = th.optim.RMSprop
-            self.policy_kwargs["optimizer_kwargs"] = {"alpha": 0.99, "eps": rms_prop_eps}
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(policy, env, learning_rate, n_steps, ent_coef=ent_coef, max_grad_norm=max_grad_norm, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -365,15 +322,3 @@ class ACER(OnPolicyAlgorithm):
             "ratio": ratios.mean(),
         }.items():
             self.logger.record_mean(f"train/{name}", value.item())
-
-    def learn(
-        self: SelfACER,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "ACER",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfACER:
-        """As in SB3's A2C."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -16,12 +16,12 @@ from benchmarks.paper.scores import DATA, Scores, read_constants, rows_of
 from benchmarks.paper.tables import (
     EARLY,
     Study,
-    _bootstrapped,
-    _difference,
-    _mean,
-    _p_value,
+    format_bootstrapped,
+    format_difference,
+    format_mean,
     format_p,
     format_return,
+    p_value,
     table,
 )
 
@@ -63,7 +63,7 @@ def tasks_won(returns: dict[str, np.ndarray]) -> dict[str, int]:
 def comparison(scores: Scores) -> str:
     """PPO against each of the five: the primary comparison, and the tasks won."""
     ppo = scores.normalized(PPO)
-    p_values = {name: _p_value(ppo, scores.normalized(name)) for name in CONTESTANTS}
+    p_values = {name: p_value(ppo, scores.normalized(name)) for name in CONTESTANTS}
     adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
     won = tasks_won({name: scores.returns(name).mean(axis=1) for name in LABELS})
     won_in_paper = tasks_won(readings())
@@ -72,9 +72,9 @@ def comparison(scores: Scores) -> str:
         own = scores.normalized(name)
         cells = [""] * 4
         if name != PPO:
-            improvement = _bootstrapped(statistics.probability_of_improvement, ppo, own)
-            cells = [_difference(ppo, own), improvement, format_p(p_values[name]), format_p(adjusted[name])]
-        rows.append([label, _mean(own), *cells, str(won[name]), str(won_in_paper.get(name, ""))])
+            improvement = format_bootstrapped(statistics.probability_of_improvement, ppo, own)
+            cells = [format_difference(ppo, own), improvement, format_p(p_values[name]), format_p(adjusted[name])]
+        rows.append([label, format_mean(own), *cells, str(won[name]), str(won_in_paper.get(name, ""))])
     header = ["", "score", "PPO minus it", "probability that PPO is better", "p", "adjusted p", "tasks won"]
     return table([*header, "of the four in the paper's plot"], rows)
 

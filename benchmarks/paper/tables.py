@@ -162,11 +162,13 @@ def _interval(center: float, half_width: float, sign: str = "") -> str:
     return f"{format_score(center, sign)} ({format_score(center - half_width)} to {format_score(center + half_width)})"
 
 
-def _mean(scores: np.ndarray) -> str:
+def format_mean(scores: np.ndarray) -> str:
+    """The mean score, and its 95% interval."""
     return _interval(float(statistics.mean(scores)), statistics.half_width(scores))
 
 
-def _difference(scores: np.ndarray, others: np.ndarray) -> str:
+def format_difference(scores: np.ndarray, others: np.ndarray) -> str:
+    """The difference of two mean scores, and its 95% interval."""
     return _interval(float(statistics.difference(scores, others)), statistics.half_width(scores, others), sign="+")
 
 
@@ -176,12 +178,14 @@ def _difference_to_paper(scores: np.ndarray, paper: float, level: float = 0.95) 
     return float(statistics.mean(scores)) - paper, half_width
 
 
-def _bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> str:
+def format_bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> str:
+    """A statistic of scores, and its 95% interval by the bootstrap."""
     low, high = statistics.bootstrap(statistic, samples, np.random.default_rng(SEED), n_resamples=2000)
     return f"{format_score(float(statistic(*samples)))} ({format_score(float(low))} to {format_score(float(high))})"
 
 
-def _p_value(one: np.ndarray, other: np.ndarray) -> float:
+def p_value(one: np.ndarray, other: np.ndarray) -> float:
+    """That of the difference of two mean scores."""
     return statistics.permutation_test(one, other, np.random.default_rng(SEED))
 
 
@@ -230,8 +234,8 @@ def _table_1(study: Study) -> str:
             continue
         runs, paper = three.normalized(setting), paper_scores().get(setting)
         difference = "" if paper is None else _interval(*_difference_to_paper(runs, paper), sign="+")
-        more = _mean(ten.normalized(setting)) if setting in ten.settings() else ""
-        rows.append([_label(setting), _paper(setting), _mean(runs), difference, more])
+        more = format_mean(ten.normalized(setting)) if setting in ten.settings() else ""
+        rows.append([_label(setting), _paper(setting), format_mean(runs), difference, more])
     return table(["setting", "paper", "here, 3 seeds", "here - paper", "here, 10 seeds"], rows)
 
 
@@ -293,14 +297,14 @@ def _pairs(study: Study) -> str:
     groups = (settings, kinds, [(_label(*gradient), _paper(*gradient), [three.normalized(name) for name in gradient], None)])
     rows = []
     for group in groups:
-        p_values = [_p_value(*pair) for _, _, pair, _ in group]
+        p_values = [p_value(*pair) for _, _, pair, _ in group]
         for (label, papers, pair, of_new), p, adjusted in zip(group, p_values, statistics.holm(p_values), strict=True):
             largest = int((pair[0].mean(axis=1) - pair[1].mean(axis=1)).argmax())
-            without = _difference(*(np.delete(one, largest, axis=0) for one in pair))
-            cells = [_difference(*pair), f"{without} without {_short(TASKS[largest])}"]
-            cells += [_bootstrapped(statistics.probability_of_improvement, *pair)]
+            without = format_difference(*(np.delete(one, largest, axis=0) for one in pair))
+            cells = [format_difference(*pair), f"{without} without {_short(TASKS[largest])}"]
+            cells += [format_bootstrapped(statistics.probability_of_improvement, *pair)]
             cells += [f"{statistics.tasks_won(*pair)} of {len(TASKS)}"]
-            cells += [format_p(_p_value(*of_new)) if of_new else "", format_p(p), format_p(adjusted)]
+            cells += [format_p(p_value(*of_new)) if of_new else "", format_p(p), format_p(adjusted)]
             rows.append([label, str(pair[0].shape[1]), papers, *cells])
     header = [
         "",
@@ -317,15 +321,15 @@ def _pairs(study: Study) -> str:
 def _against_clipping(scores: Scores) -> str:
     """Clipping at 0.2 against all other settings."""
     clipping, others = scores.normalized("clip_0.2"), [name for name in scores.settings() if name != "clip_0.2"]
-    p_values = {name: _p_value(clipping, scores.normalized(name)) for name in others}
+    p_values = {name: p_value(clipping, scores.normalized(name)) for name in others}
     of_paper = [name for name in others if name in paper_scores()]
     adjusted = dict(zip(of_paper, statistics.holm([p_values[name] for name in of_paper]), strict=True))
     rows = [
         [
             _label(name),
             _paper("clip_0.2", name),
-            _difference(clipping, scores.normalized(name)),
-            _bootstrapped(statistics.probability_of_improvement, clipping, scores.normalized(name)),
+            format_difference(clipping, scores.normalized(name)),
+            format_bootstrapped(statistics.probability_of_improvement, clipping, scores.normalized(name)),
             format_p(p_values[name]),
             format_p(adjusted[name]) if name in adjusted else "",
         ]
@@ -346,7 +350,7 @@ def _order(scores: Scores) -> str:
         def correlation(*samples: np.ndarray, papers: np.ndarray = papers) -> np.ndarray:
             return statistics.rank_correlation(np.stack([statistics.mean(runs) for runs in samples], axis=-1), papers)
 
-        rows.append([label, str(len(names)), _bootstrapped(correlation, *(scores.normalized(name) for name in names))])
+        rows.append([label, str(len(names)), format_bootstrapped(correlation, *(scores.normalized(name) for name in names))])
     return table(["settings", "number", "rank correlation with the paper's column"], rows)
 
 
@@ -357,7 +361,7 @@ def _distribution(study: Study) -> str:
         [
             _label(name),
             str(scores.normalized(name).shape[1]),
-            *(_bootstrapped(one, scores.normalized(name)) for one in functions),
+            *(format_bootstrapped(one, scores.normalized(name)) for one in functions),
         ]
         for scores in (study.table_1, study.ten_seeds)
         for name in scores.settings()
@@ -385,7 +389,7 @@ def _readings(scores: Scores) -> str:
     """Table 1 under each reading of what the paper leaves open."""
     choices = [(random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
     rows = [
-        [_label(name), _paper(name), *(_mean(scores.read_as(*choice).normalized(name)) for choice in choices)]
+        [_label(name), _paper(name), *(format_mean(scores.read_as(*choice).normalized(name)) for choice in choices)]
         for name in scores.settings()
     ]
     labels = [f"0: {RANDOM_CHOICES[random]}; 1: {BEST_CHOICES[best]}" for random, best in choices]
@@ -400,10 +404,10 @@ def _no_clipping(scores: Scores) -> str:
         [_short(env), _returns_by_seed(scores, "none", env), *(format_score(runs[i].mean()) for runs in both), str(n)]
         for i, (env, n) in enumerate(zip(scores.tasks, n_below, strict=True))
     ]
-    rows.append(["all", "", *map(_mean, both), f"{sum(n_below)} of {both[0].size}"])
+    rows.append(["all", "", *map(format_mean, both), f"{sum(n_below)} of {both[0].size}"])
     lowest = int(both[0].mean(axis=1).argmin())
     rows.append(
-        [f"all but {_short(scores.tasks[lowest])}", "", *(_mean(np.delete(runs, lowest, axis=0)) for runs in both), ""]
+        [f"all but {_short(scores.tasks[lowest])}", "", *(format_mean(np.delete(runs, lowest, axis=0)) for runs in both), ""]
     )
     header = ["task", "returns by seed", *(f"score if 0 is {label}" for label in RANDOM_CHOICES.values())]
     return table([*header, "runs below the policy before training"], rows)
@@ -423,8 +427,8 @@ def _details(scores: Scores) -> str:
         cells = ["", "", ""]
         if (setting, variant) in _variants(scores, whole=True):
             own, papers = scores.normalized(setting, variant), scores.normalized(setting)
-            comparison = ["", ""] if variant == "paper" else [_difference(own, papers), format_p(_p_value(own, papers))]
-            cells = [_mean(own), *comparison]
+            comparison = ["", ""] if variant == "paper" else [format_difference(own, papers), format_p(p_value(own, papers))]
+            cells = [format_mean(own), *comparison]
         gain = scores.returns_in(CHEETAH, setting, variant).mean() - of_env["untrained"]
         part = gain / (of_env["best_run"] - of_env["untrained"]) / len(scores.tasks)
         cells += [_returns_by_seed(scores, setting, CHEETAH, variant), str(_n_below_start(scores, setting, CHEETAH, variant))]

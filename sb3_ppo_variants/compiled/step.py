@@ -252,7 +252,7 @@ class CompiledStep:
             th.set_rng_state(generator_state)
         row = None
         if not (is_new or is_custom) and (self.has_nature_cnn or isinstance(self.kind, Scanned)):
-            # Of SB3's networks for images and of LSTMs, another pass takes much of an update, and the rollout says enough
+            # With networks for images and LSTMs another pass takes much of an update: what the rollout says is enough
             row = function([*self._leaves(data), coef_vector, index])[0]
             if not verification.is_that_of_the_rollout(self.settings, data, index, row):
                 row = None

@@ -26,7 +26,6 @@ ERROR = 1e-6
 SLACK = 10
 # A ratio next to the clip range counts or does not: rounding decides
 COMPARED = [i for i, name in enumerate(METRICS) if name != "clip_fraction"]
-
 # What the rollout tells of the first step
 OF_ROLLOUT = [METRICS.index(name) for name in ("policy_gradient_loss", "value_loss", "approx_kl")]
 
