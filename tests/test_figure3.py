@@ -5,15 +5,18 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import sb3_contrib
+import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn.utils import parameters_to_vector
 
 from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
 from benchmarks.contestants.cem import CEM, refit
+from benchmarks.contestants.quick_rollouts import A2C, TRPO
 from benchmarks.contestants.vanilla_policy_gradient import VanillaPolicyGradient
 from benchmarks.paper import figure3, figure3_report, tables, training
 from benchmarks.paper.__main__ import main
@@ -96,6 +99,21 @@ def test_cem_keeps_its_mean_when_it_is_stopped():
 def trained(cls, timesteps=400, **kwargs):
     model = cls("MlpPolicy", make_vec_env("Pendulum-v1", 4, seed=0), seed=0, device="cpu", ent_coef=0.01, **kwargs)
     return model.learn(timesteps)
+
+
+@pytest.mark.parametrize(
+    ("ours", "original", "kwargs"),
+    [(A2C, stable_baselines3.A2C, {}), (TRPO, sb3_contrib.TRPO, {"n_steps": 64, "n_critic_updates": 2})],
+)
+def test_quick_rollouts_change_nothing(ours, original, kwargs):
+    models = []
+    for cls in (ours, original):
+        env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+        models.append(cls("MlpPolicy", env, seed=0, device="cpu", **kwargs).learn(512))
+    quick, expected = ({**model.policy.state_dict(), "_last_obs": th.as_tensor(model._last_obs)} for model in models)
+    assert models[0]._n_updates > 3
+    assert quick.keys() == expected.keys()
+    assert [name for name in expected if not th.equal(quick[name], expected[name])] == []
 
 
 def test_a2c_with_an_infinite_trust_region_is_a2c():

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import A2C
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance, polyak_update
 from torch.nn import functional as F
 
+from benchmarks.contestants.quick_rollouts import A2C
 from benchmarks.contestants.trust_region import project
 from sb3_ppo_variants.kl import closed_form, kl_from_parameters
 

@@ -5,12 +5,17 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, safe_mean
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, safe_mean
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from sb3_ppo_variants.kinds import kind_of
+from sb3_ppo_variants.lanes import lane
+from sb3_ppo_variants.policies import FeedForward
 
 SelfCEM = TypeVar("SelfCEM", bound="CEM")
 
@@ -171,10 +176,11 @@ class CEM(BaseAlgorithm):
     def _play_episode(self, callback: BaseCallback) -> float | None:
         """The return of an episode; ``None`` if the callback ended the training."""
         assert self.env is not None
+        step, kind = lane("env", self.env) or self.env.step, kind_of(self.policy)
         total, dones = 0.0, np.array([False])
         while not dones[0]:
-            actions, _ = self.predict(self._last_obs)  # type: ignore[arg-type]
-            new_obs, rewards, dones, infos = self.env.step(actions)
+            actions = self._act(kind, self._last_obs)
+            new_obs, rewards, dones, infos = step(actions)
             self.num_timesteps += 1
             callback.update_locals(locals())
             if not callback.on_step():
@@ -183,6 +189,14 @@ class CEM(BaseAlgorithm):
             self._last_obs = new_obs  # type: ignore[assignment]
             total += float(rewards[0])
         return total
+
+    def _act(self, kind: FeedForward, observations: Any) -> np.ndarray:
+        """The actions of ``predict``, for Gaussian policies without the distributions that it makes."""
+        if not isinstance(self.action_space, spaces.Box):
+            return self.predict(observations)[0]
+        form = kind.distributions(obs_as_tensor(observations, self.device))
+        assert form is not None
+        return np.clip(form.parameters[0].cpu().numpy(), self.action_space.low, self.action_space.high)
 
     def predict(
         self,

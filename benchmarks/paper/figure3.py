@@ -6,13 +6,12 @@ chooses what their sources leave open. docs/figure3.md is the plan.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sb3_contrib import TRPO
-from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
 from benchmarks.contestants.cem import CEM
+from benchmarks.contestants.quick_rollouts import A2C, TRPO
 from benchmarks.contestants.vanilla_policy_gradient import HOMEWORK_4, VanillaPolicyGradient
 
 # The setting of Table 1 that stands for PPO, as in the paper
