@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.checks import NonFiniteUpdateError
 from sb3_ppo_variants.loss import APPROX_KL
+from sb3_ppo_variants.optimizer import by_place
 
 
 @contextmanager
@@ -36,12 +37,9 @@ class Snapshot:
     """What an update changes, as it is before."""
 
     def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
-        policy = algorithm.policy
-        # The state may hold other objects than tensors: see nn.Module.get_extra_state
-        self.policy = {name: _copy(value) for name, value in policy.state_dict().items()}
-        self.buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in by_place(algorithm.policy).items()}
         # Quicker than a deep copy
-        self.optimizer = pytree.tree_map(_copy, policy.optimizer.state_dict())
+        self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates
 
     @th.no_grad()
@@ -49,22 +47,18 @@ class Snapshot:
         """Put it back."""
         algorithm._n_updates = self.n_updates
         algorithm.policy.optimizer.load_state_dict(self.optimizer)
-        after = algorithm.policy.state_dict()
-        # Not strict, as buffers may have come in the update. Some cannot be written to, as elements of them share memory
-        changed = {name: old for name, old in self.policy.items() if not _is_same(old, after.get(name))}
-        algorithm.policy.load_state_dict(changed, strict=False)
-        for name, buffer in algorithm.policy.named_buffers():
-            if name in self.buffers and not th.equal(buffer, self.buffers[name]):
-                buffer.copy_(self.buffers[name])
+        for name, tensor in by_place(algorithm.policy).items():
+            # Buffers may have come in the update. Some cannot be written to, as elements of them share memory
+            if name in self.tensors and not th.equal(tensor, self.tensors[name]):
+                tensor.copy_(self.tensors[name])
 
     def not_finite(self, algorithm: OnPolicyAlgorithm) -> list[str]:
         """What has become NaN or infinite."""
-        after = algorithm.policy.state_dict()
+        after = {name: tensor.detach() for name, tensor in by_place(algorithm.policy).items()}
         # Quicker than to look at each number
-        parameters = [p.detach() for p in algorithm.policy.parameters() if p.is_floating_point()]
-        if all(map(math.isfinite, th._foreach_norm(parameters))) and not self.buffers:
+        if all(map(math.isfinite, th._foreach_norm([tensor for tensor in after.values() if tensor.is_floating_point()]))):
             return []
-        were_finite = [name for name, old in self.policy.items() if isinstance(old, th.Tensor) and th.isfinite(old).all()]
+        were_finite = [name for name, old in self.tensors.items() if th.isfinite(old).all()]
         return [f"policy.{name}" for name in were_finite if name in after and not th.isfinite(after[name]).all()]
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
@@ -76,10 +70,6 @@ class Snapshot:
             names.append("KL[pi_old, pi]")
         if names:
             raise NonFiniteUpdateError.of(names, algorithm.num_timesteps)
-
-
-def _is_same(old: Any, new: Any) -> bool:
-    return isinstance(old, th.Tensor) and isinstance(new, th.Tensor) and th.equal(old, new)
 
 
 def _copy(value: Any) -> Any:
