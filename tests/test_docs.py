@@ -20,7 +20,7 @@ from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
 
 from benchmarks import learning, learning_masks
-from sb3_ppo_variants import PPOClip, PPOKLPen, ProximalPolicyOptimization, __version__, zoo
+from sb3_ppo_variants import PPOClip, PPOKLPen, ProximalPolicyOptimization, __version__, optimizer, zoo
 from sb3_ppo_variants.compiled import support
 from sb3_ppo_variants.objectives import Terms
 
@@ -259,3 +259,13 @@ def test_messages_are_those_of_the_code(monkeypatch, auto_compiles, capsys):
     quoted = [block.strip() for language, block in FENCE.findall(TEXTS["docs/troubleshooting.md"]) if language == "text"]
     assert len(quoted) > 10
     assert [text for text in quoted if not any(text in message for message in messages)] == []
+
+
+def test_reasons_for_not_compiling_are_those_of_the_code():
+    source = inspect.getsource(support) + inspect.getsource(optimizer)
+    table = re.search(r"^\| Not compiled.*?\n\n", TEXTS["docs/guide/speed.md"], flags=re.MULTILINE | re.DOTALL)[0].strip()
+    reasons = [reason for line in table.splitlines()[2:] for reason in line.split("|")[1].split("; ") if "CXX" not in reason]
+    # Without what differs from case to case
+    parts = [part.strip() for reason in reasons for part in re.split(r"\.\.\.|cuda|2\.13|\(g\+\+", reason)]
+    assert len(reasons) > 9
+    assert [part for part in parts if part not in source] == []
