@@ -28,12 +28,7 @@ def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     rules it out too (logits of -inf, as from action masks). If the new policy rules out an action that the old one takes, the
     KL is infinite, and its gradient NaN. Logits of shape ``(batch, n_actions)``, normalised or not.
     """
-    old_log_probs, log_probs = F.log_softmax(old_logits, dim=1), F.log_softmax(logits, dim=1)
-    old_probs = old_log_probs.exp()
-    impossible = old_probs == 0
-    # Masked before the subtraction, as the gradient of (-inf) - (-inf) would be NaN even if it were masked after it
-    difference = old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0)
-    return (old_probs * difference).sum(dim=1)
+    return kl_side_by_side(F.log_softmax(old_logits, dim=1), F.log_softmax(logits, dim=1))
 
 
 def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
@@ -62,7 +57,9 @@ def kl_side_by_side(old_log_probs: th.Tensor, log_probs: th.Tensor) -> th.Tensor
     """
     old_probs = old_log_probs.exp()
     impossible = old_probs == 0
-    return (old_probs * (old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0))).sum(dim=1)
+    # Masked before the subtraction, as the gradient of (-inf) - (-inf) would be NaN even if it were masked after it
+    difference = old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0)
+    return (old_probs * difference).sum(dim=1)
 
 
 class ClosedForm(NamedTuple):
@@ -92,10 +89,9 @@ def closed_form(distribution: Any) -> ClosedForm:
     if parts and all(_is_a(Categorical, one) for one in parts):
         return form_of_parts([one.logits for one in parts])
     beneath: Any = getattr(distribution, "distribution", None)
-    if isinstance(beneath, list) and beneath and all(_is_a(Categorical, one) for one in beneath):
-        return ClosedForm(kl_categoricals, tuple(one.logits for one in beneath))
-    if _is_a(Categorical, beneath):
-        return ClosedForm(kl_categoricals, (beneath.logits,))
+    categoricals = beneath if isinstance(beneath, list) else [beneath]
+    if all(_is_a(Categorical, one) for one in categoricals):
+        return ClosedForm(kl_categoricals, tuple(one.logits for one in categoricals))
     while isinstance(beneath, Independent):
         beneath = beneath.base_dist
     if _is_a(Normal, beneath):

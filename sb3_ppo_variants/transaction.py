@@ -1,10 +1,8 @@
 """An update is a transaction: it is made as a whole, or not at all."""
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -39,7 +37,7 @@ class Snapshot:
     def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
         self.tensors = {name: tensor.detach().clone() for name, tensor in by_place(algorithm.policy).items()}
         # Quicker than a deep copy
-        self.optimizer = pytree.tree_map(_copy, algorithm.policy.optimizer.state_dict())
+        self.optimizer = pytree.tree_map_only(th.Tensor, th.clone, algorithm.policy.optimizer.state_dict())
         self.n_updates = algorithm._n_updates
 
     @th.no_grad()
@@ -70,7 +68,3 @@ class Snapshot:
             names.append("KL[pi_old, pi]")
         if names:
             raise NonFiniteUpdateError.of(names, algorithm.num_timesteps)
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)

@@ -17,7 +17,6 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
     observations, actions, rewards = buffer.observations, buffer.actions, buffer.rewards
     episode_starts, values, log_probs = buffer.episode_starts, buffer.values, buffer.log_probs
     obs_shape, action_shape = observations.shape[1:], actions.shape[1:]
-
     states = [getattr(buffer, name) for name in STATES if hasattr(buffer, name)]
 
     def add(

@@ -19,11 +19,10 @@ EnvStep = Callable[[np.ndarray], VecEnvStepReturn]
 
 def lane(env: VecEnv) -> EnvStep | None:
     """A function that does what ``env.step`` does."""
-    if isinstance(env, DummyVecEnv) and type(env) is DummyVecEnv and env.keys == [None]:
+    if type(env) is DummyVecEnv and env.keys == [None]:
         return partial(_step_dummy, env)
     if (
-        isinstance(env, VecNormalize)
-        and type(env) is VecNormalize
+        type(env) is VecNormalize
         and isinstance(env.observation_space, spaces.Box)
         and all(type(vars(env)[name]) is RunningMeanStd for name in ("obs_rms", "ret_rms") if name in vars(env))
     ):
