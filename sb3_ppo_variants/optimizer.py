@@ -86,7 +86,6 @@ class FlatParameters:
         position = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         self.places = {name: position[id(tensor)] for name, tensor in by_place(policy).items() if id(tensor) in position}
         self.sizes = [math.ceil(parameter.numel() / ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
-        self.owners = th.arange(len(self.sizes)).repeat_interleave(th.tensor(self.sizes))
 
     def zeros(self) -> th.Tensor:
         """A flat tensor of the right size, data type and device."""
@@ -102,7 +101,7 @@ class FlatParameters:
 
     def norms(self, flat: th.Tensor) -> th.Tensor:
         """The norm of each parameter in a flat tensor."""
-        return flat.new_zeros(len(self.sizes)).index_add_(0, self.owners, flat * flat).sqrt()
+        return th.stack(th._foreach_norm(self.views(flat)))
 
     def concatenate(self, tensors: Sequence[th.Tensor]) -> th.Tensor:
         """The inverse of ``views``."""

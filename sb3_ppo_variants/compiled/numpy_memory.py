@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from sb3_ppo_variants.buffers import STATES
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy, has_stackable_layers
 from sb3_ppo_variants.compiled.recurrent import is_scannable
-from sb3_ppo_variants.policies import Given, has_contribs_memory, is_standard_mlp
+from sb3_ppo_variants.policies import Given, has_contribs_memory
 
 
 class NumpyMemory(NumpyPolicy):
@@ -23,10 +23,8 @@ class NumpyMemory(NumpyPolicy):
 
     @staticmethod
     def supports(policy: Any) -> bool:
-        """Whether the policy is contrib's for vectors."""
-        return (
-            has_contribs_memory(policy) and is_scannable(policy) and is_standard_mlp(policy) and has_stackable_layers(policy)
-        )
+        """Whether a policy for vectors has contrib's memory, and layers that can be stacked."""
+        return has_contribs_memory(policy) and is_scannable(policy) and has_stackable_layers(policy)
 
     def __init__(self, policy: Any, buffer: RolloutBuffer) -> None:
         super().__init__(policy, buffer)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,13 @@ class NumpyPolicy(FeedForward):
 
     @staticmethod
     def supports(policy: ActorCriticPolicy) -> bool:
-        """Whether the layers of a policy can be stacked."""
-        return is_standard_mlp(policy) and has_stackable_layers(policy) and not isinstance(policy, RecurrentActorCriticPolicy)
+        """Whether a policy for vectors has no memory, and layers that can be stacked."""
+        return has_stackable_layers(policy) and not isinstance(policy, RecurrentActorCriticPolicy)
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
-        self.kind = kind_of(policy)
+        kind = kind_of(policy)
+        self.seen, self.stored = kind.seen, kind.stored  # type: ignore[method-assign]
         n_steps, n_envs = buffer.values.shape
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
@@ -60,7 +62,7 @@ class NumpyPolicy(FeedForward):
                 # A row for each environment: sums of equal shapes are faster
                 self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
             else:
-                self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else _relu)
+                self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else partial(np.maximum, 0))
         self.n_outputs = pi[-1].out_features
         self.step = 0
         self.values, self.log_probs = buffer.values[..., None], buffer.log_probs
@@ -86,14 +88,6 @@ class NumpyPolicy(FeedForward):
             self.rows = np.arange(n_envs * len(self.heads))
             # Probabilities may become 0, also where NumPy has been told to raise an error then
             self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
-
-    def seen(self, observations: Any) -> Any:
-        """As the policy of that kind."""
-        return self.kind.seen(observations)
-
-    def stored(self, given: Given) -> Given:
-        """As the policy of that kind."""
-        return self.kind.stored(given)
 
     def _inputs(self, observations: np.ndarray, given: Given) -> np.ndarray:
         """What the networks see."""
@@ -139,10 +133,8 @@ class NumpyPolicy(FeedForward):
 
 
 def has_stackable_layers(policy: ActorCriticPolicy) -> bool:
-    """Whether the networks of actor and critic have the same layers, of those that there are here."""
+    """Whether actor and critic of an ``MlpPolicy`` have the same layers, of those that there are here."""
+    if not is_standard_mlp(policy):
+        return False
     pi, vf = ([type(layer) for layer in network] for network in networks(policy))
     return pi == vf and {*pi} <= {nn.Linear, nn.Tanh, nn.ReLU}
-
-
-def _relu(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0, out=out)
