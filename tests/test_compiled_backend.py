@@ -218,7 +218,7 @@ def test_what_must_be_compiled_again_and_again_ends_compiling(interpreted, capsy
 
     message = f"compiled {MAX_COMPILATIONS} times in this training, and again "
     auto, must = make_model(n_epochs=1, verbose=1), make_model(n_epochs=1, compile=True)
-    learn(auto, "batch_size", [52, 26, 13, 4, 2, 50, 40, 30])
+    learn(auto, "batch_size", [50, 2, 52, 26, 13, 4, 40, 30])
     assert not auto._uses_compiled
     assert auto._n_updates == 8
     assert len(interpreted) == MAX_COMPILATIONS == 4

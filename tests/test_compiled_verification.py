@@ -225,8 +225,10 @@ def test_mistakes_of_a_compiler_are_found_before_they_count(message, monkeypatch
     # Without moments from before, of which some would be small beside those of the first step
     model = make_model(learning_rate=1e-3, n_epochs=3, compile=True)
     fresh = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    with pytest.raises(CompilationError, match=f"the compiled step computes something else than the policy: {message}"):
-        model.learn(52)
+    # Nor is it forgotten what has been compiled wrongly
+    for _ in range(2):
+        with pytest.raises(CompilationError, match=f"the compiled step computes something else than the policy: {message}"):
+            model.learn(52)
     assert equal(model.policy.state_dict(), fresh)
     assert not model.policy.optimizer.state
     assert model._n_updates == 0

@@ -48,10 +48,9 @@ class Backend:
         self._must, self._say = a.compile is True, a._print
         rollout_size = a.n_steps * a.n_envs
         n_rollouts = n_timesteps if math.isinf(n_timesteps) else math.ceil(n_timesteps / rollout_size)
-        n_steps = n_rollouts * a.n_epochs * math.ceil(rollout_size / a.batch_size)
-        n_images = n_rollouts * a.n_epochs * rollout_size * image_work(a.policy) if image_work(a.policy) > 0 else 0
+        n_steps = max(math.ceil(rollout_size / a.batch_size), rollout_size * image_work(a.policy) / IMAGES_PER_STEP)
         # A training in many short pieces is a long one
-        self._n_steps_planned += max(n_steps, n_images / IMAGES_PER_STEP)
+        self._n_steps_planned += n_rollouts * a.n_epochs * n_steps
         if self.step is not None:
             self.step.n_compilations = self.step.n_changes = 0
         self.is_on = self._must or self._n_steps_planned >= MIN_STEPS_TO_COMPILE
@@ -64,11 +63,11 @@ class Backend:
 
     def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
         """The policy of a rollout."""
-        if type(buffer) in BUFFERS_OF_VECTORS and NumpyMemory.supports(policy):
-            return NumpyMemory(policy, buffer)
-        if not self.is_on:
+        if type(buffer) not in BUFFERS_OF_VECTORS:
             return None
-        return NumpyPolicy(policy, buffer) if type(buffer) in BUFFERS_OF_VECTORS and NumpyPolicy.supports(policy) else None
+        if NumpyMemory.supports(policy):
+            return NumpyMemory(policy, buffer)
+        return NumpyPolicy(policy, buffer) if self.is_on and NumpyPolicy.supports(policy) else None
 
     def kind(self, policy: Any, buffer: RolloutBuffer, sequence_length: int | None) -> FeedForward | None:
         """The policy as an update sees it, if there is a quicker one, also of updates that are not compiled."""
@@ -91,7 +90,7 @@ class Backend:
             return None
         step = self.step
         if step is None or not step.serves(old.kind):
-            self.step = CompiledStep(compiled_kind(policy, old.kind.sequence_length), settings)
+            self.step = CompiledStep(compiled_kind(policy, old.kind.sequence_length))
             if step is not None:
                 self.step.n_compilations, self.step.change = step.n_compilations, "the policy is another"
         assert self.step is not None

@@ -99,6 +99,8 @@ def remember(lstm: Any, inputs: th.Tensor, states: tuple[th.Tensor, th.Tensor], 
     :param is_start: where sequences start, of shape ``(n_samples,)``
     :return: shape ``(n_samples, size)``
     """
+    # Here, where all that may go wrong with a compiler is expected
+    library()
     for layer in range(lstm.num_layers):
         names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if lstm.bias else ()))
         weight, recurrent, *biases = (getattr(lstm, f"{name}_l{layer}") for name in names)

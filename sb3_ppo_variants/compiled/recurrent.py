@@ -3,7 +3,7 @@ Policies with memory as an update is quick with them. contrib calls its LSTM onc
 sequence; but sequences are cut there, so that only the first step of one can be a start.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -16,31 +16,41 @@ from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.policies import Given
 
 
-class Sequences(NamedTuple):
-    """Where samples lie among sequences side by side, of shape ``(length, n_sequences)``."""
-
-    place: th.Tensor
-    length: int
-    n_sequences: int
-
-
 def is_scannable(policy: Any) -> bool:
-    """Whether the memory of a policy can be compiled: what ``nn.LSTM`` is in single precision, without its options."""
+    """Whether the memory of a policy can be compiled: what is ``nn.LSTM`` in single precision."""
     lstms = [lstm for lstm in (policy.lstm_actor, policy.lstm_critic) if lstm is not None]
-    return all(
-        type(lstm) is nn.LSTM
-        and not (lstm.batch_first or lstm.bidirectional or lstm.proj_size)
-        and all(parameter.dtype == th.float32 for parameter in lstm.parameters())
-        for lstm in lstms
-    )
+    return all(type(lstm) is nn.LSTM and lstm.weight_ih_l0.dtype == th.float32 for lstm in lstms)
 
 
-class Quick(Recurrent):
-    """The numbers of ``RecurrentActorCriticPolicy`` up to rounding. A subclass says how the memory is computed."""
+class OneCall(Recurrent):
+    """
+    The numbers of ``RecurrentActorCriticPolicy`` up to rounding: all steps of all sequences of a minibatch by one call of
+    ``nn.LSTM``, or of a GRU.
+    """
+
+    def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
+        """A minibatch, with the states at the start of its sequences, and without padding."""
+        starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
+        given = {**data.given}
+        states, episode_starts = given.pop("lstm_states"), given.pop("episode_starts")
+        first = index[starts]
+        goes_on = 1 - episode_starts[first][:, None]
+        states = pytree.tree_map(lambda state: state * goes_on, states_at(states, first))
+        # Where the samples lie among sequences side by side, and the shape of these
+        sequences = place % length * n_sequences + place // length, (length, n_sequences)
+        batch = data._replace(given=given).select(index)
+        return batch._replace(given={**batch.given, "lstm_states": states, "sequences": sequences})
+
+    def whole(self, data: Batch, n_steps: int) -> Batch:
+        """All of the rollout as one minibatch."""
+        return self.select(data, th.arange(len(data.returns), device=data.returns.device), n_steps)
 
     def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
         """The outputs of a memory for the samples of a minibatch, of shape ``(batch, size)``."""
-        raise NotImplementedError
+        place, (length, n_sequences) = given["sequences"]
+        padded = features.new_zeros((length * n_sequences, features.shape[1])).index_copy(0, place, features)
+        outputs, _ = lstm(padded.view(length, n_sequences, -1), states)
+        return outputs.flatten(0, 1).index_select(0, place)
 
     def evaluate(self, batch: Batch) -> Evaluation:
         """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
@@ -72,42 +82,8 @@ class Quick(Recurrent):
         return distribution
 
 
-class OneCall(Quick):
-    """All steps of all sequences of a minibatch by one call of ``nn.LSTM``, or of a GRU."""
-
-    def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
-        """A minibatch, with the states at the start of its sequences, and without padding."""
-        starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
-        given = {**data.given}
-        states, episode_starts = given.pop("lstm_states"), given.pop("episode_starts")
-        first = index[starts]
-        goes_on = 1 - episode_starts[first][:, None]
-        states = pytree.tree_map(lambda state: state * goes_on, states_at(states, first))
-        sequences = Sequences(place % length * n_sequences + place // length, length, n_sequences)
-        batch = data._replace(given=given).select(index)
-        return batch._replace(given={**batch.given, "lstm_states": states, "sequences": sequences})
-
-    def whole(self, data: Batch, n_steps: int) -> Batch:
-        """All of the rollout as one minibatch."""
-        return self.select(data, th.arange(len(data.returns), device=data.returns.device), n_steps)
-
-    def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
-        """As ``Quick.remembered``."""
-        place, *shape = given["sequences"]
-        padded = features.new_zeros((shape[0] * shape[1], features.shape[1])).index_copy(0, place, features)
-        outputs, _ = lstm(padded.view(*shape, -1), states)
-        return outputs.flatten(0, 1).index_select(0, place)
-
-
-class Scanned(Quick):
-    """An operator that can be compiled, and needs no padding."""
-
-    @staticmethod
-    def build() -> None:
-        """Compile the operator: raises what may go wrong."""
-        from sb3_ppo_variants.compiled.lstm import library
-
-        library()
+class Scanned(OneCall):
+    """The same by an operator that can be compiled, and needs no padding."""
 
     def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
         """A minibatch, with the states before each step; where an episode starts, they are 0."""
@@ -120,7 +96,7 @@ class Scanned(Quick):
         return batch._replace(given={**given, "lstm_states": states, "is_start": is_start})
 
     def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
-        """As ``Quick.remembered``."""
+        """As ``OneCall.remembered``."""
         # Torch before 2.4 lacks what it is made of
         from sb3_ppo_variants.compiled.lstm import remember
 

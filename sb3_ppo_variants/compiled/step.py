@@ -20,11 +20,11 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.recurrent import Scanned
 from sb3_ppo_variants.compiled.support import CompilationError, image_work
-from sb3_ppo_variants.kinds import Recurrent, kind_of
+from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.loss import APPROX_KL, Batch, Settings, ppo_loss
 from sb3_ppo_variants.objectives import Terms
 from sb3_ppo_variants.optimizer import FlatParameters, by_place
-from sb3_ppo_variants.policies import FeedForward, PolicyFunction, is_of_libraries, kept_generators
+from sb3_ppo_variants.policies import FeedForward, PolicyFunction, kept_generators
 from sb3_ppo_variants.rollout import Rollout
 
 # Compilations in a training: what changes more often is quicker without
@@ -44,28 +44,31 @@ _compiling = threading.Lock()
 class CompiledStep:
     """Minibatch steps on a policy, each one call of a compiled function."""
 
-    def __init__(self, kind: FeedForward, settings: Settings) -> None:
+    # Of the present update; T, of its rollout
+    settings: Settings
+    n_rollout_steps: int
+    # Parameters, Adam's moments and its count of steps; buffers and frozen parameters
+    parameters: th.Tensor
+    exp_avg: th.Tensor
+    exp_avg_sq: th.Tensor
+    n_steps: int
+    constants: dict[str, th.Tensor]
+
+    def __init__(self, kind: FeedForward) -> None:
         policy = kind.policy
         self.kind, self.policy = kind, policy
-        self.settings = settings
-        # T, of the rollouts
-        self.n_rollout_steps = 0
         self.module = PolicyFunction(policy, self._evaluated_loss)
         # Other networks may take a layout for granted
         self.has_nature_cnn = image_work(policy) > 0
         self.layout = FlatParameters(policy, transpose=True)
         self.named_parameters = _named_parameters(policy)
-        self.flats = self.parameters, self.exp_avg, self.exp_avg_sq = [self.layout.zeros() for _ in range(3)]
-        # Buffers and frozen parameters
-        self.constants: dict[str, th.Tensor] = {}
-        self.n_steps = 0
-        self.functions: dict[Key, Function] = {}
-        # What the objective has made of some numbers when a function was compiled
-        self.probes: dict[Key, th.Tensor] = {}
+        # Compiled and verified, with what the objective has made of some numbers then
+        self.functions: dict[Key, tuple[Function, th.Tensor]] = {}
+        # For the shorter minibatches at the end of epochs, which are not worth a compilation
+        self.graphs: dict[Key, Function] = {}
         # In this training, also by others that this one has replaced; and what makes one more necessary
         self.n_compilations = 0
         self.change = ""
-        self.last_key: Key = ()
         # Updates in a row before which the policy had changed by something else than its parameters
         self.n_changes = 0
         # Positions of parameters on which the loss does not depend
@@ -92,7 +95,7 @@ class CompiledStep:
         batch = self.kind.select(Batch(*data), index, self.n_rollout_steps)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
-        loss = partial(self.loss, self.kind, batch, coef)
+        loss = partial(self._loss, batch, coef)
         # The gradient of a list of views: that of the flat tensor would be a sum of zero-padded ones
         gradients, (_, (metrics, new_constants)) = grad_and_value(loss, has_aux=True)(self.layout.views(parameters), constants)
         gradient = self.layout.concatenate(gradients)
@@ -120,24 +123,19 @@ class CompiledStep:
         # The scale is returned so that Inductor computes it once, and not again in the loop over each vector of parameters
         return th.cat([metrics, norm[None]]), scale
 
-    def loss(
-        self,
-        kind: FeedForward,
-        batch: Batch,
-        coef: dict[str, Any],
-        parameters: list[th.Tensor],
-        constants: dict[str, th.Tensor],
+    def _loss(
+        self, batch: Batch, coef: dict[str, Any], parameters: list[th.Tensor], constants: dict[str, th.Tensor]
     ) -> tuple[th.Tensor, tuple[th.Tensor, dict[str, th.Tensor]]]:
-        """The loss of a minibatch that ``kind`` selects, the values of ``METRICS`` and what becomes of the buffers."""
+        """The loss of a minibatch, the values of ``METRICS`` and what becomes of the buffers."""
         # Batch normalisation writes to its buffers
         constants = {name: constant.clone() for name, constant in constants.items()}
         trained = {f"policy.{name}": tensor for name, tensor in self.layout.at_places(parameters).items()}
-        loss, metrics = functional_call(self.module, {**trained, **constants}, (kind, batch, coef), tie_weights=False)
+        loss, metrics = functional_call(self.module, {**trained, **constants}, (batch, coef), tie_weights=False)
         return loss, (metrics, constants)
 
-    def _evaluated_loss(self, kind: FeedForward, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
-        evaluation = kind.evaluate(batch)
+        evaluation = self.kind.evaluate(batch)
         return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.standardizes)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
@@ -159,20 +157,18 @@ class CompiledStep:
                 for index in old.minibatches(settings.batch_size):
                     coef_vector, size = next(coef_vectors), len(index)
                     if not functions:
-                        functions[size], row = self._first_step(old, coef_vector, index)
+                        functions[size], row = self._first_step(old.kind, old.data, coef_vector, index)
                         # A step changes these tensors in place
                         leaves = self._leaves(old.data)
                     else:
                         if size not in functions:
-                            # The shorter minibatch at the end of an epoch is not worth a compilation of its own
-                            functions[size] = self._function(old.data, coef_vector, index, is_compiled=False)
+                            functions[size] = self._graph(old.data, coef_vector, index)
                         row = functions[size]([*leaves, coef_vector, index])[0]
                     rows.append(row)
-                    self.n_steps += 1
                     if settings.max_approx_kl < math.inf and row[APPROX_KL].item() > settings.max_approx_kl:
-                        self.n_steps -= 1
-                        rows[-1][-1] = math.nan
+                        row[-1] = math.nan
                         return [*epochs, th.stack(rows)]
+                    self.n_steps += 1
                 epochs.append(th.stack(rows))
         return epochs
 
@@ -192,13 +188,12 @@ class CompiledStep:
         others = [(name, tensor) for name, tensor in by_place(self.module).items() if not tensor.requires_grad]
         self.constants = {name: tensor.detach().clone() for name, tensor in others}
         with th.no_grad():
-            for flat in self.flats:
-                # NaN may have come between the parameters, in an update that has been undone
-                flat.zero_()
-            th._foreach_copy_(self.layout.views(self.parameters), params)
-            for flat, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
-                moments = [state[name] if name in state else th.zeros_like(p) for state, p in zip(states, params, strict=True)]
-                th._foreach_copy_(self.layout.views(flat), moments)
+            self.parameters = self.layout.concatenate(params)
+            self.exp_avg, self.exp_avg_sq = (
+                self.layout.concatenate([state.get(name, th.zeros_like(p)) for state, p in zip(states, params, strict=True)])
+                for name in ("exp_avg", "exp_avg_sq")
+            )
+        self.flats = [self.parameters, self.exp_avg, self.exp_avg_sq]
 
     def store(self) -> None:
         """Put parameters, buffers and Adam's state into the policy and its optimizer."""
@@ -230,64 +225,72 @@ class CompiledStep:
         matrix = np.stack([np.broadcast_to(column, n_steps) for column in columns], axis=1)
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
-    def _first_step(self, old: Rollout, coef_vector: th.Tensor, index: th.Tensor) -> tuple[Function, th.Tensor]:
-        """Make the first step of an update, and compare it with that by SB3's methods; if it is another, compile anew."""
-        data, is_custom = old.data, not is_of_libraries(self.policy)
-        kind = kind_of(self.policy, old.kind.sequence_length)
-        assert data is not None
+    def _first_step(
+        self, kind: FeedForward, data: Batch, coef_vector: th.Tensor, index: th.Tensor
+    ) -> tuple[Function, th.Tensor]:
+        """Make the first step of an update by a function that there is, if it is still right, or by a new one."""
         key, generator_state = self._key(data, index), th.get_rng_state()
-        is_new = key not in self.functions
-        # Which parameters are unused is known of the last one only
-        is_trusted = not (is_new or is_custom) and key == self.last_key
-        if is_new and is_custom:
-            verification.check_purity(self, self.kind.select(data, index, self.n_rollout_steps))
-        function = self._function(data, coef_vector, index)
-        difference = None
-        if is_new:
-            self.probes[key] = self._probe()
-            # As if pi_old were another policy: at pi_old itself, the ratio is 1 and the KL 0, so that neither counts
-            another = verification.with_another_pi_old(data)
-            _, difference = self._compared(function, kind, another, coef_vector, index, is_trusted=False)
+        if key in self.functions:
+            function, probe = self.functions[key]
+            # By contrib's own methods, a policy with many parts of an action takes much of an update
+            quick = kind if isinstance(self.kind, Scanned) else self.kind
+            row, difference = self._compared(function, quick, data, coef_vector, index, is_trusted=not kind.is_custom)
+            if difference is None and not th.equal(self._probe(), probe):
+                difference = "the objective makes something else of the same numbers"
+            if difference is None:
+                self.n_changes = 0
+                return function, row
+            self.n_changes += 1
+            what = "something else than the parameters changes what the policy or the objective computes"
+            self.change = f"{what} ({difference})"
+            if self.n_changes > 1:
+                raise CompilationError(f"from update to update, {self.change}")
+            self.functions.clear()
+            self.graphs.clear()
             self._load()
             th.set_rng_state(generator_state)
-        row = None
-        if not (is_new or is_custom) and (self.has_nature_cnn or isinstance(self.kind, Scanned)):
-            # With networks for images and LSTMs another pass takes much of an update: what the rollout says is enough
-            row = function([*self._leaves(data), coef_vector, index])[0]
-            if not verification.is_that_of_the_rollout(self.settings, data, index, row):
-                row = None
-                self._load()
-                th.set_rng_state(generator_state)
-        if row is None:
-            # By contrib's own methods, a policy with many parts of an action takes much of an update
-            seen = kind if is_new else (old.kind if isinstance(old.kind, Recurrent) else self.kind)
-            row, found = self._compared(function, seen, data, coef_vector, index, is_trusted)
-            difference = difference or found
-        if is_new and difference is not None:
-            raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
-        if difference is None and not th.equal(self._probe(), self.probes[key]):
-            difference = "the objective makes something else of the same numbers"
-        if difference is None:
-            self.n_changes = self.n_changes if is_new else 0
-            return function, row
-        self.n_changes += 1
-        self.change = f"something else than the parameters changes what the policy or the objective computes ({difference})"
-        if self.n_changes > 1:
-            raise CompilationError(f"from update to update, {self.change}")
-        self._load()
-        th.set_rng_state(generator_state)
-        self.functions.clear()
-        return self._first_step(old, coef_vector, index)
+        return self._first_step_anew(kind, data, coef_vector, index)
+
+    def _first_step_anew(
+        self, kind: FeedForward, data: Batch, coef_vector: th.Tensor, index: th.Tensor
+    ) -> tuple[Function, th.Tensor]:
+        """Compile a function, and make the first step of an update by it, which must be that by SB3's methods."""
+        key, generator_state = self._key(data, index), th.get_rng_state()
+        if self.n_compilations == MAX_COMPILATIONS:
+            last_key = next(reversed(self.functions), ())
+            others = [name for name, new, last in zip(KEY, key, last_key, strict=False) if new != last]
+            change = self.change or f"this changes: {', '.join(others)}"
+            raise CompilationError(f"compiled {MAX_COMPILATIONS} times in this training, and again {change}")
+        self.n_compilations, self.change = self.n_compilations + 1, ""
+        if kind.is_custom:
+            verification.check_purity(self.kind, self.kind.select(data, index, self.n_rollout_steps), self.settings)
+        function = self._function(data, coef_vector, index, is_compiled=True)
+        sb3s = kind_of(self.policy, kind.sequence_length)
+        # First as if pi_old were another policy: at pi_old itself, the ratio is 1 and the KL 0, so that neither counts
+        for rollout in (verification.with_another_pi_old(data), data):
+            self._load()
+            th.set_rng_state(generator_state)
+            row, difference = self._compared(function, sb3s, rollout, coef_vector, index, is_trusted=False)
+            if difference is not None:
+                raise CompilationError(f"the compiled step computes something else than the policy: {difference}")
+        self.functions[key] = function, self._probe()
+        return function, row
 
     def _compared(
         self, function: Function, kind: FeedForward, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_trusted: bool
     ) -> tuple[th.Tensor, str | None]:
-        """Make a step; what it has computed otherwise than SB3's methods, if anything."""
+        """Make a step; what it has computed otherwise than SB3's methods, if anything. If trusted, metrics are enough."""
         before, generator_state = [flat.clone() for flat in self.flats], th.get_rng_state()
         row = function([*self._leaves(data), coef_vector, index])[0]
+        # With networks for images and LSTMs another pass takes much of an update: what the rollout says is enough
+        is_costly = self.has_nature_cnn or isinstance(self.kind, Scanned)
+        if is_trusted and is_costly and verification.is_that_of_the_rollout(self.settings, data, index, row):
+            return row, None
         # After a trace, so that what a policy keeps of its last pass is real again
         batch = kind.select(data, index, self.n_rollout_steps)
-        return row, verification.difference(self, kind, batch, before, generator_state, row, is_trusted)
+        if is_trusted and verification.is_that_of(kind, batch, self.settings, generator_state, row):
+            return row, None
+        return row, verification.difference(self, kind, batch, before, generator_state, row)
 
     def _probe(self) -> th.Tensor:
         """What the objective makes of some numbers: the same as long as nothing but its arguments counts."""
@@ -301,23 +304,19 @@ class CompiledStep:
         shapes = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data))
         return (settings.objective, tuple(settings.coef), settings.standardizes, len(index), (self.n_rollout_steps, shapes))
 
-    def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool = True) -> Function:
-        """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
+    def _graph(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor) -> Function:
         key = self._key(data, index)
-        if key not in self.functions:
-            if is_compiled and self.n_compilations == MAX_COMPILATIONS:
-                others = [name for name, new, old in zip(KEY, key, self.last_key, strict=False) if new != old]
-                change = self.change or f"this changes: {', '.join(others)}"
-                raise CompilationError(f"compiled {MAX_COMPILATIONS} times in this training, and again {change}")
-            self.n_compilations += is_compiled
-            # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
-            with _compiling, ThreadPoolExecutor(1) as thread:
-                arguments: list[Any] = [data, coef_vector, index, is_compiled]
-                # With the settings of torch's compiler that hold here
-                self.functions[key] = thread.submit(contextvars.copy_context().run, self._made, *arguments).result()
-        if is_compiled:
-            self.change, self.last_key = "", key
-        return self.functions[key]
+        if key not in self.graphs:
+            self.graphs[key] = self._function(data, coef_vector, index, is_compiled=False)
+        return self.graphs[key]
+
+    def _function(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
+        """The step for minibatches of a size, compiled or as a graph; it empties the list that it is called with."""
+        # In a thread, so that what the handler of a signal raises meanwhile is not taken for an error of the compiler
+        with _compiling, ThreadPoolExecutor(1) as thread:
+            # With the settings of torch's compiler that hold here
+            context = contextvars.copy_context()
+            return thread.submit(context.run, self._made, data, coef_vector, index, is_compiled).result()
 
     def _made(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor, is_compiled: bool) -> Function:
         arguments = [*self._leaves(data), coef_vector, index]
@@ -332,8 +331,6 @@ class CompiledStep:
             with th.no_grad(), kept_generators(self.policy.device):
                 # Squashed actions need every digit of tanh next to 1
                 options = {"exact_tanh": self.policy.squash_output, "has_functions": isinstance(self.kind, Scanned)}
-                if isinstance(self.kind, Scanned):
-                    self.kind.build()
                 graph = inductor.trace(step, arguments, decompose=is_compiled, **options)
                 return inductor.compile_graph(graph, arguments) if is_compiled else lambda arguments: graph(*arguments)
         # Whatever a tracer and a compiler may raise

@@ -1,7 +1,6 @@
 """Verify by numbers: the first compiled step of an update is compared with the same step made by SB3's own methods."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch as th
@@ -24,8 +23,9 @@ N_EVALUATIONS = 10
 # Relative error of the parameters of a nearby step, and how much farther than that step another may be
 ERROR = 1e-6
 SLACK = 10
-# A ratio next to the clip range counts or does not: rounding decides
-COMPARED = [i for i, name in enumerate(METRICS) if name != "clip_fraction"]
+# What a step returns. A ratio next to the clip range counts or does not: rounding decides
+NAMES = (*METRICS, "grad_norm")
+COMPARED = [i for i, name in enumerate(NAMES) if name != "clip_fraction"]
 # What the rollout tells of the first step
 OF_ROLLOUT = [METRICS.index(name) for name in ("policy_gradient_loss", "value_loss", "approx_kl")]
 
@@ -33,18 +33,17 @@ OF_ROLLOUT = [METRICS.index(name) for name in ("policy_gradient_loss", "value_lo
 class ExpectedStep(NamedTuple):
     """A step as far as its gradient, which is 0 where the loss does not depend on a parameter: these are `unused`."""
 
-    metrics: th.Tensor
+    row: th.Tensor
     gradients: list[th.Tensor]
     unused: set[int]
 
 
-def check_purity(step: "CompiledStep", batch: Batch) -> None:
+def check_purity(kind: FeedForward, batch: Batch, settings: Settings) -> None:
     """Check that a policy's numbers depend on nothing but input, tensors and torch's generator, as compiled code takes it."""
     first: list[th.Tensor] = []
     for _ in range(N_EVALUATIONS):
-        with kept_generators(step.policy.device):
-            found = _step_from(step, step.kind, batch, step.layout.parameters)
-        numbers = [number.nan_to_num() for number in (found.metrics, *found.gradients)]
+        found = expected_step(kind, batch, settings, th.get_rng_state())
+        numbers = [number.nan_to_num() for number in (found.row, *found.gradients)]
         first = first or numbers
         if not all(map(th.equal, numbers, first)):
             raise CompilationError("evaluations of the policy on the same minibatch give different numbers")
@@ -57,25 +56,36 @@ def with_another_pi_old(data: Batch) -> Batch:
     return data._replace(old_log_prob=data.old_log_prob + differences, old_parameters=old_parameters)
 
 
-def expected_step(kind: FeedForward, batch: Batch, settings: Settings) -> ExpectedStep:
-    """The step by SB3's methods, of which buffers are left as they were."""
-    with kept_buffers(kind.policy), th.enable_grad():
+def expected_step(kind: FeedForward, batch: Batch, settings: Settings, generator_state: th.Tensor) -> ExpectedStep:
+    """The step by SB3's methods from a state of torch's generator, which is left as it was, as are the buffers."""
+    with kept_buffers(kind.policy), kept_generators(kind.policy.device), th.enable_grad():
+        th.set_rng_state(generator_state)
+        parameters = trainable(kind.policy)
         loss, metrics = ppo_loss(settings.objective, batch, kind.evaluate(batch), settings.coef, settings.standardizes)
-        return _expected(loss, metrics, trainable(kind.policy))
-
-
-def _step_from(step: "CompiledStep", kind: FeedForward, batch: Batch, parameters: Sequence[th.Tensor]) -> ExpectedStep:
-    """The step from other parameters."""
-    parameters = [parameter.detach().clone().requires_grad_() for parameter in parameters]
-    with th.enable_grad():
-        loss, (metrics, _) = step.loss(kind, batch, dict(step.settings.coef), parameters, step.constants)
-        return _expected(loss, metrics, parameters)
-
-
-def _expected(loss: th.Tensor, metrics: th.Tensor, parameters: Sequence[th.Tensor]) -> ExpectedStep:
-    found = th.autograd.grad(loss, parameters, allow_unused=True)
+        found = th.autograd.grad(loss, parameters, allow_unused=True)
     gradients = [th.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-    return ExpectedStep(metrics, gradients, {i for i, gradient in enumerate(found) if gradient is None})
+    row = th.cat([metrics, th.nn.utils.get_total_norm(gradients)[None]])
+    return ExpectedStep(row, gradients, {i for i, gradient in enumerate(found) if gradient is None})
+
+
+def nearby_step(kind: FeedForward, batch: Batch, settings: Settings, generator_state: th.Tensor) -> ExpectedStep:
+    """The same step from parameters with an error of some roundings: how far these reach where much cancels out."""
+    parameters, generator = trainable(kind.policy), th.Generator().manual_seed(0)
+    before = [parameter.detach().clone() for parameter in parameters]
+    with th.no_grad():
+        try:
+            for parameter in parameters:
+                parameter.mul_(1 + ERROR * (2 * th.rand(parameter.shape, generator=generator) - 1))
+            return expected_step(kind, batch, settings, generator_state)
+        finally:
+            th._foreach_copy_(parameters, before)
+
+
+def is_that_of(kind: FeedForward, batch: Batch, settings: Settings, generator_state: th.Tensor, row: th.Tensor) -> bool:
+    """Whether the metrics of a step are those by SB3's methods with the same random numbers."""
+    with kept_buffers(kind.policy), kept_generators(kind.policy.device), th.no_grad():
+        th.set_rng_state(generator_state)
+        return _has_metrics(settings, batch, kind.evaluate(batch), row, COMPARED[:-1])
 
 
 def is_that_of_the_rollout(settings: Settings, data: Batch, index: th.Tensor, row: th.Tensor) -> bool:
@@ -85,66 +95,41 @@ def is_that_of_the_rollout(settings: Settings, data: Batch, index: th.Tensor, ro
     batch = Batch(None, values, values, log_prob, advantages, returns, form.parameters)
     # The entropy is not known
     evaluation = Evaluation(values, log_prob, None, lambda: form)
+    return _has_metrics(settings, batch, evaluation, row, OF_ROLLOUT)
+
+
+def _has_metrics(settings: Settings, batch: Batch, evaluation: Evaluation, row: th.Tensor, positions: list[int]) -> bool:
+    """Whether those of a step are those of an evaluation, and nothing cancels out in them."""
     _, right = ppo_loss(settings.objective, batch, evaluation, settings.coef, settings.standardizes)
-    differences = (row[:-1] - right).abs()[OF_ROLLOUT]
-    return bool((differences <= TOLERANCE * right[OF_ROLLOUT].abs() + FLOOR).all())
-
-
-def nearby_step(step: "CompiledStep", kind: FeedForward, batch: Batch) -> ExpectedStep:
-    """The same step from parameters with an error of some roundings: how far these reach where much cancels out."""
-    generator = th.Generator().manual_seed(0)
-    errors = [1 + ERROR * (2 * th.rand(p.shape, generator=generator) - 1) for p in step.layout.parameters]
-    parameters = [p.detach() * error for p, error in zip(step.layout.parameters, errors, strict=True)]
-    return _step_from(step, kind, batch, parameters)
+    found, right = row[positions], right[positions]
+    return bool(((found - right).abs() <= TOLERANCE * right.abs() + FLOOR).all())
 
 
 def difference(
-    step: "CompiledStep",
-    kind: FeedForward,
-    batch: Batch,
-    before: list[th.Tensor],
-    generator_state: th.Tensor,
-    row: th.Tensor,
-    is_trusted: bool,
+    step: "CompiledStep", kind: FeedForward, batch: Batch, before: list[th.Tensor], generator_state: th.Tensor, row: th.Tensor
 ) -> str | None:
     """
     What a compiled step has computed otherwise than SB3's methods with the same random numbers, if anything; ``before`` are
     parameters and moments before it. What is not much farther from their step than a nearby one, is an error of rounding.
-    Where the function is trusted, its metrics are enough.
     """
-    with kept_generators(step.policy.device):
-        th.set_rng_state(generator_state)
-        if is_trusted and _has_metrics(kind, batch, step.settings, row):
-            return None
-        th.set_rng_state(generator_state)
-        expected = expected_step(kind, batch, step.settings)
-        step.unused = expected.unused
-        if _difference(step, before, expected, expected, row) is None:
-            return None
-        th.set_rng_state(generator_state)
-        return _difference(step, before, expected, nearby_step(step, kind, batch), row)
-
-
-def _has_metrics(kind: FeedForward, batch: Batch, settings: Settings, row: th.Tensor) -> bool:
-    """Whether the metrics of a step are those by SB3's methods, and nothing cancels out in them."""
-    with kept_buffers(kind.policy), th.no_grad():
-        _, right = ppo_loss(settings.objective, batch, kind.evaluate(batch), settings.coef, settings.standardizes)
-    differences = (row[COMPARED] - right[COMPARED]).abs()
-    return bool((differences <= TOLERANCE * right[COMPARED].abs() + FLOOR).all())
+    expected = expected_step(kind, batch, step.settings, generator_state)
+    step.unused = expected.unused
+    if _difference(step, before, expected, expected, row) is None:
+        return None
+    return _difference(step, before, expected, nearby_step(kind, batch, step.settings, generator_state), row)
 
 
 def _difference(
     step: "CompiledStep", before: list[th.Tensor], expected: ExpectedStep, nearby: ExpectedStep, row: th.Tensor
 ) -> str | None:
-    right, near = (th.cat([one.metrics[COMPARED], _norm(one.gradients)[None]]) for one in (expected, nearby))
-    found, norm = th.cat([row[COMPARED], row[-1:]]), right[-1]
+    found, right, near = (numbers[COMPARED] for numbers in (row, expected.row, nearby.row))
     scale = right.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1)
     is_same = (found == right) | (found.isnan() & right.isnan())
     limits = (TOLERANCE * right.abs() + FLOOR * scale + SLACK * (near - right).abs()).nan_to_num()
     i = _exceeding((found - right).abs().masked_fill(is_same, 0), limits)
     if i is not None:
-        return f"{[*METRICS, 'grad_norm'][[*COMPARED, -1][i]]} is {found[i]:.6g} instead of {right[i]:.6g}"
-    if row[APPROX_KL] > step.settings.max_approx_kl or not norm.isfinite():
+        return f"{NAMES[COMPARED[i]]} is {found[i]:.6g} instead of {right[i]:.6g}"
+    if row[APPROX_KL] > step.settings.max_approx_kl or not right[-1].isfinite():
         # No step has been made, or one that ends the training
         return None
     limit = math.inf if step.settings.max_grad_norm is None else step.settings.max_grad_norm
@@ -152,10 +137,6 @@ def _difference(
     gradients = [scale * step.layout.concatenate(one.gradients) for scale, one in zip(scales, (expected, nearby), strict=True)]
     moments = _difference_of_moments(step, before, expected.unused, *gradients)
     return moments or _difference_of_parameters(step, before[0])
-
-
-def _norm(tensors: list[th.Tensor]) -> th.Tensor:
-    return th.linalg.vector_norm(th.stack(th._foreach_norm(tensors)))
 
 
 def _exceeding(differences: th.Tensor, limits: th.Tensor) -> int | None:
