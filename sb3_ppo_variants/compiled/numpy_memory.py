@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from sb3_ppo_variants.buffers import STATES
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy, has_stackable_layers
 from sb3_ppo_variants.compiled.recurrent import is_scannable
-from sb3_ppo_variants.policies import Given, has_contribs_memory
+from sb3_ppo_variants.policies import NOTHING, Action, Given, Observations, has_contribs_memory
 
 
 class NumpyMemory(NumpyPolicy):
@@ -79,9 +79,11 @@ class NumpyMemory(NumpyPolicy):
         latents = [*inputs] if self.critic is None else [*inputs, observations @ self.critic[0] + self.critic[1]]
         return np.concatenate((latents[0], latents[-1]), axis=1)
 
-    def _states(self) -> RNNStates:
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
+        """As ``NumpyPolicy.act``, with the next states of the memory."""
+        action = super().act(observations, given)
         hidden_pi, cell_pi, hidden_vf, cell_vf = (tensors[self.step] for tensors in self.tensors)
-        return RNNStates((hidden_pi, cell_pi), (hidden_vf, cell_vf))
+        return action._replace(lstm_states=RNNStates((hidden_pi, cell_pi), (hidden_vf, cell_vf)))
 
 
 def _stacked(lstms: list[Any], name: str, scale: th.Tensor) -> th.Tensor:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -93,10 +92,6 @@ class NumpyPolicy(FeedForward):
         """What the networks see."""
         return observations.astype(np.float32, copy=False)
 
-    def _states(self) -> Any:
-        """The next states of the memory."""
-        return None
-
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         assert isinstance(observations, np.ndarray)
@@ -117,7 +112,7 @@ class NumpyPolicy(FeedForward):
         self.values[step] = latent[:, self.n_outputs :]
         obs_tensor, values, log_probs = th.from_numpy(observations), self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
-            return Action(obs_tensor, outputs + self.noise[step], values, log_probs, self._states())
+            return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
         if "action_masks" in given:
             outputs = np.where(given["action_masks"], outputs, np.float32(INVALID))
         if self.places is not None:
@@ -129,7 +124,7 @@ class NumpyPolicy(FeedForward):
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
         found = logits[self.rows, actions] - np.log(cumulative[:, -1])
         self.log_probs[step] = found if len(self.heads) == 1 else found.reshape(len(observations), -1).sum(axis=1)
-        return Action(obs_tensor, actions.reshape(self.action_shape), values, log_probs, self._states())
+        return Action(obs_tensor, actions.reshape(self.action_shape), values, log_probs)
 
 
 def has_stackable_layers(policy: ActorCriticPolicy) -> bool:
