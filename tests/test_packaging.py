@@ -26,12 +26,8 @@ import sys
 heavy = {"torch", "numpy", "stable_baselines3", "gymnasium", "rl_zoo3", "sb3_ppo_variants"}
 print("_sb3_ppo_variants_hook" in sys.modules, *heavy.intersection(sys.modules))
 """
-# Prints where the Zoo takes the hyperparameters of ppo_klpen from
-CONFIG = """
-import argparse
-from rl_zoo3 import exp_manager
-print(exp_manager.ExperimentManager(argparse.Namespace(), "ppo_klpen", "CartPole-v1", "logs").config)
-"""
+# Prints what the Zoo takes for the hyperparameters of ppo_klpen
+CONFIG = "from sb3_ppo_variants import zoo; print(zoo.hyperparams_path('ppo_klpen'))"
 
 
 def run(*arguments, cwd):

@@ -93,9 +93,12 @@ SETTINGS = {
     "numbers": {"ent_coef": 0.02, "vf_coef": 0.8, "max_grad_norm": 0.01, "gamma": 0.9, "gae_lambda": 0.7},
     "no advantage normalization": {"normalize_advantage": False, "batch_size": 1, "n_epochs": 1, "n_steps": 13},
     "value clipping": {"clip_range_vf": 0.1},
-    "early stop": {"target_kl": 1e-3, "learning_rate": 3e-3, "n_epochs": 3},
-    "schedules": {name: LinearSchedule(0.3, 0.0, 1.0) for name in ("learning_rate", "clip_range", "clip_range_vf")},
-    "sde": {"use_sde": True, "sde_sample_freq": 4},
+    "early stop": {"target_kl": 1e-3, "learning_rate": 3e-3, "n_epochs": 3, "resume": True},
+    "schedules": {
+        "resume": True,
+        **{name: LinearSchedule(0.3, 0.0, 1.0) for name in ("learning_rate", "clip_range", "clip_range_vf")},
+    },
+    "sde": {"use_sde": True, "sde_sample_freq": 4, "resume": True},
     "squashed sde": {"use_sde": True, "policy_kwargs": {"squash_output": True, "use_expln": True, "full_std": False}},
     "separate extractors": {"policy_kwargs": {"share_features_extractor": False, "net_arch": [16]}},
     "optimizer": {
@@ -107,7 +110,7 @@ SETTINGS = {
     "running mean": with_extractor(RunningMeanExtractor),
     "overwritten input": with_extractor(InPlaceExtractor),
     "custom buffer, extractor with parameters": {"rollout_buffer_class": HalvedAdvantages, **with_extractor(LinearExtractor)},
-    "custom buffer with its own order and samples": {"rollout_buffer_class": OwnOrder},
+    "custom buffer with its own order and samples": {"rollout_buffer_class": OwnOrder, "resume": True},
     "activation with parameters": {"policy_kwargs": {"activation_fn": th.nn.PReLU}},
     "infinite limits": {"max_grad_norm": float("inf"), "clip_range_vf": float("inf"), "target_kl": float("inf")},
 }
@@ -116,7 +119,7 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_settings(setting, both):
-    expected, _ = both(n_updates=2, resume=True, **{"n_epochs": 2, **SETTINGS[setting]})
+    expected, _ = both(**{"n_updates": 2, "n_epochs": 2, **SETTINGS[setting]})
     if setting == "early stop":
         # 2 * 2 updates of 3 epochs, had none ended early
         assert 4 < expected[0]._n_updates < 12

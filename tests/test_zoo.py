@@ -74,21 +74,8 @@ CONF = f"{ENV_ID}:\n  n_timesteps: 128\n  policy: MlpPolicy\n  n_steps: 64\n  kl
 PARAMS = ["kl_coef:'lin_4.0'", "ent_coef:'lin_0.02'", "vf_coef:'lin_0.5'", "clip_range:None", "max_grad_norm:None"]
 # Targets that every update exceeds: beta doubles each time, from 1, and the step size is divided by 1.5, from 3e-4
 TARGETS = ["kl_target:1e-12", "learning_rate:'adaptive_1e-12'", "n_epochs:2"]
-SEARCH = [
-    "--algo",
-    "ppo_klpen",
-    *SHORT,
-    "-n",
-    "128",
-    "-optimize",
-    "--n-trials",
-    "2",
-    "--sampler",
-    "random",
-    "--pruner",
-    "none",
-]
-SEARCH += ["--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots", "-params", "n_envs:1"]
+SEARCH = ["--algo", "ppo_klpen", *SHORT, *"-n 128 -optimize --n-trials 2 --sampler random --pruner none".split()]
+SEARCH += "--n-evaluations 1 --eval-episodes 1 --no-optim-plots -params n_envs:1".split()
 STUDY = ["--storage", "study.log", "--study-name", "study"]
 
 
@@ -315,13 +302,13 @@ def test_masks_in_search(masked_manager, way):
 
 # What the Zoo does for algorithms that are not this package's
 OTHERS = """
-import argparse, json, sys
+import argparse, json
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
 tables = [utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER]
 own = ("ppo_clip", "ppo_fixedkl", "ppo_klpen")
 found = [{name: value.__qualname__ for name, value in table.items() if name not in own} for table in tables]
 for algo in ("ppo", "dqn"):
-    manager = exp_manager.ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", sys.argv[1], device="cpu")
+    manager = exp_manager.ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", "logs", device="cpu")
     found += [manager.config, *map(str, manager.setup_experiment()[1].items())]
 print("RESULT", json.dumps(found))
 """
@@ -337,13 +324,15 @@ assert len(rl_zoo3.train.ExperimentManager.__mro__) == 3
 """
 
 
-def test_other_algorithms_are_unchanged_and_opting_out_leaves_the_zoo_alone(tmp_path):
-    ours, theirs = (
-        python("-W", "ignore", "-c", code, str(tmp_path), cwd=tmp_path, env={OPT_OUT: opt_out}).stdout.split("RESULT ")[1]
-        for opt_out, code in (("0", OTHERS), ("1", OTHERS + REGISTER_BY_HAND))
-    )
-    assert len(json.loads(ours)[0]) >= 12
-    assert ours == theirs
+@pytest.mark.filterwarnings("ignore")
+def test_other_algorithms_are_unchanged_and_opting_out_leaves_the_zoo_alone(exp_manager, tmp_path, monkeypatch, capsys):
+    code = OTHERS + REGISTER_BY_HAND
+    theirs = python("-W", "ignore", "-c", code, cwd=tmp_path, env={OPT_OUT: "1"}).stdout.split("RESULT ")[1]
+    assert len(json.loads(theirs)[0]) >= 12
+    # Here the package is registered
+    monkeypatch.chdir(tmp_path)
+    exec(OTHERS, {})
+    assert capsys.readouterr().out.split("RESULT ")[1] == theirs
 
 
 @pytest.fixture
