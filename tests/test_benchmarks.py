@@ -1,11 +1,13 @@
 """What the benchmarks measure with: tasks, contestants, intervals."""
 
 import re
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.recall  # noqa: F401
 from benchmarks import learning_cleanrl, learning_recurrent, speed, speed_report
@@ -107,9 +109,33 @@ def test_contestants_of_the_speed():
     assert speed.contestants("LSTM, Hopper-v4, 8 envs") == ["RecurrentPPO", *ours]
     sequences = ["PPOClip, sequences of 16", "PPOClip, sequences of 32"]
     assert speed.contestants("LSTM, HalfCheetah-v4, 8 envs") == ["RecurrentPPO", *ours, *sequences]
+    with_floor = {case for case in speed.CASES if speed.FLOOR in speed.contestants(case)}
+    assert with_floor == {"masks, Discrete(1400), 8 envs", "images 84x84x4, 8 envs"}
+    assert speed.contestants("masks, Discrete(1400), 8 envs")[0] == "MaskablePPO"
     # Also learn(...), which is no case. SBX may be missing
     for case in ("CartPole-v1", ""):
         assert [name for name in speed.contestants(case) if name != "SBX PPO"] == ["SB3 PPO", *ours[:2]]
+
+
+def flops(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def test_floor_of_many_actions_is_the_products_of_both_networks():
+    step_of_rollout, step_of_update = speed.matrix_products(speed.CASES["masks, Discrete(1400), 8 envs"])
+    # Layers of 32 * 64, 64 * 64 and 64 * 1400, and of 32 * 64, 64 * 64 and 64 * 1: 101,952 products a sample
+    assert flops(step_of_rollout) == 2 * 8 * 101_952
+    # The gradients of all weights are as many, and those of all inputs but the observations 2 * 32 * 64 fewer
+    assert flops(step_of_update) == 2 * 64 * (3 * 101_952 - 4_096)
+
+
+@pytest.mark.parametrize("case", ["masks, Discrete(1400), 8 envs", "images 84x84x4, 8 envs"])
+def test_turn_of_the_floor(case):
+    kwargs = {"n_steps": 4, "batch_size": 32, "n_epochs": 1}
+    turn = next(speed.network_alone(replace(speed.CASES[case], kwargs=kwargs)))
+    assert min(turn["rollout_us"], turn["update_us"]) > 0
 
 
 def test_speed_report_has_a_table_for_each_peer_and_one_chart(tmp_path):

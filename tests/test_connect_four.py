@@ -1,8 +1,5 @@
 """PettingZoo's connect four as a task with action masks."""
 
-import re
-from pathlib import Path
-
 import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -10,7 +7,7 @@ from stable_baselines3.common import env_checker
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import connect_four
-from sb3_ppo_variants import PPOClip, PPOKLPen
+from sb3_ppo_variants import PPOKLPen
 
 pytest.importorskip("pettingzoo")
 
@@ -83,14 +80,3 @@ def test_trains_and_plays_without_invalid_moves(monkeypatch):
     assert model.policy.observation_space.shape == (84,)
     assert sum(connect_four.play(model, 50)) == 50
     assert set(evaluate_policy(model, model.get_env(), 50, return_episode_rewards=True)[0]) <= {-1.0, 0.0, 1.0}
-
-
-def test_example_of_the_document(monkeypatch):
-    document = Path(__file__).parents[1] / "docs" / "masks.md"
-    (block,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
-    learn = PPOClip.learn
-    monkeypatch.setattr(PPOClip, "learn", lambda self, _: learn(self, 100))
-    namespace = {}
-    exec(block, namespace)
-    # Tic-tac-toe: two planes of nine squares
-    assert namespace["model"].policy.observation_space.shape == (18,)

@@ -9,6 +9,7 @@ import sb3_contrib
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
+from paper_support import Inspect, make_model, statistics_of_ppo1
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -214,71 +215,42 @@ def test_the_plan():
     assert max(figure3.SEEDS) < min(figure3.PILOT_SEEDS)
 
 
-def make_model(setting, env="Reacher-v4", seed=0):
-    run = Run("paper", setting, env, seed)
-    n_envs = figure3.ALL[setting].n_envs
-    return training.make_model(run, make_vec_env(lambda: training.make_env(run), n_envs=n_envs, seed=seed))
-
-
 def test_contestants_start_with_the_same_policy():
     for name in figure3.CONTESTANTS:
-        model = make_model(name)
+        model = make_model(name, "Reacher-v4")
         assert model.n_envs == (8 if name.startswith("a2c") else 1)
         np.testing.assert_allclose(model.policy.action_net.weight.detach().norm(dim=1), 0.01, rtol=1e-5)
         assert not model.policy.log_std.any()
-    model = make_model("a2c_trust_region")
+    model = make_model("a2c_trust_region", "Reacher-v4")
     th.testing.assert_close(model.average_policy.state_dict(), model.policy.state_dict(), rtol=0, atol=0)
-
-
-class Raw(BaseCallback):
-    """Keeps raw observations, and what an update is going to learn from."""
-
-    def __init__(self):
-        super().__init__()
-        self.raw = []
-        self.buffers = []
-
-    def _on_rollout_start(self):
-        self.raw.append(self.training_env.get_original_obs())
-
-    def _on_step(self):
-        self.raw.append(self.training_env.get_original_obs())
-        return True
-
-    def _on_rollout_end(self):
-        # The next rollout begins with the last one
-        self.raw.pop()
-        if "rollout_buffer" in self.locals:
-            self.buffers.append(self.locals["rollout_buffer"].observations.copy())
 
 
 @pytest.mark.parametrize("setting", ["a2c", "cem"])
 def test_observation_filter_of_several_environments_and_without_a_buffer(setting):
-    model, raw = make_model(setting), Raw()
+    model, inspect = make_model(setting, "Reacher-v4"), Inspect()
     model.population_size = 3
-    model.learn(80 if setting == "a2c" else 300, callback=[training.ObservationFilter(model.env), raw])
     # 80 observations, or two generations of three episodes of 50 steps
-    data = np.concatenate(raw.raw).astype(np.float64)
-    assert len(data) == (80 if setting == "a2c" else 300)
-    mean = data.sum(axis=0) / (len(data) + 1e-2)
-    std = np.sqrt(np.maximum((np.square(data).sum(axis=0) + 1e-2) / (len(data) + 1e-2) - mean**2, 1e-2))
+    n_timesteps = 80 if setting == "a2c" else 300
+    model.learn(n_timesteps, callback=[training.ObservationFilter(model.env), inspect])
+    assert len(np.concatenate(inspect.raw)) == n_timesteps
+    mean, std = statistics_of_ppo1(inspect.raw)
     np.testing.assert_allclose(model.env.obs_rms.mean, mean, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(np.sqrt(model.env.obs_rms.var), std, rtol=1e-6)
     if setting == "a2c":
         # The second of two rollouts of 5 steps and 8 environments, by all observations so far
-        second = np.clip((np.array(raw.raw[5:]) - mean) / std, -5, 5)
-        np.testing.assert_allclose(raw.buffers[1], second, rtol=1e-4, atol=1e-5)
+        second = np.clip((np.array(inspect.raw[5:]) - mean) / std, -5, 5)
+        np.testing.assert_allclose(inspect.rollouts[1].observations, second, rtol=1e-4, atol=1e-5)
     last = np.clip((model.env.get_original_obs() - mean) / std, -5, 5)
     np.testing.assert_allclose(model._last_obs, last, rtol=1e-4, atol=1e-5)
 
 
 def test_numbers_that_are_not_finite_end_a_run():
-    model = make_model("a2c")
+    model = make_model("a2c", "Reacher-v4")
     with th.no_grad():
         model.policy.value_net.bias.fill_(np.nan)
     with pytest.raises(NonFiniteUpdateError):
         model.learn(40, callback=training.CheckFinite())
-    model = make_model("a2c")
+    model = make_model("a2c", "Reacher-v4")
     with th.no_grad():
         # Actions of which the square, which Reacher charges for, is infinite
         model.policy.action_net.bias.fill_(1e30)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import joblib
 import numpy as np
+import paper_support
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from paper_support import Inspect, statistics_of_ppo1
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from benchmarks.paper import experiments, figures, runner, tables, training, verification
@@ -24,16 +24,16 @@ from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
 from sb3_ppo_variants.objectives import Terms, policy_gradient
 
 
-@pytest.fixture
-def call(monkeypatch):
+@pytest.fixture(scope="module")
+def call():
     """Calls ``python -m benchmarks.paper`` in this process, in which the runs are made, too."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["paper", *map(str, arguments)])
-        with joblib.parallel_config(backend="threading"):
+        with pytest.MonkeyPatch.context() as patch, joblib.parallel_config(backend="threading"):
+            patch.setattr(runner, "INTERVAL", 0.01)
+            patch.setattr(sys, "argv", ["paper", *map(str, arguments)])
             return main()
 
-    monkeypatch.setattr(runner, "INTERVAL", 0.01)
     return call
 
 
@@ -62,7 +62,7 @@ def test_clipping_in_log_space():
 
 
 def test_values_are_clipped_as_at_the_release_of_ppo1():
-    model = make_model("clipped_values", "none", "Reacher-v4")
+    model = make_model("none", "Reacher-v4", variant="clipped_values")
     assert model.coefficients() == {
         "vf_coef": 0.5,
         "ent_coef": 0.0,
@@ -73,7 +73,8 @@ def test_values_are_clipped_as_at_the_release_of_ppo1():
     inspect = Inspect()
     model.learn(2048, callback=[training.ObservationFilter(model.env), inspect])
     # The old values are those of the old parameters and the new statistics, as log probabilities are
-    np.testing.assert_allclose(*inspect.values[0], rtol=1e-5, atol=1e-6)
+    (rollout,) = inspect.rollouts
+    np.testing.assert_allclose(rollout.values, rollout.own_values, rtol=1e-5, atol=1e-6)
 
 
 def test_hyperparameters_are_those_of_table_3():
@@ -97,59 +98,28 @@ def test_hyperparameters_are_those_of_table_3():
     assert (sb3["max_grad_norm"], sb3["normalize_advantage"], sb3["kl_coef"]) == (0.5, True, 0.0)
 
 
-def make_model(variant, setting, env, seed=0):
-    """A model of the study; of its ten epochs one is enough here."""
-    run = Run(variant, setting, env, seed)
-    model = training.make_model(run, make_vec_env(lambda: training.make_env(run), seed=seed), compile=False)
+def make_model(*args, **kwargs):
+    """Of the ten epochs of the study one is enough here."""
+    model = paper_support.make_model(*args, compile=False, **kwargs)
     model.n_epochs = 1
     return model
 
 
-class Inspect(BaseCallback):
-    """Keeps raw and normalised observations, and what an update is going to learn from."""
-
-    def __init__(self):
-        super().__init__()
-        self.raw = []
-        self.rollouts = []
-        self.values = []
-
-    def _on_rollout_start(self):
-        self.raw.append(self.training_env.get_original_obs())
-
-    def _on_step(self):
-        self.raw.append(self.training_env.get_original_obs())
-        return True
-
-    def _on_rollout_end(self):
-        buffer = self.locals["rollout_buffer"]
-        with th.no_grad():
-            obs, actions = (th.as_tensor(array[:, 0]).float() for array in (buffer.observations, buffer.actions))
-            values, log_prob, _ = self.model.policy.evaluate_actions(obs, actions)
-        self.values.append((buffer.values[:, 0].copy(), values[:, 0].numpy()))
-        self.rollouts.append((buffer.observations[:, 0].copy(), buffer.log_probs[:, 0].copy(), log_prob.numpy()))
-
-
 def test_observation_filter_is_that_of_ppo1():
-    model, inspect = make_model("paper", "clip_0.2", "Reacher-v4"), Inspect()
+    model, inspect = make_model("clip_0.2", "Reacher-v4"), Inspect()
     model.learn(4096, callback=[training.ObservationFilter(model.env), inspect])
-    # Each rollout notes its first observation, which the one before noted as its last
-    raw = np.concatenate(inspect.raw).astype(np.float64)
-    first, second = raw[:2048], raw[2049 : 2049 + 2048]
-    for seen, (normalized, log_probs, recomputed) in zip(([first], [first, second]), inspect.rollouts, strict=True):
-        data = np.concatenate(seen)
-        count = len(data) + 1e-2
-        mean = data.sum(axis=0) / count
-        std = np.sqrt(np.maximum((np.square(data).sum(axis=0) + 1e-2) / count - mean**2, 1e-2))
-        np.testing.assert_allclose(normalized, np.clip((seen[-1] - mean) / std, -5, 5), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(log_probs, recomputed, rtol=1e-6)
+    for end, rollout in zip((2048, 4096), inspect.rollouts, strict=True):
+        mean, std = statistics_of_ppo1(inspect.raw[:end])
+        expected = np.clip((np.array(inspect.raw[end - 2048 : end]) - mean) / std, -5, 5)
+        np.testing.assert_allclose(rollout.observations, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rollout.log_probs, rollout.own_log_probs, rtol=1e-6)
     # Reacher has an observation that is always 0, whose deviation is held at 0.1
     assert model.env.obs_rms.var.min() == 1e-2
 
 
 def test_variants_change_one_thing():
     def details(variant):
-        model = make_model(variant, "none", "HalfCheetah-v4")
+        model = make_model("none", "HalfCheetah-v4", variant=variant)
         eps = model.policy.optimizer.param_groups[0]["eps"]
         return type(model.env), model.lr_schedule(0.5), eps, model.normalize_advantage
 
@@ -161,7 +131,7 @@ def test_variants_change_one_thing():
 
 
 def test_initial_policy_is_that_of_ppo1():
-    model = make_model("paper", "none", "Hopper-v4", seed=3)
+    model = make_model("none", "Hopper-v4", seed=3)
     for name, parameter in model.policy.named_parameters():
         if name == "log_std" or name.endswith("bias"):
             assert not parameter.any()
@@ -186,18 +156,14 @@ SELECTION = ["--envs", "InvertedPendulum-v4", "--stages", "table1", "--timesteps
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(tmp_path_factory, call):
     """The results of tiny runs, made in two goes."""
     directory = tmp_path_factory.mktemp("paper")
-    settings = ["--results", str(directory), "--settings", "uniform", "untrained", "clip_0.2", "adaptive_kl_0.01"]
-    with pytest.MonkeyPatch.context() as patch, joblib.parallel_config(backend="threading"):
-        patch.setattr(runner, "INTERVAL", 0.01)
-        patch.setattr(sys, "argv", ["paper", "run", *settings, *SELECTION, "0"])
-        assert main() == 0
-        finished = {path: path.stat().st_mtime_ns for path in directory.glob("curves/*.npz")}
-        assert len(finished) == 4
-        patch.setattr(sys, "argv", ["paper", "run", *settings[:4], *SELECTION, "0", "1"])
-        assert main() == 0
+    settings = ["--results", directory, "--settings", "uniform", "untrained", "clip_0.2", "adaptive_kl_0.01"]
+    assert call("run", *settings, *SELECTION, "0") == 0
+    finished = {path: path.stat().st_mtime_ns for path in directory.glob("curves/*.npz")}
+    assert len(finished) == 4
+    assert call("run", *settings[:4], *SELECTION, "0", "1") == 0
     # None of the finished ones was made again
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     return directory
