@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from stable_baselines3.common.logger import Logger
-from support import BOX_ENV, Record, make_model, train, updates
+from stable_baselines3.common.env_util import make_vec_env
+from support import BOX_ENV, make_model, train, updates
 
 from sb3_ppo_variants import AdaptiveLearningRate, PPOClip, PPOFixedKL, PPOKLPen
 from sb3_ppo_variants.adaptive import adapt_kl_coef
@@ -51,12 +51,9 @@ def test_beta_holds_the_kl_near_its_target_and_without_it_the_kl_runs_away():
     kl_target = 0.01
 
     def kls(cls, **own):
-        record = Record()
-        kwargs = {"learning_rate": 0.01, "n_steps": 256, "max_grad_norm": None, "seed": 0, "compile": False}
-        model = cls("MlpPolicy", "Pendulum-v1", **kwargs, **own)
-        model.set_logger(Logger(None, [record]))
-        model.learn(256 * 16)
-        return np.array([row["train/kl"] for row in updates(record.rows)]), model
+        kwargs = {"learning_rate": 0.01, "n_steps": 256, "batch_size": 64, "n_epochs": 10, "max_grad_norm": None, "seed": 0}
+        model, rows = train(cls, make_env=lambda: make_vec_env("Pendulum-v1"), n_updates=16, compile=False, **kwargs, **own)
+        return np.array([row["train/kl"] for row in updates(rows)]), model
 
     controlled, adaptive = kls(PPOKLPen, kl_target=kl_target, init_kl_coef=1e-2)
     free, _ = kls(PPOFixedKL, kl_coef=0)

@@ -10,9 +10,9 @@ import stable_baselines3
 import torch as th
 from gymnasium import spaces
 from paper_support import Inspect, make_model, statistics_of_ppo1
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
+from support import InEachRollout
 from torch.nn.utils import parameters_to_vector
 
 from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
@@ -54,19 +54,11 @@ def test_cem_refits_to_the_best():
 
 
 def test_cem_learns_and_plays_each_candidate_once():
-    class Note(BaseCallback):
-        def __init__(self):
-            super().__init__()
-            self.actions = []
-
-        def _on_step(self):
-            self.actions.append(self.locals["actions"].item())
-            return True
-
-    note = Note()
-    model = CEM("MlpPolicy", Target(), population_size=20, seed=0, policy_kwargs=LINEAR).learn(400, note)
+    actions = []
+    model = CEM("MlpPolicy", Target(), population_size=20, seed=0, policy_kwargs=LINEAR)
+    model.learn(400, lambda locals_, _: actions.append(locals_["actions"].item()) is None)
     assert (model.num_timesteps, model._n_updates) == (400, 20)
-    assert len(set(note.actions[:20])) == 20
+    assert len(set(actions[:20])) == 20
     assert model.predict(np.ones(1, np.float32))[0] == pytest.approx(0.3, abs=0.02)
     assert model.std.max() < 0.1
 
@@ -86,13 +78,9 @@ def test_cem_noise_decays_with_the_progress():
 
 
 def test_cem_keeps_its_mean_when_it_is_stopped():
-    class Stop(BaseCallback):
-        def _on_step(self):
-            return self.num_timesteps < 7
-
     model = CEM("MlpPolicy", Target(), seed=0, policy_kwargs=LINEAR)
     before = parameters_to_vector(model._parameters()).detach().clone()
-    model.learn(100, Stop())
+    model.learn(100, lambda *_: model.num_timesteps < 7)
     assert (model.num_timesteps, model._n_updates) == (7, 0)
     th.testing.assert_close(parameters_to_vector(model._parameters()), before, rtol=0, atol=0)
 
@@ -160,26 +148,17 @@ def test_vanilla_policy_gradient_makes_one_step_along_the_gradient():
 
 
 def test_compiled_rollouts_see_the_fitted_value_function(interpreted):
-    class Compare(BaseCallback):
-        def __init__(self):
-            super().__init__()
-            self.values = []
+    def compare(model):
+        with th.no_grad():
+            expected = model.policy.predict_values(th.as_tensor(model.rollout_buffer.observations[:, 0])).flatten()
+        np.testing.assert_allclose(model.rollout_buffer.values[:, 0], expected, rtol=1e-4, atol=1e-5)
+        means.append(expected.mean().item())
 
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            buffer = self.model.rollout_buffer
-            with th.no_grad():
-                expected = self.model.policy.predict_values(th.as_tensor(buffer.observations[:, 0])).flatten()
-            np.testing.assert_allclose(buffer.values[:, 0], expected, rtol=1e-4, atol=1e-5)
-            self.values.append(expected.mean().item())
-
-    compare = Compare()
-    VanillaPolicyGradient("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cpu", compile=True).learn(512, compare)
+    means, model = [], VanillaPolicyGradient("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cpu", compile=True)
+    model.learn(512, InEachRollout(compare, at_end=True))
     assert interpreted
     # The returns are negative
-    assert compare.values[1] < compare.values[0] - 0.5
+    assert means[1] < means[0] - 0.5
 
 
 @pytest.mark.parametrize(
