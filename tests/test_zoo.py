@@ -274,7 +274,9 @@ def test_masks_in_training_evaluation_enjoy_and_video(masked_manager, way, tmp_p
     assert model._n_updates == 10
     manager.save_trained_model(model)
     options = ["--algo", "ppo_klpen", "--env", manager.env_name.gym_id, "-f", str(tmp_path), "--stochastic"]
-    monkeypatch.setattr(sys, "argv", ["enjoy", *options, "--n-envs", "2", "-n", "100", "--no-render", "--verbose", "0"])
+    # Several environments are processes, which take their time to start
+    options_of_enjoy = ["--n-envs", "2" if way == "method" else "1", "-n", "100", "--no-render", "--verbose", "0"]
+    monkeypatch.setattr(sys, "argv", ["enjoy", *options, *options_of_enjoy])
     enjoy.enjoy()
     if way == "method":
         monkeypatch.setattr(sys, "argv", ["record_video", *options, "-n", "20", "-o", str(tmp_path / "videos")])
