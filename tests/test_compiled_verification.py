@@ -29,19 +29,37 @@ class Config:
     scale = 1.0
 
 
+def closure():
+    """A function, and one that sets the number which it returns."""
+    scale = 1.0
+
+    def change(value):
+        nonlocal scale
+        scale = value
+
+    return lambda: scale, change
+
+
 class Configurable(LinearExtractor):
-    """Its output depends on numbers that are no tensors of its own."""
+    """Its output depends on whatever an object may hold."""
+
+    factor = 1.0
 
     def __init__(self, observation_space):
         super().__init__(observation_space)
-        self.config, self.model, self.statistics = Config(), None, RunningMeanStd(shape=(8,))
+        self.config, self.deep, (self.enclosed, self.change_enclosed) = Config(), {"a": [({"b": [1.0]},)]}, closure()
+        # 2.4 MB
+        self.large = np.ones(600_000, np.float32)
+        self.fn, self.model = th.tanh, None
+        self.statistics = RunningMeanStd(shape=(8,))
 
     def scale(self):
-        scale = FACTOR * self.config.scale
+        scale = FACTOR * self.factor * self.config.scale * self.enclosed()
+        scale = scale * self.deep["a"][0][0]["b"][0] * float(self.large[123_456])
         return scale if self.model is None else scale * (1 + self.model._current_progress_remaining)
 
     def forward(self, observations):
-        features = th.tanh(super().forward(observations))
+        features = self.fn(super().forward(observations))
         return features - th.as_tensor(self.statistics.mean, dtype=features.dtype)
 
 
@@ -70,6 +88,10 @@ def with_doubled_values(method):
 # What is changed of a policy, or, by a monkeypatch, elsewhere
 IN_THE_POLICY = {
     "object": lambda policy: setattr(policy.features_extractor.config, "scale", 0.5),
+    "closure": lambda policy: policy.features_extractor.change_enclosed(0.5),
+    "five containers deep": lambda policy: policy.features_extractor.deep["a"][0][0]["b"].__setitem__(0, 0.5),
+    "large array": lambda policy: policy.features_extractor.large.__setitem__(123_456, 0.5),
+    "function": lambda policy: setattr(policy.features_extractor, "fn", th.sin),
     "statistics": lambda policy: policy.features_extractor.statistics.update(np.ones((9, 8))),
     "layer": lambda policy: setattr(policy.mlp_extractor.policy_net, "1", th.nn.Sigmoid()),
     "method": lambda policy: setattr(policy, "evaluate_actions", with_doubled_values(policy.evaluate_actions)),
@@ -78,6 +100,7 @@ IN_THE_POLICY = {
 ELSEWHERE = {
     "method of a module's class": (MlpExtractor, "forward_actor", doubled(MlpExtractor.forward_actor)),
     "module-level variable": (THIS, "FACTOR", 0.5),
+    "class attribute": (Configurable, "factor", 0.5),
     "module-level variable of the objective": (THIS, "WEIGHT", 0.5),
     "objective": (Weighted, "objective", staticmethod(doubled(weighted))),
 }

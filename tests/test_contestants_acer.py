@@ -43,6 +43,16 @@ def test_policy_gradient_truncates_importance_weights_and_corrects_the_bias():
     assert gradient.numpy() == pytest.approx(np.array([[8 - 0.5, 0], [-0.5, 8]]))
 
 
+def test_policy_gradient_is_not_biased_by_truncation():
+    """If Q^ret is Q, the mean over the actions of mu is the policy gradient: that of the sum of pi(a) Q(a), less the value."""
+    pi, mu = th.tensor([[0.7, 0.2, 0.1]]).expand(3, 3), th.tensor([[0.1, 0.1, 0.8]]).expand(3, 3)
+    q = th.tensor([[1.0, -2.0, 3.0]]).expand(3, 3)
+    for truncation in (0.5, 2.0, 10.0):
+        gradients = policy_gradient(pi, mu, th.arange(3), q, q[0], truncation)
+        # 0.7 - 0.4 + 0.3 = 0.6 is the value
+        assert (mu[0] @ gradients).numpy() == pytest.approx(np.array([0.4, -2.6, 2.4]), rel=1e-5)
+
+
 def test_gradients_that_raise_the_kl_too_much_are_projected():
     g = th.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
     # k^T g is 10, 1, -10 and 0
