@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -62,13 +61,13 @@ def check_arguments(algorithm: Any) -> None:
     checks.check_number("vf_coef", a.vf_coef, minimum=0, scheduled=True)
     for name in ("max_grad_norm", "target_kl"):
         checks.check_number(name, getattr(a, name), above=0, optional=True, infinite=True)
-    checks.check_type("use_sde", a.use_sde, bool, np.bool_)
-    a.use_sde = bool(a.use_sde)
+    a.use_sde = checks.check_choice("use_sde", a.use_sde, (True, False))
     a.sde_sample_freq = checks.check_integer("sde_sample_freq", a.sde_sample_freq, minimum=-1)
-    checks.check_type("policy_kwargs", a.policy_kwargs, dict)
+    for name in ("policy_kwargs", "rollout_buffer_kwargs"):
+        if not isinstance(getattr(a, name), dict):
+            raise TypeError(f"{name} must be a dictionary, but is {getattr(a, name)!r}")
     if not (a.rollout_buffer_class is None or callable(a.rollout_buffer_class)):
         raise TypeError(f"rollout_buffer_class must be a class or None, but is {a.rollout_buffer_class!r}")
-    checks.check_type("rollout_buffer_kwargs", a.rollout_buffer_kwargs, dict)
     a.seed = None if a.seed is None else checks.check_integer("seed", a.seed, minimum=0)
     a._stats_window_size = checks.check_integer("stats_window_size", a._stats_window_size, minimum=1)
     a.normalize_advantage = checks.check_choice("normalize_advantage", a.normalize_advantage, (True, False, "batch"))

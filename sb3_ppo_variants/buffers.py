@@ -88,10 +88,7 @@ def buffer_for(chosen: Any, space: spaces.Space, has_masks: bool, has_memory: bo
     """
     if chosen in (None, *LIBRARIES, *OWN_BUFFERS):
         return BY_KIND[has_masks, has_memory][isinstance(space, spaces.Dict)]
-    if has_memory:
-        needed: tuple[type, ...] = BY_KIND[has_masks, True]
-    else:
-        needed = MaskableRolloutBuffer, MaskableDictRolloutBuffer
+    needed: tuple[type, ...] = BY_KIND[has_masks, True] if has_memory else (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
     if isinstance(chosen, type) and not issubclass(chosen, needed):
         what = " and ".join(["action masks"] * has_masks + ["states"] * has_memory)
         raise ValueError(f"rollout_buffer_class must keep {what}, as {needed[0].__name__}, but is {chosen}")

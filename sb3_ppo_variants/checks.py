@@ -90,13 +90,6 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     return value
 
 
-def check_type(name: str, value: Any, *types: type) -> None:
-    """Check that an argument is of one of some types."""
-    if not isinstance(value, types):
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
-        raise TypeError(f"{name} must be of type {names}, but is {value!r}")
-
-
 def scheduled_value(
     name: str, schedule: Callable[[float], float], progress: float, minimum: float = -math.inf, infinite: bool = False
 ) -> float:

@@ -1,11 +1,11 @@
 """The algorithm with contrib's kinds of policies: what it does otherwise with action masks, a memory or both."""
 
-import importlib
 import warnings
 from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
@@ -13,39 +13,22 @@ from sb3_ppo_variants import masks
 from sb3_ppo_variants.buffers import buffer_for
 
 
-def takes_masks(policy: Any) -> bool:
-    """Whether a policy takes masks: its class, its name, or, as the RL Zoo has it, the path of its class."""
-    if isinstance(policy, str) and "." in policy:
-        module, _, name = policy.rpartition(".")
-        policy = getattr(importlib.import_module(module), name)
-    return masks.takes_masks(policy) if isinstance(policy, type) else str(policy).startswith("Maskable")
-
-
-def is_masked(algorithm: Any) -> bool:
-    """Whether the policy takes masks."""
-    return masks.takes_masks(algorithm.policy_class)
-
-
-def is_recurrent(algorithm: Any) -> bool:
-    """Whether the policy has a memory."""
-    return issubclass(algorithm.policy_class, RecurrentActorCriticPolicy)
-
-
 def set_up(algorithm: Any) -> None:
     """Make policy and rollout buffer as contrib's ``MaskablePPO`` and ``RecurrentPPO``, but that a mask is no feature."""
-    a, has_masks, has_memory = algorithm, is_masked(algorithm), is_recurrent(algorithm)
+    a, cls = algorithm, algorithm.policy_class
+    has_masks, has_memory = masks.takes_masks(cls), issubclass(cls, RecurrentActorCriticPolicy)
     a._setup_lr_schedule()
     a.set_random_seed(a.seed)
     is_whole = a._mask_is_feature or not has_masks
-    space = a.observation_space if is_whole else masks.visible_space(a.policy_class, a.observation_space)
+    space = a.observation_space if is_whole else masks.visible_space(cls, a.observation_space)
     policy_kwargs = {"use_sde": a.use_sde, **a.policy_kwargs} if has_memory else a.policy_kwargs
-    a.policy = a.policy_class(space, a.action_space, a.lr_schedule, **policy_kwargs).to(a.device)
+    a.policy = cls(space, a.action_space, a.lr_schedule, **policy_kwargs).to(a.device)
     options = {"device": a.device, "gamma": a.gamma, "gae_lambda": a.gae_lambda, "n_envs": a.n_envs, **a.rollout_buffer_kwargs}
     if has_memory:
         # As contrib, of the actor's size for the critic, too
         layers, size = a.policy.lstm_actor.num_layers, a.policy.lstm_actor.hidden_size
-        states = [th.zeros((layers, a.n_envs, size), device=a.device) for _ in range(4)]
-        a._last_lstm_states = RNNStates((states[0], states[1]), (states[2], states[3]))
+        zeros = th.zeros((layers, a.n_envs, size), device=a.device)
+        a._last_lstm_states = RNNStates((zeros, zeros), (zeros, zeros))
         options["hidden_state_shape"] = (a.n_steps, layers, a.n_envs, size)
     a.rollout_buffer_class = buffer_for(a.rollout_buffer_class, space, has_masks, has_memory)
     a.rollout_buffer = a.rollout_buffer_class(a.n_steps, space, a.action_space, **options)
@@ -57,18 +40,18 @@ def find_masks(algorithm: Any, is_reset: bool) -> masks.Masks | None:
     known of those of the first step, from before if the environment has not been reset.
     """
     a = algorithm
-    if is_masked(a):
+    if masks.takes_masks(a.policy_class):
         found = masks.Masks(a.env)
         a._print(f"Action masks come from {found.source}")
         if is_reset or a._last_action_masks is None:
             a._last_action_masks = found.after_reset(a._last_obs)
         return found
-    name = None if a._has_warned_of_masks else masks.name_for(a.policy_class, a.env)
-    if name is not None:
-        a._has_warned_of_masks = True
+    can_have_masks = isinstance(a.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+    source = masks.source_of(a.env) if is_reset and can_have_masks else None
+    if source is not None:
         warnings.warn(
-            f"{a.policy_class.__name__} takes no action masks, but the environment gives some, as {masks.source_of(a.env)}: "
-            f"the policy {name!r} would use them",
+            f"{a.policy_class.__name__} takes no action masks, but the environment gives some, as {source}: "
+            f"the policy {masks.name_for(a.policy_class)!r} would use them",
             stacklevel=5,
         )
     return None
@@ -96,7 +79,7 @@ def predict(
         action
     """
     options = state, episode_start, deterministic
-    if not is_masked(self):
+    if not masks.takes_masks(self.policy_class):
         if action_masks is not None:
             raise ValueError(f"action_masks must be None with {self.policy_class.__name__}, which takes none")
         return self.policy.predict(observation, *options)

@@ -1,28 +1,16 @@
 """Evaluation of policies, with action masks and memory."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3.common import evaluation
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_ppo_variants import masks
-
-
-class _WithMasks:
-    """A model that predicts with the masks that its observations bring along."""
-
-    def __init__(self, model: Any, policy: BasePolicy) -> None:
-        self.model = model
-        self.policy = policy
-
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        found = masks.given_or_found(None, observation, self.policy.action_space)
-        return self.model.predict(masks.features(self.policy, observation), *args, action_masks=found, **kwargs)
 
 
 def evaluate_policy(
@@ -57,5 +45,11 @@ def evaluate_policy(
     policy = getattr(model, "policy", model)
     if not (isinstance(policy, BasePolicy) and masks.takes_masks(type(policy))):
         return evaluation.evaluate_policy(model, vec_env, *options)
+
+    def predict(observation: Any, **kwargs: Any) -> Any:
+        found = masks.given_or_found(None, observation, policy.action_space)
+        return model.predict(masks.features(policy, observation), action_masks=found, **kwargs)  # type: ignore[call-arg]
+
+    predictor: Any = SimpleNamespace(predict=predict)
     with masks.attached_masks(vec_env):
-        return evaluation.evaluate_policy(_WithMasks(model, policy), vec_env, *options)
+        return evaluation.evaluate_policy(predictor, vec_env, *options)

@@ -26,26 +26,17 @@ def kind_of(policy: Any, sequence_length: int | None = None) -> FeedForward:
     :param policy: of any kind
     :param sequence_length: steps of the sequences that a policy with memory learns from; ``None``: as contrib cuts them
     """
-    kind: FeedForward
     if isinstance(policy, RecurrentActorCriticPolicy):
         return Recurrent(policy, sequence_length)
     if isinstance(policy, MaskableActorCriticPolicy):
-        kind = lane("masked", policy) or Masked(policy)  # type: ignore[arg-type]
-    else:
-        kind = lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
-    return kind
+        return lane("masked", policy) or Masked(policy)  # type: ignore[arg-type]
+    return lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
 
 
 class Masked(FeedForward):
     """contrib's ``MaskableActorCriticPolicy``, which is given action masks."""
 
-    def seen(self, observations: Any) -> Any:
-        """All but the mask, which is no feature."""
-        return masks.features(self.policy, observations)
-
-    def of_samples(self, samples: Any) -> dict[str, Any]:
-        """The masks."""
-        return {"action_masks": samples.action_masks}
+    takes = ("action_masks",)
 
     def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
         policy: Any = self.policy
@@ -85,22 +76,12 @@ class Recurrent(FeedForward):
     :param sequence_length: steps of the sequences that it learns from; ``None``: as contrib cuts them
     """
 
+    # In a whole rollout, the states before each step
+    takes = ("lstm_states", "episode_starts", "action_masks")
+
     def __init__(self, policy: Any, sequence_length: int | None = None) -> None:
         super().__init__(policy)
         self.sequence_length = sequence_length
-
-    def seen(self, observations: Any) -> Any:
-        """All but a mask, which is no feature."""
-        return masks.features(self.policy, observations)
-
-    def stored(self, given: Given) -> Given:
-        """All but where episodes start, which the buffer knows."""
-        return {name: value for name, value in given.items() if name != "episode_starts"}
-
-    def of_samples(self, samples: Any) -> dict[str, Any]:
-        """States and starts, in a rollout those of each step, and masks if there are any."""
-        names = ("lstm_states", "episode_starts", "action_masks")
-        return {name: getattr(samples, name) for name in names if hasattr(samples, name)}
 
     def minibatches(self, n_steps: int, n_envs: int, batch_size: int) -> Sequence[th.Tensor]:
         """In the order of time from a random sample on, as contrib draws it, or sequences of equal length in any order."""

@@ -19,7 +19,7 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticPolicy,
     RecurrentMultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 # The name of a mask in observations and infos, as in PettingZoo, RLlib and Gymnasium
@@ -140,10 +140,9 @@ class Masks:
         if self.source is None:
             raise ValueError(f"The policy takes action masks, but the environment gives none. {HOW}")
         self.methods: list[Callable[[], Any]] = []
-        if type(env.unwrapped) is DummyVecEnv:
+        if self.source == METHOD and type(env.unwrapped) is DummyVecEnv:
             # Looked up once, as that takes longer than most of these methods
-            single_envs = env.unwrapped.envs if self.source == METHOD else []
-            self.methods = [single.get_wrapper_attr(EXPECTED_METHOD_NAME) for single in single_envs]
+            self.methods = [single.get_wrapper_attr(EXPECTED_METHOD_NAME) for single in env.unwrapped.envs]
 
     def after_reset(self, observations: Any) -> Any:
         """The masks of the first step of all environments, as far as they are known by now."""
@@ -201,10 +200,10 @@ def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces
 
 def features(policy: BasePolicy, observations: Any) -> Any:
     """Observations as a policy with masks sees them, in ``visible_space``."""
+    if not (isinstance(observations, dict) and KEY in observations):
+        return observations
     space = policy.observation_space
-    if not (isinstance(observations, dict) and KEY in observations) or (
-        isinstance(space, spaces.Dict) and KEY in space.spaces
-    ):
+    if isinstance(space, spaces.Dict) and KEY in space.spaces:
         return observations
     others = {name: part for name, part in observations.items() if name != KEY}
     return others if isinstance(space, spaces.Dict) else next(iter(others.values()))
@@ -232,22 +231,15 @@ def given_or_found(given: Any, observations: Any, space: spaces.Space) -> np.nda
     return checked(found[None] if is_one else found, heads, lambda i: f"of observation {i}")
 
 
-def name_for(policy_class: type[BasePolicy], env: VecEnv) -> str | None:
-    """
-    Which policy would use the masks that an environment offers to one that takes none.
-
-    :return: the name; ``None`` if it offers none, or there are no masks for its actions
-    """
-    names: dict[Any, str] = {
-        MultiInputActorCriticPolicy | RecurrentMultiInputActorCriticPolicy: "MultiInput",
-        ActorCriticCnnPolicy | RecurrentActorCriticCnnPolicy: "Cnn",
-        ActorCriticPolicy: "Mlp",
-    }
+def name_for(policy_class: type[BasePolicy]) -> str:
+    """The name of the policy that would use the masks that one without does not take."""
+    network = "Mlp"
+    if issubclass(policy_class, ActorCriticCnnPolicy | RecurrentActorCriticCnnPolicy):
+        network = "Cnn"
+    elif issubclass(policy_class, MultiInputActorCriticPolicy | RecurrentMultiInputActorCriticPolicy):
+        network = "MultiInput"
     memory = "Lstm" if issubclass(policy_class, RecurrentActorCriticPolicy) else ""
-    is_supported = isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
-    if not is_supported or source_of(env) is None:
-        return None
-    return next((f"Maskable{name}{memory}Policy" for cls, name in names.items() if issubclass(policy_class, cls)), None)
+    return f"Maskable{network}{memory}Policy"
 
 
 class _Array(np.ndarray):

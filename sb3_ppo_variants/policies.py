@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants import checks, masks, recurrent_policies
 from sb3_ppo_variants.kl import ClosedForm, closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.recurrent_policies import MaskableMlpLstmPolicy
+from sb3_ppo_variants.recurrent_policies import MaskableMlpLstmPolicy, MlpLstmPolicy
 
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -40,13 +40,7 @@ CHUNK_BYTES = 2**22
 # contrib's logit of an invalid action, which thus has probability 0
 INVALID = -1e8
 # Policies for vectors
-OF_VECTORS = (
-    ActorCriticPolicy,
-    MaskableActorCriticPolicy,
-    RecurrentActorCriticPolicy,
-    recurrent_policies.MlpLstmPolicy,
-    recurrent_policies.MaskableMlpLstmPolicy,
-)
+OF_VECTORS = (ActorCriticPolicy, MaskableActorCriticPolicy, RecurrentActorCriticPolicy, MlpLstmPolicy, MaskableMlpLstmPolicy)
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -65,6 +59,8 @@ class Action(NamedTuple):
 class FeedForward:
     """SB3's ``ActorCriticPolicy``, which is given the observation alone."""
 
+    # What the policy takes besides observations, in samples of a rollout buffer
+    takes: tuple[str, ...] = ()
     # Steps of the sequences that a policy with memory learns from; none: as contrib cuts them
     sequence_length: int | None = None
     # Whether `act` writes values and log probabilities into the rollout buffer
@@ -73,18 +69,6 @@ class FeedForward:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
         self.is_custom = not is_of_libraries(policy)
-
-    def seen(self, observations: Any) -> Any:
-        """What the policy sees of observations that the environment returned."""
-        return observations
-
-    def stored(self, given: Given) -> Given:
-        """What the rollout buffer keeps of what the policy was given."""
-        return given
-
-    def of_samples(self, samples: Any) -> dict[str, Any]:
-        """What the policy was given, in samples of a rollout buffer."""
-        return {}
 
     def minibatches(self, n_steps: int, n_envs: int, batch_size: int) -> Sequence[th.Tensor]:
         """Which samples are in the minibatches of an epoch, drawn from NumPy's global generator as SB3 does."""

@@ -24,6 +24,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -113,7 +115,6 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     _last_action_masks: Any = None
     # In saved models of MaskablePPO, which knows no other features than all of the observation
     _mask_is_feature: bool = False
-    _has_warned_of_masks: bool = False
     # The memory of the policy, if it has any: its states before the coming step, as in contrib's RecurrentPPO
     _last_lstm_states: Any = None
 
@@ -174,7 +175,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         with arguments.as_errors("The policy or the rollout buffer cannot be built"):
-            if contrib.is_masked(self) or contrib.is_recurrent(self):
+            if issubclass(self.policy_class, MaskableActorCriticPolicy | RecurrentActorCriticPolicy):
                 contrib.set_up(self)
             else:
                 super()._setup_model()
@@ -183,8 +184,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             if value is not None:
                 setattr(self, name, FloatSchedule(value if callable(value) else float(value)))
 
-    def _check_arguments(self) -> None:
-        arguments.check_arguments(self)
+    _check_arguments = arguments.check_arguments
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -239,8 +239,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
     def _acting(self, rollout_buffer: RolloutBuffer) -> FeedForward:
         """The policy of the coming rollout."""
-        quicker: FeedForward | None = self._backend.acting(self.policy, rollout_buffer) if self._backend else None
-        return quicker or self._kind()
+        return (self._backend and self._backend.acting(self.policy, rollout_buffer)) or self._kind()
 
     def _kind(self) -> FeedForward:
         """The policy as an update sees it."""
@@ -278,7 +277,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         values of ``METRICS`` and the norm of the gradient by step. Where the update ends early, the last norm is NaN.
         """
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
-        batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
+        batch_size, standardizes = self.batch_size, self.normalize_advantage is True
         if self._uses_compiled:
             limits = (self.max_grad_norm, max_approx_kl)
             settings = Settings(self.objective, coef, standardizes, self.n_epochs, batch_size, *limits)
@@ -394,7 +393,6 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
             return nullcontext()
         self._backend = self._backend or importlib.import_module(f"{__package__}.compiled.backend").Backend()
         self._uses_compiled = self._backend.begin(self, n_timesteps)
-        context: AbstractContextManager[None] = self._backend.threads(self.policy)
-        return context
+        return self._backend.threads(self.policy)
 
     load = classmethod(saving.load)  # type: ignore[var-annotated]

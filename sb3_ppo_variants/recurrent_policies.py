@@ -101,11 +101,6 @@ class MaskableMlpLstmPolicy(MlpLstmPolicy):
     # Those of the call that is being made, as contrib's methods do not hand them on
     _action_masks: MaybeMasks = None
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
-        # The error for other spaces, before SB3 has one
-        heads_of(action_space)
-        super().__init__(observation_space, action_space, *args, **kwargs)
-
     def _build(self, lr_schedule: Schedule) -> None:
         # SB3 knows no masked distribution, but one with the same layer
         self.action_dist = MultiCategoricalDistribution(list(heads_of(self.action_space)))  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
@@ -21,6 +21,7 @@ from sb3_ppo_variants.buffers import OWN_BUFFERS, RECURRENT_BUFFERS, STATES
 from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.lanes import lane
 from sb3_ppo_variants.loss import Batch
+from sb3_ppo_variants.masks import features
 from sb3_ppo_variants.optimizer import by_place
 from sb3_ppo_variants.policies import NOTHING, FeedForward, Given, PolicyFunction
 
@@ -50,22 +51,20 @@ def collect_rollouts(
     policy = self._acting(rollout_buffer)
     step = lane("env", env) or env.step
     add = lane("buffer", rollout_buffer, policy.fills_buffer) or rollout_buffer.add
-    space = self.action_space
-    is_box, is_discrete, is_squashed = (
-        isinstance(space, spaces.Box),
-        isinstance(space, spaces.Discrete),
-        self.policy.squash_output,
-    )
+    space, is_squashed = self.action_space, self.policy.squash_output
+    is_box, is_discrete = isinstance(space, spaces.Box), isinstance(space, spaces.Discrete)
     masks, lstm_states = self._masks, self._last_lstm_states
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             self.policy.reset_noise(env.num_envs)
         action_masks = None if masks is None else masks.before_step(self._last_action_masks, self.num_timesteps)
-        given: dict[str, Any] = {} if action_masks is None else {"action_masks": action_masks}
+        stored: dict[str, Any] = {} if action_masks is None else {"action_masks": action_masks}
+        given = stored
         if lstm_states is not None:
+            stored["lstm_states"] = lstm_states
             episode_starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
-            given |= {"lstm_states": lstm_states, "episode_starts": episode_starts}
-        observations = policy.seen(self._last_obs)
+            given = {**stored, "episode_starts": episode_starts}
+        observations = features(self.policy, self._last_obs)
         obs_tensor, actions, values, log_probs, lstm_states = policy.act(observations, given)
         clipped_actions = actions
         if is_box and is_squashed:
@@ -92,18 +91,18 @@ def collect_rollouts(
         for idx, done in enumerate(dones):
             truncated = done and infos[idx].get("TimeLimit.truncated", False)
             if truncated and infos[idx].get("terminal_observation") is not None:
-                terminal = policy.seen(infos[idx]["terminal_observation"])
+                terminal = features(self.policy, infos[idx]["terminal_observation"])
                 terminal_obs = self.policy.obs_to_tensor(terminal)[0]
                 memory = _memory(lstm_states, [False], slice(idx, idx + 1))
                 terminal_value = policy.value(terminal, memory, terminal_obs)[0]
                 rewards[idx] += self.gamma * terminal_value
 
-        add(observations, actions, rewards, self._last_episode_starts, values, log_probs, **policy.stored(given))
+        add(observations, actions, rewards, self._last_episode_starts, values, log_probs, **stored)
         self._last_obs = new_obs
         self._last_episode_starts = dones
         self._last_lstm_states = lstm_states
 
-    values = policy.value(policy.seen(new_obs), _memory(lstm_states, dones))
+    values = policy.value(features(self.policy, new_obs), _memory(lstm_states, dones))
     checks.check_rewards(rollout_buffer)
     estimate = lane("advantages", rollout_buffer) or rollout_buffer.compute_returns_and_advantage
     estimate(last_values=values, dones=dones)
@@ -203,11 +202,12 @@ class Rollout:
         others = samples.old_values, samples.old_log_prob, advantages, samples.returns
         mask = getattr(samples, "mask", None)
         valid = None if mask is None else mask > 0
-        return Batch(samples.observations, actions, *others, (), self.kind.of_samples(samples), valid)
+        given = {name: getattr(samples, name) for name in self.kind.takes if hasattr(samples, name)}
+        return Batch(samples.observations, actions, *others, (), given, valid)
 
 
-# The arrays of rollout buffers but for states, the last of policies with memory only
-ARRAYS = ("observations", "actions", "values", "log_probs", "advantages", "returns", "action_masks", "episode_starts")
+# The arrays of rollout buffers that samples are made of
+ARRAYS = ("observations", "actions", "values", "log_probs", "advantages", "returns", "action_masks")
 
 
 def has_cheap_kl(observation_space: spaces.Space, action_space: spaces.Space) -> bool:
@@ -226,18 +226,18 @@ def whole_rollout(buffer: RolloutBuffer) -> Any:
         for name in STATES if is_recurrent else ():
             # The layers come before the environments
             setattr(buffer, name, getattr(buffer, name).swapaxes(1, 2))
-        names = (*ARRAYS, *STATES) if is_recurrent else ARRAYS[:-1]
+        names = (*ARRAYS, *STATES, "episode_starts") if is_recurrent else ARRAYS
         for name in (name for name in names if hasattr(buffer, name)):
             setattr(buffer, name, pytree.tree_map(buffer.swap_and_flatten, getattr(buffer, name)))
         buffer.generator_ready = True
     if not is_recurrent:
         return buffer._get_samples(slice(None))  # type: ignore[arg-type]
-    arrays = {name: pytree.tree_map(buffer.to_torch, getattr(buffer, name)) for name in ARRAYS if hasattr(buffer, name)}
-    if not arrays["actions"].is_floating_point():
-        # As SB3's buffers; distributions of MultiBinary actions take no integers
-        arrays["actions"] = arrays["actions"].float()
+    # contrib's would be padded
+    base: Any = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
+    samples = SimpleNamespace(**base._get_samples(buffer, slice(None))._asdict())
     states = [buffer.to_torch(getattr(buffer, name), copy=False) for name in STATES]
-    for name, array in (("old_values", "values"), ("old_log_prob", "log_probs")):
-        arrays[name] = arrays.pop(array).flatten()
-    flat = {name: arrays.pop(name).flatten() for name in ("advantages", "returns", "episode_starts")}
-    return SimpleNamespace(**arrays, **flat, lstm_states=RNNStates((states[0], states[1]), (states[2], states[3])))
+    samples.lstm_states = RNNStates((states[0], states[1]), (states[2], states[3]))
+    samples.episode_starts = buffer.to_torch(buffer.episode_starts).flatten()
+    if hasattr(buffer, "action_masks"):
+        samples.action_masks = buffer.to_torch(buffer.action_masks)
+    return samples

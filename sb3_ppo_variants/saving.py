@@ -1,17 +1,14 @@
 """Models from files: of the same class, of SB3's ``PPO``, and of another variant."""
 
 import io
-import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
@@ -42,7 +39,7 @@ def load(
     :param kwargs: arguments of the constructor to change; the ``compile=True`` of a saved model becomes ``"auto"``
     :return: the loaded model
     :raises TypeError: if ``kwargs`` has a name that the class does not know
-    :raises ValueError: if the file is damaged, or not a model of PPO
+    :raises ValueError: if the file is damaged, or no model of PPO
     """
     default = vars(cls(policy=ActorCriticPolicy, env=None, _init_setup_model=False))  # type: ignore[call-arg]
     # SB3's load takes some of the environment besides the arguments
@@ -53,26 +50,19 @@ def load(
     if "stats_window_size" in kwargs:
         # The one argument that is not kept under its own name
         kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-    try:
-        saved = _saved_attributes(path)
-        # Another algorithm's hyperparameters would be taken for those of PPO
-        if not saved.keys() & {"clip_range", "n_epochs"}:
-            raise ValueError(f"{path} is a model of another algorithm than PPO: it has no clip_range and no n_epochs")
-        given = {**(custom_objects or {}), **kwargs}
-        replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
-        if "kl_coef" in replaced and "init_kl_coef" in kwargs:
-            replaced["kl_coef"] = kwargs["init_kl_coef"]
-        if "compile" not in saved:
-            # For MaskablePPO, whatever is in the observation is a feature
-            replaced["_mask_is_feature"] = True
-        options = (env, device, custom_objects, print_system_info, force_reset)
-        model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **replaced, **kwargs)  # type: ignore[attr-defined]
-    except (AssertionError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ValueError):
-            raise
-        # As SB3 says it
-        kind = "wasn't a zip-file" if isinstance(error, zipfile.BadZipFile) else f"is not a saved {cls.__name__} model"
-        raise ValueError(f"{path} is damaged, or {kind}: {error}") from error
+    saved = load_from_zip_file(path, custom_objects=custom_objects, device=device)[0] or {}
+    # Another algorithm's hyperparameters would be taken for those of PPO
+    if not saved.keys() & {"clip_range", "n_epochs"}:
+        raise ValueError(f"{path} is no model of PPO: it has no clip_range and no n_epochs")
+    given = {**(custom_objects or {}), **kwargs}
+    replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
+    if "kl_coef" in replaced and "init_kl_coef" in kwargs:
+        replaced["kl_coef"] = kwargs["init_kl_coef"]
+    if "compile" not in saved:
+        # For MaskablePPO, whatever is in the observation is a feature
+        replaced["_mask_is_feature"] = True
+    options = (env, device, custom_objects, print_system_info, force_reset)
+    model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **replaced, **kwargs)  # type: ignore[attr-defined]
     for name in {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"} - known:
         # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
         vars(model).pop(name, None)
@@ -91,16 +81,3 @@ def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[
     names = ["clip_range"] * (("kl_coef" in saved) != ("kl_coef" in own))
     # Where beta is to be adapted, a number goes on, but no schedule
     return names + ["kl_coef"] * ("kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float))
-
-
-def _saved_attributes(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, Any]:
-    """The attributes in a saved model: those that JSON cannot hold as dictionaries."""
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return dict(json.loads(archive.read("data")))
-    finally:
-        if file is path:
-            file.seek(0)
-        else:
-            file.close()

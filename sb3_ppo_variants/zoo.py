@@ -8,7 +8,6 @@ Where the hook does not run (``SB3_PPO_VARIANTS_NO_ZOO=1``, or the package is on
 
 import functools
 import importlib
-import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_ppo_variants import contrib, masks
+from sb3_ppo_variants import masks
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPen
@@ -58,21 +57,16 @@ class _WithoutClipRange:
         return None if name == "clip_range" else self._trial.suggest_categorical(name, choices)
 
 
-def sample_ppo_clip_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """Search space of ``PPOClip``: that of the Zoo's PPO, as installed. ``others`` is what the Zoo hands to every sampler."""
+def _sample_ppo_kl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
+    """
+    The search space of the Zoo's PPO, with ``clip_range`` only where clipping is on. ``others`` is what the Zoo hands to every
+    sampler.
+    """
     from rl_zoo3.hyperparams_opt import sample_ppo_params
 
-    params: dict[str, Any] = sample_ppo_params(trial, *others)
-    # To be read in the Zoo's report, as what it says of gamma
-    trial.set_user_attr("gae_lambda", params["gae_lambda"])
-    return params
-
-
-def _sample_ppo_kl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """The search space of the Zoo's PPO, with ``clip_range`` only where clipping is on."""
     if trial.user_attrs.get(CLIPPING, False):
-        return sample_ppo_clip_params(trial, *others)
-    params = sample_ppo_clip_params(_WithoutClipRange(trial), *others)  # type: ignore[arg-type]
+        return sample_ppo_params(trial, *others)
+    params = sample_ppo_params(_WithoutClipRange(trial), *others)  # type: ignore[arg-type]
     del params["clip_range"]
     return params
 
@@ -90,13 +84,6 @@ def sample_ppo_klpen_params(trial: "optuna.Trial", *others: Any) -> dict[str, An
     params["kl_target"] = trial.suggest_float("kl_target", 0.001, 0.1, log=True)
     params["init_kl_coef"] = trial.suggest_float("init_kl_coef", 0.1, 10, log=True)
     return params
-
-
-SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "ppo_clip": sample_ppo_clip_params,
-    "ppo_fixedkl": sample_ppo_fixedkl_params,
-    "ppo_klpen": sample_ppo_klpen_params,
-}
 
 
 def _schedule(name: str, text: str) -> Any:
@@ -118,6 +105,15 @@ def _schedule(name: str, text: str) -> Any:
     raise ValueError(f"{name} must be a number or a schedule such as {expected}, but is the text {text!r}{hint}")
 
 
+def _takes_masks(policy: Any) -> bool:
+    """Whether a policy takes masks: its class, its name, or the path of its class."""
+    from rl_zoo3.utils import get_class_by_name
+
+    if isinstance(policy, str) and "." in policy:
+        policy = get_class_by_name(policy)
+    return masks.takes_masks(policy) if isinstance(policy, type) else str(policy).startswith("Maskable")
+
+
 def _experiment_manager(base: Any) -> Any:
     """
     Make the experiment manager that takes the place of the Zoo's, a subclass of it. They differ for this package's algorithms
@@ -125,35 +121,27 @@ def _experiment_manager(base: Any) -> Any:
     """
     from rl_zoo3.utils import ALGOS as ALL_ALGOS
 
-    signature = inspect.signature(base.__init__)
-
     class ExperimentManager(base):
         __doc__ = base.__doc__
-        _registered_by = __name__
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            if self.algo in ALGOS and not signature.bind(self, *args, **kwargs).arguments.get("config"):
-                self.config = str(hyperparams_path(self.algo))
+        def __init__(self, args: Any, algo: str, *others: Any, **kwargs: Any) -> None:
+            if algo in ALGOS:
+                kwargs["config"] = kwargs.get("config") or str(hyperparams_path(algo))
+            super().__init__(args, algo, *others, **kwargs)
 
         def _is_a(self, cls: type[BaseAlgorithm]) -> bool:
-            algorithm = ALL_ALGOS[self.algo]
-            return isinstance(algorithm, type) and issubclass(algorithm, cls)
+            return issubclass(ALL_ALGOS[self.algo], cls)
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
             if not self._is_a(ProximalPolicyOptimization):
                 return super()._preprocess_hyperparams(hyperparams)
-            own: dict[str, Any] = {}
-            for name in (name for cls, names in SCHEDULES.items() if self._is_a(cls) for name in names):
-                value = hyperparams.get(name)
-                if isinstance(value, str):
-                    own[name] = _schedule(name, value)
-                elif name in hyperparams and (value is None or callable(value)):
-                    # For these classes None means "no clipping"; the Zoo takes no None, and no schedules from Python files
-                    own[name] = value
+            # The Zoo takes neither None, which here means "no clipping", nor schedules from Python files
+            own = {name for cls, names in SCHEDULES.items() if self._is_a(cls) for name in names}
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
-            result.update(own)
-            self._takes_masks = contrib.takes_masks(result.get("policy"))
+            for name in own & hyperparams.keys():
+                value = hyperparams[name]
+                result[name] = _schedule(name, value) if isinstance(value, str) else value
+            self._takes_masks = _takes_masks(result.get("policy"))
             return (result, *others)
 
         def objective(self, trial: "optuna.Trial") -> float:
@@ -178,9 +166,7 @@ def _register_algorithms() -> None:
 
     for algo, algorithm in ALGOS.items():
         utils.ALGOS.setdefault(algo, algorithm)
-    create_test_env = utils.create_test_env
-    if getattr(create_test_env, "_registered_by", None) != __name__:
-        _replace("create_test_env", create_test_env, _with_masks(create_test_env))
+    _replace("create_test_env", utils.create_test_env, _with_masks(utils.create_test_env))
 
 
 def _with_masks(create_test_env: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,15 +174,13 @@ def _with_masks(create_test_env: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(create_test_env)
     def create(*args: Any, **kwargs: Any) -> Any:
-        arguments = inspect.signature(create_test_env).bind(*args, **kwargs).arguments
         # Before the Zoo takes some of them out
-        takes_masks = contrib.takes_masks((arguments.get("hyperparams") or {}).get("policy"))
+        takes_masks = _takes_masks((kwargs.get("hyperparams") or {}).get("policy"))
         env = create_test_env(*args, **kwargs)
         if takes_masks:
             masks.attach_masks(env)
         return env
 
-    create._registered_by = __name__  # type: ignore[attr-defined]
     return create
 
 
@@ -210,7 +194,12 @@ def _replace(name: str, old: Any, new: Any) -> None:
 def _register_samplers() -> None:
     from rl_zoo3 import hyperparams_opt
 
-    for algo, sampler in SAMPLERS.items():
+    samplers: dict[str, Any] = {
+        "ppo_clip": hyperparams_opt.sample_ppo_params,
+        "ppo_fixedkl": sample_ppo_fixedkl_params,
+        "ppo_klpen": sample_ppo_klpen_params,
+    }
+    for algo, sampler in samplers.items():
         hyperparams_opt.HYPERPARAMS_SAMPLER.setdefault(algo, sampler)
         hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(algo, hyperparams_opt.convert_onpolicy_params)
 
@@ -219,8 +208,6 @@ def _register_manager() -> None:
     from rl_zoo3 import exp_manager
 
     base = exp_manager.ExperimentManager
-    if getattr(base, "_registered_by", None) == __name__:
-        return
     _replace("ExperimentManager", base, _experiment_manager(base))
 
 
@@ -231,8 +218,9 @@ _REGISTRARS = {
 }
 
 
+@functools.cache
 def register_module(name: str) -> None:
-    """Register what belongs to one module of the Zoo, which has been imported."""
+    """Register what belongs to one module of the Zoo, which has been imported. Repeated calls do nothing."""
     _REGISTRARS[name]()
 
 

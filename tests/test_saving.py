@@ -175,7 +175,7 @@ def test_a_trained_policy_can_be_looked_at_in_one_environment(tmp_path, recwarn)
 def test_models_of_other_algorithms(tmp_path):
     for other in (A2C, TRPO):
         other("MlpPolicy", "CartPole-v1").save(tmp_path / "model")
-        message = r"model is a model of another algorithm than PPO: it has no clip_range and no n_ep"
+        message = r"model is no model of PPO: it has no clip_range and no n_ep"
         with pytest.raises(ValueError, match=message):
             PPOKLPen.load(tmp_path / "model")
     with pytest.raises(ValueError, match=r"policy must be an ActorCriticPolicy, or contrib's with masks, but is .*DQNPolicy"):
@@ -203,8 +203,8 @@ def test_foreign_and_damaged_files(tmp_path):
     flipped[offset + 2000] ^= 0xFF
     (tmp_path / "flipped.zip").write_bytes(bytes(flipped))
     for name, message in (
-        ("text", "text is damaged, or wasn't a zip-file"),
-        ("other", "other is damaged, or is not a saved PPOClip model"),
+        ("text", "the file .*text wasn't a zip-file"),
+        ("other", "other is no model of PPO"),
         ("flipped", "flipped"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import (
     INVALID,
@@ -46,8 +45,6 @@ class NumpyPolicy(FeedForward):
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
-        kind = kind_of(policy)
-        self.seen, self.stored = kind.seen, kind.stored  # type: ignore[method-assign]
         n_steps, n_envs = buffer.values.shape
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
