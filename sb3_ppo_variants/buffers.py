@@ -67,8 +67,8 @@ BY_KIND: dict[tuple[bool, bool], tuple[type[RolloutBuffer], type[RolloutBuffer]]
 }
 # The arrays of states in those with memory, in the order of contrib's ``RNNStates``
 STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
-# What is in a saved model, or named by a user of SB3 or contrib, and stands for one of these
-LIBRARIES = (RolloutBuffer, DictRolloutBuffer, MaskableRolloutBuffer, MaskableDictRolloutBuffer)
+# What is in a saved model, or named by a user of contrib, and stands for one of these
+MASKABLE = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
 # Buffers whose samples are those of the rollout, in any order
 OWN_BUFFERS = tuple(buffer for pair in BY_KIND.values() for buffer in pair)
 BUFFERS_OF_VECTORS = tuple(pair[0] for pair in BY_KIND.values())
@@ -86,9 +86,9 @@ def buffer_for(chosen: Any, space: spaces.Space, has_masks: bool, has_memory: bo
     :return: that class, but for SB3's and contrib's own
     :raises ValueError: if it does not keep what the policy needs
     """
-    if chosen in (None, *LIBRARIES, *OWN_BUFFERS):
+    if chosen in (None, *MASKABLE, *OWN_BUFFERS):
         return BY_KIND[has_masks, has_memory][isinstance(space, spaces.Dict)]
-    needed: tuple[type, ...] = BY_KIND[has_masks, True] if has_memory else (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
+    needed: tuple[type, ...] = BY_KIND[has_masks, True] if has_memory else MASKABLE
     if isinstance(chosen, type) and not issubclass(chosen, needed):
         what = " and ".join(["action masks"] * has_masks + ["states"] * has_memory)
         raise ValueError(f"rollout_buffer_class must keep {what}, as {needed[0].__name__}, but is {chosen}")

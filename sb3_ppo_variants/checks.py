@@ -125,9 +125,8 @@ def check_observation(observation: np.ndarray | dict[str, np.ndarray]) -> None:
 
 def check_rewards(buffer: RolloutBuffer) -> None:
     """Check that the rewards of a rollout are finite, or raise ``NonFiniteEnvironmentError``."""
-    # A custom buffer may have none
-    rewards = getattr(buffer, "rewards", None)
-    if rewards is not None and not np.isfinite(rewards).all():
+    rewards = buffer.rewards
+    if not np.isfinite(rewards).all():
         step, env = np.argwhere(~np.isfinite(rewards))[0]
         raise NonFiniteEnvironmentError(
             f"The environment returned a reward that is not finite: {rewards[step, env]} "

@@ -51,5 +51,10 @@ def evaluate_policy(
         return model.predict(masks.features(policy, observation), action_masks=found, **kwargs)  # type: ignore[call-arg]
 
     predictor: Any = SimpleNamespace(predict=predict)
-    with masks.attached_masks(vec_env):
+    before = {name: method for name, method in vars(vec_env).items() if name in ("reset", "step_wait")}
+    masks.attach_masks(vec_env)
+    try:
         return evaluation.evaluate_policy(predictor, vec_env, *options)
+    finally:
+        del vec_env.reset, vec_env.step_wait
+        vars(vec_env).update(before)

@@ -1,8 +1,7 @@
 """Action masks: what they are for an action space, where an environment gives them, and errors that say what is wrong."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -279,15 +278,3 @@ def attach_masks(env: VecEnv) -> None:
         return attached(observations, known), rewards, dones, infos
 
     env.reset, env.step_wait = reset_with_masks, step_wait_with_masks  # type: ignore[method-assign]
-
-
-@contextmanager
-def attached_masks(env: VecEnv) -> Iterator[None]:
-    """As ``attach_masks``; afterwards the environment is as before."""
-    before = {name: method for name, method in vars(env).items() if name in ("reset", "step_wait")}
-    attach_masks(env)
-    try:
-        yield
-    finally:
-        del env.reset, env.step_wait
-        vars(env).update(before)

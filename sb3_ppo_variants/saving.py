@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 import torch as th
@@ -54,17 +53,22 @@ def load(
     # Another algorithm's hyperparameters would be taken for those of PPO
     if not saved.keys() & {"clip_range", "n_epochs"}:
         raise ValueError(f"{path} is no model of PPO: it has no clip_range and no n_epochs")
-    given = {**(custom_objects or {}), **kwargs}
-    replaced = {name: default[name] for name in _of_other_meaning(saved, default) if name not in given}
-    if "kl_coef" in replaced and "init_kl_coef" in kwargs:
-        replaced["kl_coef"] = kwargs["init_kl_coef"]
+    # What means something else in the class that loads it
+    replaced: dict[str, Any] = {}
+    if ("kl_coef" in saved) != ("kl_coef" in default):
+        # Of the surrogate, or of one in addition to the penalty
+        replaced["clip_range"] = default["clip_range"]
+    if "kl_coef_bounds" in default and not isinstance(saved.get("kl_coef"), int | float):
+        # Where beta is to be adapted, a number goes on, but no schedule
+        replaced["kl_coef"] = kwargs.get("init_kl_coef", default["kl_coef"])
     if "compile" not in saved:
         # For MaskablePPO, whatever is in the observation is a feature
         replaced["_mask_is_feature"] = True
+    changed = {name: value for name, value in replaced.items() if name not in (custom_objects or {})} | kwargs
     options = (env, device, custom_objects, print_system_info, force_reset)
-    model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **replaced, **kwargs)  # type: ignore[attr-defined]
+    model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **changed)  # type: ignore[attr-defined]
     for name in {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"} - known:
-        # By these attributes `_of_other_meaning` knows models with a penalty, of which this is none once it is saved again
+        # By `kl_coef` a model with a penalty is known, which this is not once it is saved again
         vars(model).pop(name, None)
     if "kl_coef" in kwargs:
         # SB3's load has not checked it
@@ -73,11 +77,3 @@ def load(
         # There may be no compiler where it is loaded
         model.compile = "auto"
     return cast(Algorithm, model)
-
-
-def _of_other_meaning(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """The arguments in a file that mean something else in the class that loads it."""
-    # Of the surrogate, or of one in addition to the penalty
-    names = ["clip_range"] * (("kl_coef" in saved) != ("kl_coef" in own))
-    # Where beta is to be adapted, a number goes on, but no schedule
-    return names + ["kl_coef"] * ("kl_coef_bounds" in own and not isinstance(saved.get("kl_coef"), int | float))

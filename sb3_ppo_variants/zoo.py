@@ -10,7 +10,6 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,15 +129,16 @@ def _experiment_manager(base: Any) -> Any:
             super().__init__(args, algo, *others, **kwargs)
 
         def _is_a(self, cls: type[BaseAlgorithm]) -> bool:
-            return issubclass(ALL_ALGOS[self.algo], cls)
+            algorithm = ALL_ALGOS[self.algo]
+            return isinstance(algorithm, type) and issubclass(algorithm, cls)
 
         def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
             if not self._is_a(ProximalPolicyOptimization):
                 return super()._preprocess_hyperparams(hyperparams)
             # The Zoo takes neither None, which here means "no clipping", nor schedules from Python files
-            own = {name for cls, names in SCHEDULES.items() if self._is_a(cls) for name in names}
+            own = [name for cls, names in SCHEDULES.items() if self._is_a(cls) for name in names if name in hyperparams]
             result, *others = super()._preprocess_hyperparams({k: v for k, v in hyperparams.items() if k not in own})
-            for name in own & hyperparams.keys():
+            for name in own:
                 value = hyperparams[name]
                 result[name] = _schedule(name, value) if isinstance(value, str) else value
             self._takes_masks = _takes_masks(result.get("policy"))
@@ -166,14 +166,11 @@ def _register_algorithms() -> None:
 
     for algo, algorithm in ALGOS.items():
         utils.ALGOS.setdefault(algo, algorithm)
-    _replace("create_test_env", utils.create_test_env, _with_masks(utils.create_test_env))
-
-
-def _with_masks(create_test_env: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the function that takes the place of the Zoo's, by which enjoy and record_video get their environment."""
+    # By which enjoy and record_video get their environment
+    create_test_env = utils.create_test_env
 
     @functools.wraps(create_test_env)
-    def create(*args: Any, **kwargs: Any) -> Any:
+    def create_with_masks(*args: Any, **kwargs: Any) -> Any:
         # Before the Zoo takes some of them out
         takes_masks = _takes_masks((kwargs.get("hyperparams") or {}).get("policy"))
         env = create_test_env(*args, **kwargs)
@@ -181,7 +178,7 @@ def _with_masks(create_test_env: Callable[..., Any]) -> Callable[..., Any]:
             masks.attach_masks(env)
         return env
 
-    return create
+    _replace("create_test_env", create_test_env, create_with_masks)
 
 
 def _replace(name: str, old: Any, new: Any) -> None:

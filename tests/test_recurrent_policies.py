@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticCnnPolicy,
     RecurrentActorCriticPolicy,
@@ -12,7 +11,7 @@ from sb3_contrib.common.recurrent.policies import (
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.utils import obs_as_tensor
-from support import ACTION_SPACES, OBSERVATION_SPACES, equal, make_policy
+from support import ACTION_SPACES, equal, make_policy
 from torch import nn
 from torch.testing import assert_close
 
@@ -309,9 +308,6 @@ def test_errors():
         make(MlpLstmPolicy, recurrent_layer_type="rnn")
     with pytest.raises(ValueError, match=r"Policies with action masks are for actions .*, but those of env are Box"):
         make(MaskableMlpLstmPolicy, "box", "box")
-    # SB3 has an assertion for these
-    with pytest.raises(ValueError, match="of one dimension, but those of env are MultiBinary"):
-        MaskableMlpLstmPolicy(OBSERVATION_SPACES["box"], spaces.MultiBinary([2, 2]), lambda _: 1e-3)
 
 
 def test_a_policy_that_would_forget_does_not_predict():
