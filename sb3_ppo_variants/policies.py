@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -208,11 +208,9 @@ def kept_buffers(policy: ActorCriticPolicy) -> Iterator[None]:
                 module._buffers[name] = buffer if th.equal(buffer, before) else buffer.copy_(before)
 
 
-@contextmanager
-def kept_generators(device: th.device) -> Iterator[None]:
+def kept_generators(device: th.device) -> AbstractContextManager[None]:
     """Put torch's random generators back afterwards."""
-    with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    return th.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def is_of_libraries(policy: nn.Module) -> bool:

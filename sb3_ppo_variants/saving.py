@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -76,4 +76,4 @@ def load(
     if model.compile is True and "compile" not in kwargs:
         # There may be no compiler where it is loaded
         model.compile = "auto"
-    return cast(Algorithm, model)
+    return model
