@@ -82,6 +82,8 @@ def test_welch_interval():
     assert welch_interval(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(expected, rel=1e-4)
     # Where all runs have the same score
     assert welch_interval(np.ones(3), np.full(3, 0.5)) == (0.5, 0.5, 0.5)
+    # The quantile of t with 2 degrees of freedom is 2.91999, the standard error 1 / sqrt(3)
+    assert welch_interval(np.array([1.0, 2, 3]), np.ones(3)) == pytest.approx((1, 1 - 1.685854, 1 + 1.685854), rel=1e-5)
 
 
 def test_who_takes_part_in_the_learning_of_recurrent_policies():
