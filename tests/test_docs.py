@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
 
-from benchmarks import learning, learning_masks
+from benchmarks import learning, learning_masks, learning_recurrent
 from sb3_ppo_variants import PPOClip, PPOKLPen, ProximalPolicyOptimization, __version__, optimizer, zoo
 from sb3_ppo_variants.compiled import support
 from sb3_ppo_variants.objectives import Terms
@@ -103,9 +103,10 @@ def test_tables_are_those_of_the_results(capsys):
     assert learning.report() == 0
     for line in capsys.readouterr().out.splitlines():
         assert line in document
-    assert learning_masks.report() == 0
-    for line in capsys.readouterr().out.splitlines():
-        assert line in TEXTS["docs/guide/policies.md"]
+    for benchmark in (learning_masks, learning_recurrent):
+        assert benchmark.report() == 0
+        for line in capsys.readouterr().out.splitlines():
+            assert line in TEXTS["docs/guide/policies.md"]
 
 
 def test_readme_is_two_screens_and_names_the_commands():
