@@ -277,7 +277,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         values of ``METRICS`` and the norm of the gradient by step. Where the update ends early, the last norm is NaN.
         """
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
-        batch_size, standardizes = self.batch_size, self.normalize_advantage is True
+        batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
         if self._uses_compiled:
             limits = (self.max_grad_norm, max_approx_kl)
             settings = Settings(self.objective, coef, standardizes, self.n_epochs, batch_size, *limits)
