@@ -56,7 +56,13 @@ def test_cem_refits_to_the_best():
 def test_cem_learns_and_plays_each_candidate_once():
     actions = []
     model = CEM("MlpPolicy", Target(), population_size=20, seed=0, policy_kwargs=LINEAR)
-    model.learn(400, lambda locals_, _: actions.append(locals_["actions"].item()) is None)
+
+    def note(locals_, _):
+        actions.append(locals_["actions"].item())
+        assert actions[-1] == model.predict(model._last_obs)[0]
+        return True
+
+    model.learn(400, note)
     assert (model.num_timesteps, model._n_updates) == (400, 20)
     assert len(set(actions[:20])) == 20
     assert model.predict(np.ones(1, np.float32))[0] == pytest.approx(0.3, abs=0.02)

@@ -13,9 +13,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, safe_mean
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.lanes import lane
-from sb3_ppo_variants.policies import FeedForward
+from sb3_ppo_variants.policies import latents
 
 SelfCEM = TypeVar("SelfCEM", bound="CEM")
 
@@ -176,10 +175,10 @@ class CEM(BaseAlgorithm):
     def _play_episode(self, callback: BaseCallback) -> float | None:
         """The return of an episode; ``None`` if the callback ended the training."""
         assert self.env is not None
-        step, kind = lane("env", self.env) or self.env.step, kind_of(self.policy)
+        step = lane("env", self.env) or self.env.step
         total, dones = 0.0, np.array([False])
         while not dones[0]:
-            actions = self._act(kind, self._last_obs)
+            actions = self._act(self._last_obs)
             new_obs, rewards, dones, infos = step(actions)
             self.num_timesteps += 1
             callback.update_locals(locals())
@@ -190,13 +189,14 @@ class CEM(BaseAlgorithm):
             total += float(rewards[0])
         return total
 
-    def _act(self, kind: FeedForward, observations: Any) -> np.ndarray:
+    @th.no_grad()
+    def _act(self, observations: Any) -> np.ndarray:
         """The actions of ``predict``, for Gaussian policies without the distributions that it makes."""
         if not isinstance(self.action_space, spaces.Box):
             return self.predict(observations)[0]
-        form = kind.distributions(obs_as_tensor(observations, self.device))
-        assert form is not None
-        return np.clip(form.parameters[0].cpu().numpy(), self.action_space.low, self.action_space.high)
+        latent, _ = latents(self.policy, obs_as_tensor(observations, self.device))
+        actions = self.policy.action_net(latent).cpu().numpy()
+        return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def predict(
         self,
