@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
 
-from benchmarks import learning, learning_masks, learning_recurrent
+from benchmarks import learning, learning_cleanrl, learning_masks, learning_recurrent
 from sb3_ppo_variants import PPOClip, PPOKLPen, ProximalPolicyOptimization, __version__, optimizer, zoo
 from sb3_ppo_variants.compiled import support
 from sb3_ppo_variants.objectives import Terms
@@ -103,10 +103,10 @@ def test_tables_are_those_of_the_results(capsys):
     assert learning.report() == 0
     for line in capsys.readouterr().out.splitlines():
         assert line in document
-    for benchmark in (learning_masks, learning_recurrent):
+    for benchmark, page in ((learning_masks, "policies"), (learning_recurrent, "policies"), (learning_cleanrl, "coming_from")):
         assert benchmark.report() == 0
         for line in capsys.readouterr().out.splitlines():
-            assert line in TEXTS["docs/guide/policies.md"]
+            assert line in TEXTS[f"docs/guide/{page}.md"]
 
 
 def test_readme_is_two_screens_and_names_the_commands():
