@@ -16,7 +16,7 @@ from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS, OWN_BUFFERS
 from sb3_ppo_variants.compiled.masked import compiled_kind
 from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
-from sb3_ppo_variants.compiled.recurrent import OneCall, is_scannable
+from sb3_ppo_variants.compiled.recurrent import OneCall
 from sb3_ppo_variants.compiled.step import CompiledStep
 from sb3_ppo_variants.compiled.support import CompilationError, image_work, unsupported_policy, unsupported_reason
 from sb3_ppo_variants.loss import Settings
@@ -77,9 +77,6 @@ class Backend:
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
         policy = old.kind.policy
-        if isinstance(old.kind, OneCall) and not is_scannable(policy):
-            # Most of the time has been saved without
-            return None
         if th.is_anomaly_enabled():
             # Autograd is being watched, and compiled code has none
             return None

@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_ppo_variants.buffers import STATES
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy, has_stackable_layers
-from sb3_ppo_variants.compiled.recurrent import is_scannable
+from sb3_ppo_variants.compiled.support import is_scannable
 from sb3_ppo_variants.policies import NOTHING, Action, Given, Observations, has_contribs_memory
 
 

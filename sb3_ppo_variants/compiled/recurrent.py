@@ -7,19 +7,12 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.kinds import Recurrent, states_at
 from sb3_ppo_variants.kl import closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.policies import Given
-
-
-def is_scannable(policy: Any) -> bool:
-    """Whether the memory of a policy can be compiled: what is ``nn.LSTM`` in single precision."""
-    lstms = [lstm for lstm in (policy.lstm_actor, policy.lstm_critic) if lstm is not None]
-    return all(type(lstm) is nn.LSTM and lstm.weight_ih_l0.dtype == th.float32 for lstm in lstms)
 
 
 class OneCall(Recurrent):

@@ -5,12 +5,14 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
+from torch import nn
 
 from sb3_ppo_variants.buffers import OWN_BUFFERS
 from sb3_ppo_variants.optimizer import not_plain_adam, trainable
@@ -43,14 +45,22 @@ def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
     """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
     if type(buffer) not in OWN_BUFFERS:
         return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
-    if isinstance(policy, RecurrentActorCriticPolicy) and not has_contribs_memory(policy):
-        return "the policy has methods of its own, and only those of contrib's policies with a memory are known"
+    has_memory = isinstance(policy, RecurrentActorCriticPolicy)
     reasons = {
+        "the policy has methods of its own, and only those of contrib's policies with a memory are known": has_memory
+        and not has_contribs_memory(policy),
+        "the memory of the policy is not an nn.LSTM in single precision": has_memory and not is_scannable(policy),
         "modules of the policy have hooks, which compiled code would not call": has_hooks(policy),
         "all parameters of the policy are frozen": not trainable(policy),
         "the policy's parameters have several data types": len({parameter.dtype for parameter in policy.parameters()}) > 1,
     }
     return not_plain_adam(policy) or next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def is_scannable(policy: Any) -> bool:
+    """Whether the memory of a policy can be compiled: what is ``nn.LSTM`` in single precision."""
+    lstms = [lstm for lstm in (policy.lstm_actor, policy.lstm_critic) if lstm is not None]
+    return all(type(lstm) is nn.LSTM and lstm.weight_ih_l0.dtype == th.float32 for lstm in lstms)
 
 
 def image_work(policy: ActorCriticPolicy) -> float:
