@@ -17,7 +17,7 @@ train: $(VENV)/installed
 	@echo "    $(BIN)/python -m rl_zoo3.enjoy --algo $(ALGO) --env $(ENV) -f $(LOGS)"
 
 test: $(VENV)/installed-tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n logical --maxprocesses 8
 
 lint: $(VENV)/installed-tests
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ format: $(VENV)/installed-tests
 
 # The oldest stable-baselines3, sb3-contrib, rl-zoo3, gymnasium and pettingzoo that setup.py allows
 test-oldest: $(VENV)-oldest/installed
-	$(VENV)-oldest/bin/python -m pytest -n 2
+	$(VENV)-oldest/bin/python -m pytest -n logical --maxprocesses 8
 
 compare: $(VENV)/installed-tests
 	$(BIN)/python benchmarks/compare_sb3.py
