@@ -1,7 +1,7 @@
 """What is run: the settings of Table 1, the tasks, the seeds, and the variants of what the paper leaves open."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,36 +219,27 @@ TIMESTEPS = 1_000_000
 # Chosen before the first run. The paper's three, and seven more: at first for the settings that are compared most
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
-MORE_SEEDS_SETTINGS = ("clip_0.2", "adaptive_kl_0.01", "fixed_kl_3", "none")
-LAST_SEEDS_SETTINGS = (
-    "clip_0.1",
-    "clip_0.3",
-    "adaptive_kl_0.003",
-    "adaptive_kl_0.03",
-    "fixed_kl_0.3",
-    "fixed_kl_1",
-    "fixed_kl_10",
-)
 
 
-def _more_seeds(settings: Sequence[str]) -> dict[str, list[Run]]:
-    """A part of the study for each setting."""
-    return {f"seeds_{name}": [Run("paper", name, env, seed) for seed in MORE_SEEDS for env in TASKS] for name in settings}
+def planned(variant: str, settings: Iterable[str], seeds: Sequence[int] = SEEDS, envs: Sequence[str] = TASKS) -> list[Run]:
+    """
+    Runs of some settings.
+
+    :param variant: name in ``VARIANTS``
+    :param settings: their names
+    :param seeds: the seeds
+    :param envs: ids of the tasks
+    :return: a run of each setting in each task with each seed
+    """
+    return [Run(variant, setting, env, seed) for seed in seeds for setting in settings for env in envs]
 
 
 # The parts of the study, in the order in which they are run
 STAGES: dict[str, list[Run]] = {
     # Table 1
-    "table1": [
-        Run("paper", setting, env, seed)
-        for seed in SEEDS
-        for setting in (*REFERENCES, *SETTINGS)
-        if setting != "log_clip_0.2"
-        for env in TASKS
-    ],
+    "table1": planned("paper", [name for name in (*REFERENCES, *SETTINGS) if name != "log_clip_0.2"]),
     # What other conventions make of "no clipping or penalty": Stable-Baselines3's together, then each alone
-    "details_sb3": [Run("sb3", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS]
-    + [Run("bounded_actions", "untrained", env, seed) for seed in SEEDS for env in TASKS],
+    "details_sb3": planned("sb3", ["none", "clip_0.2"]) + planned("bounded_actions", ["untrained"]),
     # In search of the paper's collapse on HalfCheetah, there alone. Planned when Table 1 was complete
     "details_cheetah": [
         Run(variant, "none", "HalfCheetah-v4", seed)
@@ -256,37 +247,40 @@ STAGES: dict[str, list[Run]] = {
         for variant in ("raw_observations", "raw_advantages", "annealed", "small_epsilon")
     ],
     # There it collapses with each seed. All tasks, and clipping, were added then
-    "details_raw": [Run("raw", "none", env, seed) for seed in SEEDS for env in TASKS],
-    "details_raw_clip": [Run("raw", "clip_0.2", env, seed) for seed in SEEDS for env in TASKS],
-    **_more_seeds(MORE_SEEDS_SETTINGS),
+    "details_raw": planned("raw", ["none"]),
+    "details_raw_clip": planned("raw", ["clip_0.2"]),
+    "seeds_clip_0.2": planned("paper", ["clip_0.2"], MORE_SEEDS),
+    "seeds_adaptive_kl_0.01": planned("paper", ["adaptive_kl_0.01"], MORE_SEEDS),
+    "seeds_fixed_kl_3": planned("paper", ["fixed_kl_3"], MORE_SEEDS),
+    "seeds_none": planned("paper", ["none"], MORE_SEEDS),
     # The authors' code before and after ppo1 has them, so clipping was added, before any of these runs
-    "details_normalized_rewards": [
-        Run("normalized_rewards", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS
-    ],
+    "details_normalized_rewards": planned("normalized_rewards", ["none", "clip_0.2"]),
     # These two, and the last seeds, were planned when all above had been seen
-    "log_clip": [Run("paper", "log_clip_0.2", env, seed) for seed in SEEDS for env in TASKS],
-    "details_clipped_values": [
-        Run("clipped_values", setting, env, seed) for seed in SEEDS for setting in ("none", "clip_0.2") for env in TASKS
-    ],
+    "log_clip": planned("paper", ["log_clip_0.2"]),
+    "details_clipped_values": planned("clipped_values", ["none", "clip_0.2"]),
     # Planned with the normalised rewards
-    **{
-        f"details_{variant}": [Run(variant, "none", env, seed) for seed in SEEDS for env in TASKS]
-        for variant in ("bounded_actions", "minibatch_advantages", "clipped_gradient")
-    },
+    "details_bounded_actions": planned("bounded_actions", ["none"]),
+    "details_minibatch_advantages": planned("minibatch_advantages", ["none"]),
+    "details_clipped_gradient": planned("clipped_gradient", ["none"]),
     # What clipping at 0.2 is compared with in section 6.2
-    "figure3": [Run("paper", name, env, seed) for seed in figure3.SEEDS for name in figure3.CONTESTANTS for env in TASKS],
-    **_more_seeds(LAST_SEEDS_SETTINGS),
+    "figure3": planned("paper", figure3.CONTESTANTS, figure3.SEEDS),
+    "seeds_clip_0.1": planned("paper", ["clip_0.1"], MORE_SEEDS),
+    "seeds_clip_0.3": planned("paper", ["clip_0.3"], MORE_SEEDS),
+    "seeds_adaptive_kl_0.003": planned("paper", ["adaptive_kl_0.003"], MORE_SEEDS),
+    "seeds_adaptive_kl_0.03": planned("paper", ["adaptive_kl_0.03"], MORE_SEEDS),
+    "seeds_fixed_kl_0.3": planned("paper", ["fixed_kl_0.3"], MORE_SEEDS),
+    "seeds_fixed_kl_1": planned("paper", ["fixed_kl_1"], MORE_SEEDS),
+    "seeds_fixed_kl_10": planned("paper", ["fixed_kl_10"], MORE_SEEDS),
 }
 
 # Runs of another length, which choose what is run; they have a directory of their own
 PILOTS: dict[str, list[Run]] = {
-    "figure3_pilot": [
-        Run("paper", name, env, seed)
-        for seed in figure3.PILOT_SEEDS
-        for candidates in figure3.CANDIDATES.values()
-        for name in candidates
-        for env in figure3.PILOT_TASKS
-    ],
+    "figure3_pilot": planned(
+        "paper",
+        [name for candidates in figure3.CANDIDATES.values() for name in candidates],
+        figure3.PILOT_SEEDS,
+        figure3.PILOT_TASKS,
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.paper import figure3, statistics
-from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run
+from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run, planned
 from benchmarks.paper.figure3 import CANDIDATES, CONTESTANTS, PILOT_SEEDS, PILOT_TASKS, PPO
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import DATA, Scores, read_constants, rows_of
@@ -26,7 +26,7 @@ from benchmarks.paper.tables import (
 )
 
 LABELS = {PPO: "PPO", **{name: contestant.label for name, contestant in CONTESTANTS.items()}}
-RUNS = [Run("paper", PPO, env, seed) for seed in figure3.SEEDS for env in TASKS] + STAGES["figure3"]
+RUNS = planned("paper", [PPO], figure3.SEEDS) + STAGES["figure3"]
 MARKERS = "osd^vx"
 
 
