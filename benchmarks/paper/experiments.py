@@ -81,12 +81,12 @@ class Setting:
     A row of Table 1.
 
     :param label: its name in tables and figures
-    :param algorithm: class of the algorithm; ``None`` for a policy that is not trained
+    :param algorithm: class of the algorithm
     :param kwargs: what it is given beyond Table 3
     """
 
     label: str
-    algorithm: type[ProximalPolicyOptimization] | None = None
+    algorithm: type[ProximalPolicyOptimization]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,10 +125,7 @@ def kind_of(setting: str) -> str:
 
 
 # What "a random policy" may mean, which scores 0
-REFERENCES = {
-    "uniform": Setting("Uniform actions"),
-    "untrained": Setting("The policy before training"),
-}
+REFERENCES = {"uniform": "Uniform actions", "untrained": "The policy before training"}
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def _paper(setting: str, minus: str | None = None) -> str:
 
 
 def _label(setting: str, minus: str | None = None) -> str:
-    label = {**SETTINGS, **REFERENCES}[setting].label
+    label = REFERENCES[setting] if setting in REFERENCES else SETTINGS[setting].label
     return label if minus is None else f"{label}, minus {_label(minus)}"
 
 

@@ -242,7 +242,6 @@ def make_model(run: Run, env: Any, compile: Any = "auto") -> BaseAlgorithm:  # n
         model = figure3.ALL[run.setting].algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
     else:
         algorithm = SETTINGS[run.setting].algorithm
-        assert algorithm is not None
         if variant.pessimistic_values:
             algorithm = type(algorithm.__name__, (PessimisticValues, algorithm), {})
         model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", compile=compile, **arguments)
