@@ -103,27 +103,6 @@ SETTINGS = {
     "log_clip_0.2": Setting("Clipping in log space, epsilon = 0.2", PPOLogClip, {"clip_range": 0.2}),
 }
 
-# Kinds of settings, by the beginning of their names
-KINDS = {
-    "clip": "Clipping",
-    "adaptive_kl": "Adaptive KL",
-    "fixed_kl": "Fixed KL",
-    "none": "No clipping or penalty",
-    "policy_gradient": "L^PG over several epochs",
-    "log_clip": "Clipping in log space",
-}
-
-
-def kind_of(setting: str) -> str:
-    """
-    The kind of a setting.
-
-    :param setting: its name
-    :return: key of ``KINDS``
-    """
-    return next(name for name in KINDS if setting.startswith(name))
-
-
 # What "a random policy" may mean, which scores 0
 REFERENCES = {"uniform": "Uniform actions", "untrained": "The policy before training"}
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import MORE_SEEDS, SEEDS, SETTINGS, Run, kind_of
+from benchmarks.paper.experiments import MORE_SEEDS, SEEDS, SETTINGS, Run
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, paper_scores
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
@@ -284,7 +284,7 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
     :param scores: with as many seeds as each setting has
     :return: the figure
     """
-    settings = [setting for setting in scores.settings() if kind_of(setting) == "adaptive_kl"]
+    settings = [setting for setting in scores.settings() if setting.startswith("adaptive_kl")]
     figure, panels = plt.subplots(2, len(settings), figsize=(10, 5), squeeze=False, sharey="row", sharex=True)
     for column, setting in zip(panels.T, settings, strict=True):
         curves = [results.load(run).curves for run in scores.rows if run.setting == setting]

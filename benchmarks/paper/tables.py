@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import KINDS, MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS, kind_of
+from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
 from sb3_ppo_variants import PPOKLPen
@@ -35,6 +35,8 @@ PAIRS = (
     ("clip_0.2", "fixed_kl_3"),
     ("adaptive_kl_0.01", "fixed_kl_3"),
 )
+# By the beginning of their names
+PENALTIES = {"adaptive_kl": "Adaptive KL", "fixed_kl": "Fixed KL"}
 
 
 class Study:
@@ -276,7 +278,7 @@ def _pairs(study: Study) -> str:
     """Settings, and kinds of settings, that the paper compares; p-values are adjusted within each of three groups."""
     three, ten, paper = study.table_1, study.ten_seeds, paper_scores()
     new = ten.only([run for run in ten.rows if run.seed not in SEEDS])
-    names = {kind: [name for name in paper if kind_of(name) == kind] for kind in ("clip", "adaptive_kl", "fixed_kl")}
+    names = {kind: [name for name in paper if name.startswith(kind)] for kind in ("clip", *PENALTIES)}
     runs = {kind: np.mean([three.normalized(name) for name in of_kind], axis=0) for kind, of_kind in names.items()}
     of_paper = {kind: np.mean([paper[name] for name in of_kind]) for kind, of_kind in names.items()}
     # Each with what the paper has, the scores of both, and those of both with new seeds alone
@@ -286,12 +288,12 @@ def _pairs(study: Study) -> str:
     ]
     kinds = [
         (
-            f"{KINDS['clip']}, minus {KINDS[kind]}: means over the settings",
+            f"Clipping, minus {label}: means over the settings",
             f"{of_paper['clip'] - of_paper[kind]:+.2f}",
             [runs["clip"], runs[kind]],
             None,
         )
-        for kind in ("adaptive_kl", "fixed_kl")
+        for kind, label in PENALTIES.items()
     ]
     gradient = ("none", "policy_gradient")
     groups = (settings, kinds, [(_label(*gradient), _paper(*gradient), [three.normalized(name) for name in gradient], None)])
@@ -454,7 +456,7 @@ def _adaptation(study: Study) -> str:
     """How well the adaptive penalty meets its target, over all tasks and updates."""
     low, high = inspect.signature(PPOKLPen).parameters["kl_coef_bounds"].default
     rows = []
-    for setting in (name for name in SETTINGS if kind_of(name) == "adaptive_kl"):
+    for setting in (name for name in SETTINGS if name.startswith("adaptive_kl")):
         curves = [study.results.load(run).curves for run in study.table_1.rows if run.setting == setting]
         kl = np.concatenate([curve["kl"] for curve in curves]) / SETTINGS[setting].kwargs["kl_target"]
         beta = np.concatenate([curve["kl_coef"] for curve in curves])
