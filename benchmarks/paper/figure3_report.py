@@ -96,7 +96,7 @@ def by_task(scores: Scores) -> str:
 
 def distance(scores: Scores) -> str:
     """How far the means are from the paper's plot."""
-    random, best = scores.constant(scores.random), scores.constant(scores.best)
+    random, best = scores.constant("uniform"), scores.constant("best_run")
     rows = []
     for name, read in readings().items():
         papers = statistics.normalize(read[:, None], random, best)[:, 0]

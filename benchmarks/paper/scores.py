@@ -29,25 +29,15 @@ class Scores:
 
     :param rows: the rows of the runs
     :param constants: those of the normalisation, from ``read_constants``
-    :param random: name in ``RANDOM_CHOICES``: what is 0
-    :param best: name in ``BEST_CHOICES``: what is 1
     :raises ValueError: if the runs are not of the same length
     """
 
-    def __init__(
-        self,
-        rows: Mapping[Run, Mapping[str, Any]],
-        constants: Mapping[str, Mapping[str, Any]],
-        random: str = "uniform",
-        best: str = "best_run",
-    ) -> None:
+    def __init__(self, rows: Mapping[Run, Mapping[str, Any]], constants: Mapping[str, Mapping[str, Any]]) -> None:
         lengths = {row["timesteps"] for row in rows.values()}
         if len(lengths) > 1:
             raise ValueError(f"The runs must all have the same length, but have {sorted(lengths)}")
         self.rows = rows
         self.constants = constants
-        self.random = random
-        self.best = best
         self.tasks = [env for env in TASKS if any(run.env == env for run in rows)]
 
     def only(self, runs: Sequence[Run]) -> "Scores":
@@ -57,17 +47,7 @@ class Scores:
         :param runs: which
         :return: those
         """
-        return Scores({run: self.rows[run] for run in runs}, self.constants, self.random, self.best)
-
-    def read_as(self, random: str, best: str) -> "Scores":
-        """
-        The same scores under another reading of the normalisation.
-
-        :param random: name in ``RANDOM_CHOICES``
-        :param best: name in ``BEST_CHOICES``
-        :return: those
-        """
-        return Scores(self.rows, self.constants, random, best)
+        return Scores({run: self.rows[run] for run in runs}, self.constants)
 
     def settings(self) -> list[str]:
         """
@@ -114,15 +94,17 @@ class Scores:
         key = (variant, setting, env)
         return np.array([row[name] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
 
-    def normalized(self, setting: str, variant: str = "paper") -> np.ndarray:
+    def normalized(self, setting: str, variant: str = "paper", random: str = "uniform", best: str = "best_run") -> np.ndarray:
         """
         The normalised scores of a setting.
 
         :param setting: its name
         :param variant: name of the variant
+        :param random: name in ``RANDOM_CHOICES``: what is 0
+        :param best: name in ``BEST_CHOICES``: what is 1
         :return: shape ``(n_tasks, n_seeds)``
         """
-        return normalize(self.returns(setting, variant), self.constant(self.random), self.constant(self.best))
+        return normalize(self.returns(setting, variant), self.constant(random), self.constant(best))
 
     def constant(self, name: str) -> np.ndarray:
         """

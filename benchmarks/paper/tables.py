@@ -391,7 +391,11 @@ def _readings(scores: Scores) -> str:
     """Table 1 under each reading of what the paper leaves open."""
     choices = [(random, best) for random in RANDOM_CHOICES for best in BEST_CHOICES]
     rows = [
-        [_label(name), _paper(name), *(format_mean(scores.read_as(*choice).normalized(name)) for choice in choices)]
+        [
+            _label(name),
+            _paper(name),
+            *(format_mean(scores.normalized(name, random=random, best=best)) for random, best in choices),
+        ]
         for name in scores.settings()
     ]
     labels = [f"0: {RANDOM_CHOICES[random]}; 1: {BEST_CHOICES[best]}" for random, best in choices]
@@ -400,7 +404,7 @@ def _readings(scores: Scores) -> str:
 
 def _no_clipping(scores: Scores) -> str:
     """What becomes of "no clipping or penalty", task by task."""
-    both = [scores.read_as(random, "best_run").normalized("none") for random in RANDOM_CHOICES]
+    both = [scores.normalized("none", random=random) for random in RANDOM_CHOICES]
     n_below = [_n_below_start(scores, "none", env) for env in scores.tasks]
     rows = [
         [_short(env), _returns_by_seed(scores, "none", env), *(format_score(runs[i].mean()) for runs in both), str(n)]
