@@ -15,14 +15,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, figure3, figure3_report, scores
+from benchmarks.paper import experiments, figure3, figure3_report, scores, tables
 from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
-from benchmarks.paper.tables import DOCUMENTS, ROOT, TABLES, Study, make, with_tables
+from benchmarks.paper.tables import DOCUMENTS, ROOT, Study, with_tables
 from benchmarks.paper.verification import draw, verify
 
 FIGURES = ROOT / "docs" / "figures"
+TABLES = {**tables.TABLES, **figure3_report.TABLES}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         if name in ("run", "verify"):
             command.add_argument("--jobs", type=int, default=-1, help="processes; -1: one for each core, -2: one less")
         if name == "tables":
-            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*TABLES, *figure3_report.TABLES))}")
+            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}")
         if name in ("figures", "figure3"):
             command.add_argument("--output", type=Path, default=FIGURES, help="directory of the figures")
     return main
@@ -112,7 +113,7 @@ def main() -> int:
         elif args.command == "figure3":
             figure3_report.draw(results, args.output, args.constants)
         else:
-            tables(args, results)
+            make_tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -159,16 +160,19 @@ def status(results: Results, runs: list[Run]) -> int:
     return 1 if missing else 0
 
 
-def tables(args: argparse.Namespace, results: Results) -> None:
+def make_tables(args: argparse.Namespace, results: Results) -> None:
     """
     Print tables, or put all of them in the documents.
 
     :param args: the command line
     :param results: the results
+    :raises ValueError: if there is no such table
     """
     study = Study(results, args.constants)
     for name in args.names:
-        print(make(name, study, {**TABLES, **figure3_report.TABLES}), end="\n\n")
+        if name not in TABLES:
+            raise ValueError(f"There is no table {name}, but only {', '.join(TABLES)}")
+        print(TABLES[name](study), end="\n\n")
     if not args.names:
         # All of them before the first is written
         texts = {path: with_tables(path.read_text(encoding="utf-8"), study) for path in DOCUMENTS}

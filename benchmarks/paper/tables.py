@@ -4,7 +4,7 @@ import csv
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -52,21 +52,21 @@ class Study:
         self.constants = read_constants(constants)
         self.rows = results.rows()
 
-    def _scores(self, *stages: str) -> Scores:
-        return Scores(rows_of(self.results, [run for stage in stages for run in STAGES[stage]]), self.constants)
-
-    def _complete(self, part: str) -> list[str]:
-        return [name for name in STAGES if name.startswith(part) and all(run in self.rows for run in STAGES[name])]
+    def _table_1_and(self, *kinds: str) -> Scores:
+        """Table 1, and those parts that are complete whose names begin like this."""
+        parts = [runs for kind in kinds for name, runs in STAGES.items() if name.startswith(kind)]
+        complete = [runs for runs in parts if all(run in self.rows for run in runs)]
+        return Scores(rows_of(self.results, sum(complete, STAGES["table1"])), self.constants)
 
     @cached_property
     def table_1(self) -> Scores:
         """The scores of Table 1's runs, and of what the text mentions without numbers."""
-        return self._scores("table1", *self._complete("log_clip"))
+        return self._table_1_and("log_clip")
 
     @cached_property
     def all_seeds(self) -> Scores:
         """Table 1 with as many seeds as each setting has."""
-        return self._scores("table1", *self._complete("log_clip"), *self._complete("seeds"))
+        return self._table_1_and("log_clip", "seeds")
 
     @cached_property
     def ten_seeds(self) -> Scores:
@@ -78,40 +78,23 @@ class Study:
     @cached_property
     def details(self) -> Scores:
         """The scores with other details, and those of Table 1's runs."""
-        return self._scores("table1", *self._complete("details"))
+        return self._table_1_and("details")
 
     @cached_property
     def everything(self) -> Scores:
         """All scores."""
-        return Scores({**self.all_seeds.rows, **self.details.rows}, self.constants)
+        return self._table_1_and("log_clip", "seeds", "details")
 
 
-def with_tables(text: str, study: Study, tables: Mapping[str, Callable[[Study], str]] | None = None) -> str:
+def with_tables(text: str, study: Study) -> str:
     """
     Put the tables of the results in a document.
 
     :param text: the document
     :param study: the results
-    :param tables: all tables by name; those of this file by default
     :return: the document with those tables
     """
-    return MARKED.sub(lambda match: f"{match[1]}\n{make(match[2], study, tables)}\n\n{match[3]}", text)
-
-
-def make(name: str, study: Study, tables: Mapping[str, Callable[[Study], str]] | None = None) -> str:
-    """
-    Make a table.
-
-    :param name: its name
-    :param study: the results
-    :param tables: all tables by name; those of this file by default
-    :return: Markdown
-    :raises ValueError: if it is not known
-    """
-    tables = TABLES if tables is None else tables
-    if name not in tables:
-        raise ValueError(f"There is no table {name}, but only {', '.join(tables)}")
-    return tables[name](study)
+    return MARKED.sub(lambda match: f"{match[1]}\n{TABLES[match[2]](study)}\n\n{match[3]}", text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
