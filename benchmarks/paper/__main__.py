@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, figure3, figure3_report, scores, tables
+from benchmarks.paper import experiments, figure3, figure3_report, figures, scores, tables
 from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
@@ -107,11 +107,10 @@ def main() -> int:
         if args.command == "freeze":
             scores.freeze(results, args.constants, STAGES["table1"])
         elif args.command == "figures":
-            from benchmarks.paper import figures
-
             figures.draw(results, Study(results, args.constants).all_seeds, args.output)
         elif args.command == "figure3":
-            figure3_report.draw(results, args.output, args.constants)
+            of_figure_3 = figure3_report.scores_of(Study(results, args.constants))
+            figures.save({"figure3": figures.figure_3(results, of_figure_3)}, of_figure_3, args.output)
         else:
             make_tables(args, results)
     except (scores.MissingRunsError, OSError, ValueError) as error:

@@ -1,9 +1,7 @@
-"""The tables and the drawing of Figure 3, section 6.2: docs/figure3.md has the rules."""
+"""The tables of Figure 3, section 6.2: docs/figure3.md has the rules."""
 
 import csv
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
@@ -11,8 +9,7 @@ from scipy import stats
 from benchmarks.paper import figure3, statistics
 from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run, planned
 from benchmarks.paper.figure3 import CANDIDATES, CONTESTANTS, PILOT_SEEDS, PILOT_TASKS, PPO
-from benchmarks.paper.results import Results
-from benchmarks.paper.scores import DATA, Scores, read_constants, rows_of
+from benchmarks.paper.scores import DATA, Scores, rows_of
 from benchmarks.paper.tables import (
     EARLY,
     Study,
@@ -27,7 +24,6 @@ from benchmarks.paper.tables import (
 
 LABELS = {PPO: "PPO", **{name: contestant.label for name, contestant in CONTESTANTS.items()}}
 RUNS = planned("paper", [PPO], figure3.SEEDS) + STAGES["figure3"]
-MARKERS = "osd^vx"
 
 
 def scores_of(study: Study) -> Scores:
@@ -148,79 +144,3 @@ TABLES: dict[str, Callable[[Study], str]] = {
     "figure3_distance": lambda study: distance(scores_of(study)),
     "figure3_pilot": lambda study: pilot(study)[0],
 }
-
-
-def draw(results: Results, directory: Path, constants: Path, runs: Sequence[Run] = RUNS) -> None:
-    """
-    Draw Figure 3.
-
-    :param results: the results
-    :param directory: where it goes, as SVG and PDF
-    :param constants: file of the constants of the normalisation
-    :param runs: its runs
-    :raises MissingRunsError: if a run has not been made
-    """
-    from benchmarks.paper.figures import mpl, of_runs, plt
-
-    scores = Scores(rows_of(results, runs), read_constants(constants))
-    directory.mkdir(parents=True, exist_ok=True)
-    # The same file for the same figure
-    mpl.rcParams.update({"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True})
-    figure = learning_curves(results, scores)
-    figure.savefig(directory / "figure3.svg", metadata={"Date": None, "Description": of_runs(scores)})
-    figure.savefig(directory / "figure3.pdf", metadata={"CreationDate": None, "Subject": of_runs(scores)})
-    plt.close(figure)
-
-
-def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
-    """
-    Returns over training, a panel for each task: the mean over seeds of the running score (last 100 episodes), the range
-    between the quartiles, and the readings of the paper's plot as markers at the right edge, at the end of the axis where
-    they are beyond it.
-
-    :param results: the results
-    :param scores: the scores of Figure 3's runs
-    :param points: points of a curve
-    :return: the figure
-    """
-    from matplotlib.ticker import EngFormatter
-
-    from benchmarks.paper.figures import LINES, plt, running_score
-
-    figure, panels = plt.subplots(2, 4, figsize=(11, 5.2), squeeze=False)
-    timesteps = max(row["timesteps"] for row in scores.rows.values())
-    grid = np.linspace(0, timesteps, points + 1)[1:]
-    papers = readings()
-    colors = {name: "black" if name == PPO else f"C{i - 1}" for i, name in enumerate(LABELS)}
-    for axes, env in zip(panels.flat, scores.tasks, strict=False):
-        lowest, highest = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
-        for i, (name, label) in enumerate(LABELS.items()):
-            runs = [run for run in scores.rows if (run.setting, run.env) == (name, env)]
-            if not runs:
-                continue
-            curves = np.array([running_score(results.load(run).curves, grid) for run in runs])
-            look = {"color": colors[name], "linestyle": LINES[i % len(LINES)], "linewidth": 2.0 if name == PPO else 1.3}
-            # From where each seed has ended an episode
-            axes.plot(grid, curves.mean(axis=0), label=label, **look)
-            quartiles = np.quantile(curves, [0.25, 0.75], axis=0)
-            axes.fill_between(grid, *quartiles, color=colors[name], alpha=0.12, linewidth=0)
-        # Beyond, a collapse would hide all else
-        margin = highest - lowest
-        low, high = axes.get_ylim()
-        high = max(high, *(paper[TASKS.index(env)] for paper in papers.values()))
-        axes.set_ylim(max(low, lowest - margin), min(high, highest + margin))
-        for i, (name, paper) in enumerate(papers.items()):
-            look = {"color": colors[name], "marker": MARKERS[i], "markersize": 6, "markeredgecolor": "white"}
-            place = 1.04 * timesteps, np.clip(paper[TASKS.index(env)], *axes.get_ylim())
-            axes.plot(*place, linestyle="", clip_on=False, zorder=3, **look)
-        axes.set_title(env.removesuffix("-v4"), fontsize=10)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    legend_axes = panels[1, 3]
-    legend_axes.axis("off")
-    legend_axes.legend(handles, labels, loc="center", frameon=False, fontsize=9, title="markers: the paper's plot")
-    for axes in panels.flat[len(scores.tasks) : -1]:
-        axes.axis("off")
-    for axes in panels[1, :3]:
-        axes.set_xlabel("timesteps")
-    return figure

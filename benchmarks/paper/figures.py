@@ -1,8 +1,8 @@
-"""The figures of docs/paper.md and README.md: Table 1 and other things that the runs show, Figures 1 and 2 of the paper."""
+"""The figures of docs/paper.md and README.md, Figures 1 to 3 of the paper among them."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import MORE_SEEDS, SEEDS, SETTINGS, Run
+from benchmarks.paper.experiments import MORE_SEEDS, SEEDS, SETTINGS, TASKS, Run
+from benchmarks.paper.figure3 import PPO
+from benchmarks.paper.figure3_report import LABELS, readings
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import Scores, paper_scores
 from benchmarks.paper.training import LAST_EPISODES, ObservationFilter, make_env, make_model
@@ -27,7 +29,13 @@ from sb3_ppo_variants.objectives import Terms, clipped_surrogate, conservative_p
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+# The same file for the same figure
+mpl.rcParams.update({"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True, "legend.frameon": False})
+
 LINES = ("-", "--", ":", "-.")
+MARKERS = "osd^vx"
+# Of a learning curve
+POINTS = 50
 EPSILON = 0.2
 COEFFICIENTS = {"clip_range": EPSILON}
 # The best setting of each kind in the paper, which have ten seeds, and how they are drawn: in black and white they differ, too
@@ -47,30 +55,38 @@ def of_runs(scores: Scores) -> str:
     return f"Runs {hashlib.sha256(rows.encode()).hexdigest()}"
 
 
-def draw(results: Results, scores: Scores, directory: Path) -> None:
+def save(figures: Mapping[str, Any], scores: Scores, directory: Path) -> None:
     """
-    Draw all figures.
+    Save figures as SVG and PDF.
 
-    :param results: the results
-    :param scores: the scores of Table 1, with as many seeds as each setting has
-    :param directory: where the figures go, as SVG and PDF
+    :param figures: by name
+    :param scores: those that they are drawn from
+    :param directory: where they go
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # The same file for the same figure
-    mpl.rcParams.update({"svg.hashsalt": "sb3_ppo_variants", "figure.constrained_layout.use": True, "legend.frameon": False})
-    figures: dict[str, Callable[[], Any]] = {
-        "table1": lambda: table_1(scores),
-        "learning_curves": lambda: learning_curves(results, scores),
-        "performance_profile": lambda: performance_profile(scores),
-        "kl": lambda: kl_and_beta(results, scores),
-        "figure1": surrogate_of_ratio,
-        "figure2": lambda: surrogates_along_the_update(*interpolate()),
-    }
-    for name, function in figures.items():
-        figure = function()
+    for name, figure in figures.items():
         figure.savefig(directory / f"{name}.svg", metadata={"Date": None, "Description": of_runs(scores)})
         figure.savefig(directory / f"{name}.pdf", metadata={"CreationDate": None, "Subject": of_runs(scores)})
         plt.close(figure)
+
+
+def draw(results: Results, scores: Scores, directory: Path) -> None:
+    """
+    Draw the figures of docs/paper.md and README.md.
+
+    :param results: the results
+    :param scores: the scores of Table 1, with as many seeds as each setting has
+    :param directory: where the figures go
+    """
+    figures = {
+        "table1": table_1(scores),
+        "learning_curves": learning_curves(results, scores),
+        "performance_profile": performance_profile(scores),
+        "kl": kl_and_beta(results, scores),
+        "figure1": surrogate_of_ratio(),
+        "figure2": surrogates_along_the_update(*interpolate()),
+    }
+    save(figures, scores, directory)
 
 
 def table_1(scores: Scores) -> Any:
@@ -131,16 +147,15 @@ def surrogate_of_ratio() -> Any:
     return figure
 
 
-def interpolate(env: str = "Hopper-v4", points: int = 61) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def interpolate(points: int = 61) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """
     Objectives along the line from theta_old to theta after the first update of PPO, and a bit beyond, on the rollout that the
     update learned from: Figure 2.
 
-    :param env: id of the task
     :param points: number of points
     :return: positions on the line, 0 for theta_old and 1 for theta; the mean of each objective at each
     """
-    run = Run("paper", "clip_0.2", env, 0)
+    run = Run("paper", "clip_0.2", "Hopper-v4", 0)
     model = make_model(run, make_vec_env(lambda: make_env(run), seed=run.seed), compile=False)
     assert isinstance(model, OnPolicyAlgorithm)
     assert isinstance(model.env, VecNormalize)
@@ -197,24 +212,22 @@ def surrogates_along_the_update(positions: np.ndarray, values: dict[str, np.ndar
     return figure
 
 
-def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
+def learning_curves(results: Results, scores: Scores) -> Any:
     """
     Normalised scores over training, a panel for each task: for the best setting of each kind, the median over seeds of the
     running score (last 100 episodes), and the middle half of the seeds.
 
     :param results: the results
     :param scores: with as many seeds as each setting has
-    :param points: points of a curve
     :return: the figure
     """
     figure, panels = plt.subplots(2, 4, figsize=(10, 4.8), sharex=True, sharey=True)
-    grid = np.linspace(0, max(row["steps"] for row in scores.rows.values()), points + 1)[1:]
+    grid = np.linspace(0, max(row["steps"] for row in scores.rows.values()), POINTS + 1)[1:]
     for axes, env in zip(panels.flat, scores.tasks, strict=False):
         random, best = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
         for setting, (color, line) in BEST.items():
-            runs = [run for run in scores.rows if (run.setting, run.env) == (setting, env)]
-            if runs:
-                curves = np.array([running_score(results.load(run).curves, grid) for run in runs])
+            curves = running_scores(results, scores, setting, env, grid)
+            if len(curves):
                 low, middle, high = np.quantile((curves - random) / (best - random), [0.25, 0.5, 0.75], axis=0)
                 axes.plot(grid, middle, color=color, linestyle=line, label=SETTINGS[setting].label)
                 axes.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
@@ -233,20 +246,28 @@ def learning_curves(results: Results, scores: Scores, points: int = 50) -> Any:
     return figure
 
 
-def running_score(curves: dict[str, np.ndarray], grid: np.ndarray) -> np.ndarray:
+def running_scores(results: Results, scores: Scores, setting: str, env: str, grid: np.ndarray) -> np.ndarray:
     """
-    The mean return of the last 100 episodes at points of a training.
+    The mean return of the last 100 episodes at points of each training.
 
-    :param curves: the curves of a run
+    :param results: the results
+    :param scores: those of the runs that count
+    :param setting: name of the setting
+    :param env: id of the task
     :param grid: timesteps
-    :return: the scores, NaN before the first episode has ended
+    :return: the scores, shape ``(n_seeds, len(grid))``, NaN before the first episode has ended
     """
-    ends = np.cumsum(curves["lengths"], dtype=np.int64)
-    total = np.concatenate([[0.0], np.cumsum(curves["returns"], dtype=np.float64)])
-    last = np.searchsorted(ends, grid, side="right")
-    first = np.maximum(last - LAST_EPISODES, 0)
-    with np.errstate(invalid="ignore"):
-        return (total[last] - total[first]) / (last - first)
+    rows = []
+    for run in scores.rows:
+        if (run.setting, run.env) == (setting, env):
+            curves = results.load(run).curves
+            ends = np.cumsum(curves["lengths"], dtype=np.int64)
+            total = np.concatenate([[0.0], np.cumsum(curves["returns"], dtype=np.float64)])
+            last = np.searchsorted(ends, grid, side="right")
+            first = np.maximum(last - LAST_EPISODES, 0)
+            with np.errstate(invalid="ignore"):
+                rows.append((total[last] - total[first]) / (last - first))
+    return np.array(rows)
 
 
 def performance_profile(scores: Scores) -> Any:
@@ -257,10 +278,7 @@ def performance_profile(scores: Scores) -> Any:
     :return: the figure
     """
     thresholds = np.linspace(-0.5, 1.1, 161)
-
-    def profile(normalized: np.ndarray) -> np.ndarray:
-        return statistics.performance_profile(normalized, thresholds)
-
+    profile = partial(statistics.performance_profile, thresholds=thresholds)
     figure, axes = plt.subplots(figsize=(7, 3.8))
     for setting, (color, line) in BEST.items():
         if setting in scores.settings():
@@ -310,4 +328,48 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
     panels[1, 0].set_ylabel("beta")
     figure.supxlabel("update (2,048 timesteps)", fontsize=10)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def figure_3(results: Results, scores: Scores) -> Any:
+    """
+    Figure 3: returns over training, a panel for each task: the mean over seeds of the running score (last 100 episodes), the
+    range between the quartiles, and the readings of the paper's plot as markers at the right edge, at the end of the axis
+    where they are beyond it.
+
+    :param results: the results
+    :param scores: the scores of Figure 3's runs
+    :return: the figure
+    """
+    figure, panels = plt.subplots(2, 4, figsize=(11, 5.2), squeeze=False)
+    timesteps = max(row["timesteps"] for row in scores.rows.values())
+    grid = np.linspace(0, timesteps, POINTS + 1)[1:]
+    papers = readings()
+    colors = {name: "black" if name == PPO else f"C{i - 1}" for i, name in enumerate(LABELS)}
+    for axes, env in zip(panels.flat, scores.tasks, strict=False):
+        lowest, highest = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
+        for i, (name, label) in enumerate(LABELS.items()):
+            curves = running_scores(results, scores, name, env, grid)
+            look = {"color": colors[name], "linestyle": LINES[i % len(LINES)], "linewidth": 2.0 if name == PPO else 1.3}
+            # From where each seed has ended an episode
+            axes.plot(grid, curves.mean(axis=0), label=label, **look)
+            quartiles = np.quantile(curves, [0.25, 0.75], axis=0)
+            axes.fill_between(grid, *quartiles, color=colors[name], alpha=0.12, linewidth=0)
+        # Beyond, a collapse would hide all else
+        margin = highest - lowest
+        low, high = axes.get_ylim()
+        high = max(high, *(paper[TASKS.index(env)] for paper in papers.values()))
+        axes.set_ylim(max(low, lowest - margin), min(high, highest + margin))
+        for i, (name, paper) in enumerate(papers.items()):
+            look = {"color": colors[name], "marker": MARKERS[i], "markersize": 6, "markeredgecolor": "white"}
+            place = 1.04 * timesteps, np.clip(paper[TASKS.index(env)], *axes.get_ylim())
+            axes.plot(*place, linestyle="", clip_on=False, zorder=3, **look)
+        axes.set_title(env.removesuffix("-v4"), fontsize=10)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    legend_axes = panels[1, 3]
+    legend_axes.axis("off")
+    legend_axes.legend(handles, labels, loc="center", fontsize=9, title="markers: the paper's plot")
+    for axes in panels[1, :3]:
+        axes.set_xlabel("timesteps")
     return figure
