@@ -30,7 +30,6 @@ def call():
 
     def call(*arguments):
         with pytest.MonkeyPatch.context() as patch, joblib.parallel_config(backend="threading"):
-            patch.setattr(runner, "INTERVAL", 0.01)
             patch.setattr(sys, "argv", ["paper", *map(str, arguments)])
             return main()
 
@@ -270,7 +269,6 @@ def test_failed_runs_are_tried_again_and_named(tmp_path, monkeypatch, capsys):
 
     attempts = []
     monkeypatch.setattr(runner, "train", train)
-    monkeypatch.setattr(runner, "INTERVAL", 0.01)
     runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(3)]
     with joblib.parallel_config(backend="threading"):
         assert runner.run_all(runs, 1, Results(tmp_path), 2) == [runs[2].name]

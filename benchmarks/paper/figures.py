@@ -341,12 +341,12 @@ def figure_3(results: Results, scores: Scores) -> Any:
     :param scores: the scores of Figure 3's runs
     :return: the figure
     """
-    figure, panels = plt.subplots(2, 4, figsize=(11, 5.2), squeeze=False)
+    figure, panels = plt.subplots(2, 4, figsize=(11, 5.2))
     timesteps = max(row["timesteps"] for row in scores.rows.values())
     grid = np.linspace(0, timesteps, POINTS + 1)[1:]
     papers = readings()
     colors = {name: "black" if name == PPO else f"C{i - 1}" for i, name in enumerate(LABELS)}
-    for axes, env in zip(panels.flat, scores.tasks, strict=False):
+    for task, (axes, env) in enumerate(zip(panels.flat, TASKS, strict=False)):
         lowest, highest = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
         for i, (name, label) in enumerate(LABELS.items()):
             curves = running_scores(results, scores, name, env, grid)
@@ -358,18 +358,17 @@ def figure_3(results: Results, scores: Scores) -> Any:
         # Beyond, a collapse would hide all else
         margin = highest - lowest
         low, high = axes.get_ylim()
-        high = max(high, *(paper[TASKS.index(env)] for paper in papers.values()))
+        high = max(high, *(paper[task] for paper in papers.values()))
         axes.set_ylim(max(low, lowest - margin), min(high, highest + margin))
         for i, (name, paper) in enumerate(papers.items()):
             look = {"color": colors[name], "marker": MARKERS[i], "markersize": 6, "markeredgecolor": "white"}
-            place = 1.04 * timesteps, np.clip(paper[TASKS.index(env)], *axes.get_ylim())
+            place = 1.04 * timesteps, np.clip(paper[task], *axes.get_ylim())
             axes.plot(*place, linestyle="", clip_on=False, zorder=3, **look)
         axes.set_title(env.removesuffix("-v4"), fontsize=10)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    legend_axes = panels[1, 3]
-    legend_axes.axis("off")
-    legend_axes.legend(handles, labels, loc="center", fontsize=9, title="markers: the paper's plot")
+    labels = panels[0, 0].get_legend_handles_labels()
+    panels[1, 3].axis("off")
+    panels[1, 3].legend(*labels, loc="center", fontsize=9, title="markers: the paper's plot")
     for axes in panels[1, :3]:
         axes.set_xlabel("timesteps")
     return figure

@@ -1,11 +1,9 @@
 """Makes the runs that are missing, side by side."""
 
 import sys
-import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from joblib import Parallel, delayed, effective_n_jobs
 from tqdm import tqdm
@@ -16,8 +14,6 @@ from benchmarks.paper.training import train
 from benchmarks.provenance import current_commit
 
 ATTEMPTS = 2
-# Seconds between two looks at what has been finished
-INTERVAL = 2.0
 
 
 def attempt(run: Run, timesteps: int, commit: str, results: Results) -> str | None:
@@ -41,8 +37,8 @@ def attempt(run: Run, timesteps: int, commit: str, results: Results) -> str | No
 
 def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int) -> list[str]:
     """
-    Make the runs that are not among the results. One that fails is tried once again, or more often where a process has been
-    killed meanwhile.
+    Make the runs that are not among the results, and show the progress. One that fails is tried once again, or more often
+    where a process has been killed meanwhile.
 
     :param runs: the runs, in the order in which they are to be made
     :param timesteps: the length of each
@@ -55,41 +51,33 @@ def run_all(runs: Sequence[Run], timesteps: int, results: Results, jobs: int) ->
         results.check_timesteps(timesteps)
         # Rows of runs that were finished when the program was killed
         results.write_table()
-        commit = current_commit()
+        commit, n_jobs = current_commit(), effective_n_jobs(jobs)
+        # joblib makes processes of their own only if there could be two; one run at a time for each, none in advance
+        parallel = Parallel(max(n_jobs, 2), batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
         attempts: Counter[str] = Counter()
         suspects: list[Run] = []
-
-        def make(runs: Sequence[Run], n_jobs: int) -> None:
-            # One run at a time for each process, none in advance
-            parallel = Parallel(n_jobs=n_jobs, batch_size=1, pre_dispatch="n_jobs")
-            attempts.update(
-                name for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in runs) if name
-            )
-
-        with progress_of(runs, results):
-            while True:
-                missing = [run for run in missing_runs(runs, results) if attempts[run.name] < ATTEMPTS]
-                if not missing:
-                    break
-                alone = missing if effective_n_jobs(jobs) == 1 else [run for run in missing if run in suspects]
-                suspects = []
-                for run in alone:
-                    try:
-                        # joblib makes a process of its own for one run only if there could be two
-                        make([run], 2)
-                    except Exception:
-                        traceback.print_exc()
-                        attempts[run.name] += 1
-                if alone:
-                    continue
+        n_done = len(runs) - len(missing_runs(runs, results))
+        # The first runs are those of policies that are not trained, which take seconds
+        with tqdm(total=len(runs), initial=n_done, unit="run", smoothing=0.1) as progress:
+            while missing := [run for run in missing_runs(runs, results) if attempts[run.name] < ATTEMPTS]:
+                suspects = [run for run in missing if run in suspects]
+                batch = suspects[:1] or (missing if n_jobs > 1 else missing[:1])
                 try:
-                    make(missing, jobs)
-                # A process that is killed takes the pool with it: it is one of those that were at work
+                    for name in parallel(delayed(attempt)(run, timesteps, commit, results) for run in batch):
+                        if name:
+                            attempts[name] += 1
+                        else:
+                            progress.update()
+                            results.write_table()
+                # A process that is killed takes the pool with it: it is one of those that were at work, each of which is
+                # tried alone
                 except Exception:
                     traceback.print_exc()
-                    suspects = missing_runs(missing, results)[: effective_n_jobs(jobs)]
-        results.write_table()
-    return [run.name for run in missing_runs(runs, results)]
+                    if len(batch) == 1:
+                        attempts[batch[0].name] += 1
+                    else:
+                        suspects = missing_runs(batch, results)[:n_jobs]
+        return [run.name for run in missing_runs(runs, results)]
 
 
 def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
@@ -102,37 +90,3 @@ def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
     """
     done = results.rows()
     return [run for run in runs if run not in done]
-
-
-@contextmanager
-def progress_of(runs: Sequence[Run], results: Results) -> Iterator[None]:
-    """
-    Show a progress bar and keep the table of the results up to date.
-
-    :param runs: the runs
-    :param results: where finished ones appear
-    """
-    ended = threading.Event()
-
-    n_done = len(runs) - len(missing_runs(runs, results))
-
-    def watch() -> None:
-        # The first runs are those of policies that are not trained, which take seconds
-        with tqdm(total=len(runs), initial=n_done, unit="run", smoothing=0.1) as progress:
-            over = False
-            while not over:
-                over = ended.wait(INTERVAL)
-                news = len(runs) - len(missing_runs(runs, results)) - progress.n
-                if news:
-                    progress.update(news)
-                    results.write_table()
-                if sys.stderr.isatty():
-                    progress.refresh()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
