@@ -11,13 +11,13 @@ from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run, planned
 from benchmarks.paper.figure3 import CANDIDATES, CONTESTANTS, PILOT_SEEDS, PILOT_TASKS, PPO
 from benchmarks.paper.scores import DATA, Scores, rows_of
 from benchmarks.paper.tables import (
-    EARLY,
     Study,
     format_bootstrapped,
     format_difference,
     format_mean,
     format_p,
     format_return,
+    format_returns_by_task,
     p_value,
     table,
 )
@@ -79,12 +79,7 @@ def by_task(scores: Scores) -> str:
     """Mean returns and standard deviations over seeds in each task, and the readings."""
     rows = []
     for name, label in LABELS.items():
-        cells = [
-            f"{format_return(own.mean())} ± {format_return(own.std(ddof=1))}"
-            f"{EARLY if scores.ended_early(env, name).any() else ''}"
-            for env, own in zip(scores.tasks, scores.returns(name), strict=True)
-        ]
-        rows.append([label, *cells])
+        rows.append([label, *format_returns_by_task(scores, name)])
         if name in readings():
             rows.append([f"{label}: the paper's plot", *map(format_return, readings()[name])])
     return table(["", *(env.removesuffix("-v4") for env in scores.tasks)], rows)

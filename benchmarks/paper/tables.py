@@ -169,6 +169,15 @@ def format_bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarr
     return f"{format_score(float(statistic(*samples)))} ({format_score(float(low))} to {format_score(float(high))})"
 
 
+def format_returns_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:
+    """Mean return and standard deviation over seeds in each task, marked where a run ended early."""
+    cells = []
+    for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True):
+        early = EARLY if scores.ended_early(env, setting, variant).any() else ""
+        cells.append(f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}{early}")
+    return cells
+
+
 def p_value(one: np.ndarray, other: np.ndarray) -> float:
     """That of the difference of two mean scores."""
     return statistics.permutation_test(one, other, np.random.default_rng(SEED))
@@ -177,7 +186,7 @@ def p_value(one: np.ndarray, other: np.ndarray) -> float:
 def _paper(setting: str, minus: str | None = None) -> str:
     scores = paper_scores()
     if not {setting, minus or setting} <= scores.keys():
-        return "not given" if setting in SETTINGS else ""
+        return "not given"
     return f"{scores[setting]:.2f}" if minus is None else f"{scores[setting] - scores[minus]:+.2f}"
 
 
@@ -253,8 +262,8 @@ def _power(study: Study) -> str:
         found = [next(x for x in grid if statistics.power(x, *samples) >= 0.8) for samples in both]
         powers = [statistics.power(difference, *samples) for samples in both]
         rows.append([_label(*pair), _paper(*pair), *(f"{x:.2f}" for x in (*powers, *found))])
-    of_paper, needed = ("power for it, {} seeds", "found with power 0.80, {} seeds")
-    return table(["", "paper's difference", *(text.format(n) for text in (of_paper, needed) for n in (3, 10))], rows)
+    header = ["", "paper's difference", "power for it, 3 seeds", "power for it, 10 seeds"]
+    return table([*header, "found with power 0.80, 3 seeds", "found with power 0.80, 10 seeds"], rows)
 
 
 def _pairs(study: Study) -> str:
@@ -426,16 +435,18 @@ def _details(scores: Scores) -> str:
     return table([*header, "HalfCheetah's part of the mean, if 0 is the policy before training"], rows)
 
 
-def _by_task(scores: Scores, names: Sequence[tuple[str, str]], with_details: bool = False) -> str:
+def _by_task(scores: Scores, settings: Sequence[str]) -> str:
     """Mean returns and standard deviations over seeds in each task."""
-    rows = []
-    for setting, variant in names:
-        cells = [
-            f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}"
-            f"{EARLY if scores.ended_early(env, setting, variant).any() else ''}"
-            for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True)
-        ]
-        rows.append([_label(setting) + (f"; {VARIANTS[variant].label}" if with_details else ""), *cells])
+    rows = [[_label(setting), *format_returns_by_task(scores, setting)] for setting in settings]
+    return table(["", *map(_short, scores.tasks)], rows)
+
+
+def _details_by_task(scores: Scores) -> str:
+    """The same of the settings with other details."""
+    rows = [
+        [f"{_label(setting)}; {VARIANTS[variant].label}", *format_returns_by_task(scores, setting, variant)]
+        for setting, variant in _variants(scores, whole=True)
+    ]
     return table(["", *map(_short, scores.tasks)], rows)
 
 
@@ -488,10 +499,6 @@ def _ended_early(scores: Scores) -> str:
     return table(["setting", "details", "task", "seed", "timesteps"], rows)
 
 
-def _of_paper(scores: Scores, references: Sequence[str] = ()) -> list[tuple[str, str]]:
-    return [(name, "paper") for name in (*scores.settings(), *references)]
-
-
 TABLES: dict[str, Callable[[Study], str]] = {
     "table_1": _table_1,
     "policy_gradient": _policy_gradient,
@@ -504,10 +511,10 @@ TABLES: dict[str, Callable[[Study], str]] = {
     "normalization": lambda study: _normalization(study.table_1),
     "readings": lambda study: _readings(study.table_1),
     "distribution": _distribution,
-    "by_task": lambda study: _by_task(study.table_1, _of_paper(study.table_1, list(REFERENCES))),
-    "ten_seeds_by_task": lambda study: _by_task(study.ten_seeds, _of_paper(study.ten_seeds)),
+    "by_task": lambda study: _by_task(study.table_1, [*study.table_1.settings(), *REFERENCES]),
+    "ten_seeds_by_task": lambda study: _by_task(study.ten_seeds, study.ten_seeds.settings()),
     "details": lambda study: _details(study.details),
-    "details_by_task": lambda study: _by_task(study.details, _variants(study.details, whole=True), with_details=True),
+    "details_by_task": lambda study: _details_by_task(study.details),
     "adaptation": _adaptation,
     "other_libraries": lambda study: _other_libraries(study.ten_seeds),
     "parts": _parts,
