@@ -1,8 +1,10 @@
 """The reproduction of section 6.1: its protocol, its runner, its results and their tables."""
 
 import csv
+import os
 import re
 import shlex
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -275,6 +277,18 @@ def test_failed_runs_are_tried_again_and_named(tmp_path, monkeypatch, capsys):
     assert "ArithmeticError: it broke" in capsys.readouterr().err
     assert set(Results(tmp_path).rows()) == {runs[0], runs[1]}
     assert attempts.count(2) >= 2
+
+
+def test_a_run_whose_process_is_killed_is_named_and_the_others_are_made(tmp_path):
+    class Killed(Results):
+        def save(self, run, result):
+            if run.seed == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().save(run, result)
+
+    runs = [Run("paper", "uniform", "InvertedPendulum-v4", seed) for seed in range(3)]
+    assert runner.run_all(runs, 1, Killed(tmp_path), 2) == [runs[1].name]
+    assert set(Results(tmp_path).rows()) == {runs[0], runs[2]}
 
 
 def test_committed_results_are_complete():
