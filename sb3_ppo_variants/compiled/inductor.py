@@ -88,23 +88,23 @@ def compile_graph(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[l
     """Compile a graph."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from torch._inductor import config
+        from torch._inductor import config, cpu_vec_isa
         from torch._inductor.compile_fx import compile_fx_inner
-        from torch._inductor.cpu_vec_isa import VecAMX, VecAVX512, VecAVX512VNNI, valid_vec_isa_list
 
         options: dict[str, Any] = dict(INDUCTOR_OPTIONS)
         if config.cpp.vec_isa_ok is None:
             # Without a test compilation for each set of instructions: if this one fails, there is the reference path
             options["cpp.vec_isa_ok"] = True
-        if config.cpp.march is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        # Torch before 2.13 has no such setting
+        if getattr(config.cpp, "march", "") is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
             # The one place for flags of the compiler. GCC is to collect its garbage earlier: that takes 90 MB less
             options["cpp.march"] = "native --param ggc-min-expand=7"
         try:
             with config.patch(options):
                 compiled = compile_fx_inner(graph, arguments, cpp_wrapper=True, is_inference=True)
         finally:
-            # What has not been tested is not to be remembered as tested
-            for known in (valid_vec_isa_list, VecAVX512.__bool__, VecAVX512VNNI.__bool__, VecAMX.__bool__):
-                known.cache_clear()
+            # What has not been tested is not to be remembered as tested: sets of instructions, of which newer torch knows more
+            for known in vars(cpu_vec_isa).values():
+                getattr(getattr(known, "__bool__", known), "cache_clear", lambda: None)()
     # Without the profiler's hooks round it
     return compiled.current_callable  # type: ignore[attr-defined]

@@ -18,8 +18,8 @@ from sb3_ppo_variants.buffers import OWN_BUFFERS
 from sb3_ppo_variants.optimizer import not_plain_adam, trainable
 from sb3_ppo_variants.policies import has_contribs_memory, has_hooks
 
-# The oldest torch whose Inductor this package has been tested with
-OLDEST_TORCH = (2, 13)
+# In torch 2.10 and 2.11, the second model that a process compiles crashes it
+OLDEST_TORCH = (2, 12)
 
 
 class CompilationError(RuntimeError):
