@@ -136,7 +136,7 @@ def test_compiler_that_fails_is_told_of_in_a_line(tmp_path, monkeypatch, capfd):
     assert output.out.count("\n") == 1
     assert len(output.out) < 400
     # Torch may say what it leaves on the disk
-    assert "note" not in output.err
+    assert "a note" not in output.err
 
 
 def test_settings_of_others_stay(monkeypatch):
@@ -145,7 +145,8 @@ def test_settings_of_others_stay(monkeypatch):
     seen = []
 
     def interpret(graph, arguments, **kwargs):
-        seen.append(tuple(getattr(config.cpp, name.removeprefix("cpp.")) for name in own))
+        # Torch before 2.13 has no cpp.march
+        seen.append((config.cpp.vec_isa_ok, getattr(config.cpp, "march", "")))
         cpu_vec_isa.valid_vec_isa_list()
         return SimpleNamespace(current_callable=lambda arguments: graph(*arguments))
 
@@ -153,15 +154,14 @@ def test_settings_of_others_stay(monkeypatch):
         train(PPOClip, n_updates=1, compile=True)
 
     monkeypatch.setattr(compile_fx, "compile_fx_inner", interpret)
-    # Torch before 2.13 has no cpp.march
-    own = {"cpp.vec_isa_ok": False, **({"cpp.march": ""} if hasattr(config.cpp, "march") else {})}
-    with config.patch(own):
+    with config.patch({"cpp.vec_isa_ok": False, **({"cpp.march": ""} if hasattr(config.cpp, "march") else {})}):
         compile_()
-    assert seen == [tuple(own.values())]
+    assert seen == [(False, "")]
     environment = dict(os.environ)
     with config.patch({"cpp.vec_isa_ok": None}):
         compile_()
         assert config.cpp.vec_isa_ok is None
     assert seen[1][0] is True
-    assert cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0
+    for test in (cpu_vec_isa.valid_vec_isa_list, cpu_vec_isa.VecAVX512.__bool__):
+        assert test.cache_info().currsize == 0
     assert dict(os.environ) == environment

@@ -95,9 +95,8 @@ def compile_graph(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[l
         if config.cpp.vec_isa_ok is None:
             # Without a test compilation for each set of instructions: if this one fails, there is the reference path
             options["cpp.vec_isa_ok"] = True
-        # Torch before 2.13 has no such setting
         if getattr(config.cpp, "march", "") is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
-            # The one place for flags of the compiler. GCC is to collect its garbage earlier: that takes 90 MB less
+            # The one place for flags, from torch 2.13 on. GCC is to collect its garbage earlier: that takes 90 MB less
             options["cpp.march"] = "native --param ggc-min-expand=7"
         try:
             with config.patch(options):
@@ -105,6 +104,8 @@ def compile_graph(graph: th.fx.GraphModule, arguments: list[Any]) -> Callable[[l
         finally:
             # What has not been tested is not to be remembered as tested: sets of instructions, of which newer torch knows more
             for known in vars(cpu_vec_isa).values():
-                getattr(getattr(known, "__bool__", known), "cache_clear", lambda: None)()
+                test = getattr(known, "__bool__", known)
+                if hasattr(test, "cache_clear"):
+                    test.cache_clear()
     # Without the profiler's hooks round it
     return compiled.current_callable  # type: ignore[attr-defined]
