@@ -8,6 +8,7 @@ import pytest
 import sb3_contrib
 import stable_baselines3
 import torch as th
+from compiled_support import needs_new_torch
 from gymnasium import spaces
 from paper_support import Inspect, make_model, statistics_of_ppo1
 from stable_baselines3.common.env_util import make_vec_env
@@ -153,6 +154,7 @@ def test_vanilla_policy_gradient_makes_one_step_along_the_gradient():
     assert model.policy.value_net.bias.item() == pytest.approx(value - 1e-3, abs=1e-6)
 
 
+@needs_new_torch
 def test_compiled_rollouts_see_the_fitted_value_function(interpreted):
     def compare(model):
         with th.no_grad():
