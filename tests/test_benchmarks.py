@@ -126,7 +126,7 @@ def flops(function):
     return counter.get_total_flops()
 
 
-# The counter of older ones does not take `out`
+# The counter of an older torch does not take `out`
 @needs_new_torch
 def test_floor_of_many_actions_is_the_products_of_both_networks():
     step_of_rollout, step_of_update = speed.matrix_products(speed.CASES["masks, Discrete(1400), 8 envs"])
