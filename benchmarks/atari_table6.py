@@ -5,7 +5,8 @@ The whole of Table 6, for a cluster: PPO, A2C and ACER in 49 games, three seeds 
     python -m benchmarks.atari_table6 --backend ray     # runs what is missing in the results, then reports
     python -m benchmarks.atari_table6 --report          # reports only
 
-Runs are those of benchmarks/atari.py, and are appended to benchmarks/results/atari_table6.csv as they end.
+Runs are those of benchmarks/atari.py, and are appended to benchmarks/results/atari_table6.csv as they end. The replay memory
+of a run of ACER takes 12 GB.
 """
 
 from functools import partial

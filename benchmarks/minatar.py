@@ -11,10 +11,13 @@ What was set before any run:
 - The games are as MinAtar has them: an action is repeated with probability 0.1, the difficulty rises, the actions are those
   that have an effect. 2 million timesteps, eight environments.
 - All have the network of MinAtar's paper: 16 filters of 3x3, then 128 units; policy and values are linear in these.
-- PPO has Table 5. A2C is SB3's, and ACER that of contestants/acer.py, with the defaults of openai/baselines. All step sizes go
-  to 0, and each was chosen by ``python -m benchmarks.minatar_pilot``, whose rule is there.
+- PPO has Table 5. A2C is SB3's, and ACER that of contestants/acer.py, with the defaults of openai/baselines: RMSprop as in
+  TensorFlow, half of A2C's squared error of the values, a replay memory of 50,000 steps of each environment that is used when
+  there are 10,000. All step sizes go to 0, and each was chosen by ``python -m benchmarks.minatar_pilot``, whose rule is there.
 - Both criteria of Table 2: mean return of all episodes, and of the last 100. The best mean over the seeds, as it is printed,
   wins a game.
+- Only episodes that end have a return. Of seaquest there are some without an end and without a reward: a submarine that stays
+  up. The report names the runs in which less than 90% of the timesteps are of episodes that ended.
 - Whether a lead is more than luck is asked twice: by a sign test over the games, which in five games cannot give less than
   0.06, and by the probability that a run is better than one of the other (95% interval, bootstrap over the seeds).
 
@@ -31,6 +34,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -40,7 +44,8 @@ from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "minatar.csv"
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
-SEEDS = range(10)
+# Ten. The eight environments of a run have the seeds from its own on
+SEEDS = range(0, 100, 10)
 TIMESTEPS = 2_000_000
 N_ENVS = 8
 PACKAGES = ("stable-baselines3", "torch", "gymnasium", "minatar", "numpy")
@@ -49,12 +54,21 @@ PACKAGES = ("stable-baselines3", "torch", "gymnasium", "minatar", "numpy")
 PUBLISHED = {"PPO": 2.5e-4, "A2C": 7e-4, "ACER": 7e-4}
 # By what the pilot multiplies them
 FACTORS = {"PPO": 1.0, "A2C": 1.0, "ACER": 1.0}
-# Table 5, whose alpha goes from 1 to 0; openai/baselines
+# Table 5, whose alpha goes from 1 to 0; openai/baselines, whose A2C halves the squared error, and whose ACER counts the steps
+# of each environment
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "PPO": {"n_steps": 128, "batch_size": 256, "n_epochs": 3, "gae_lambda": 0.95, "vf_coef": 1.0, "ent_coef": 0.01},
-    "A2C": {"n_steps": 5, "vf_coef": 0.5, "ent_coef": 0.01, "max_grad_norm": 0.5},
-    "ACER": {"n_steps": 20, "vf_coef": 0.5, "ent_coef": 0.01, "buffer_size": 100_000},
+    "A2C": {"n_steps": 5, "vf_coef": 0.25, "ent_coef": 0.01, "max_grad_norm": 0.5},
+    "ACER": {
+        "n_steps": 20,
+        "vf_coef": 0.5,
+        "ent_coef": 0.01,
+        "buffer_size": 50_000 * N_ENVS,
+        "learning_starts": 10_000 * N_ENVS,
+    },
 }
+_RMSPROP = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {"PPO": {}, "A2C": _RMSPROP, "ACER": _RMSPROP}
 
 
 class MinAtar(gym.Env[np.ndarray, np.int64]):
@@ -128,11 +142,11 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
     th.set_num_threads(1)
     start = time.perf_counter()
     vec_env = make_vec_env(lambda: MinAtar(env), N_ENVS, seed=seed)
-    factor = FACTORS[algorithm] if factor is None else factor
+    learning_rate = PUBLISHED[algorithm] * (FACTORS[algorithm] if factor is None else factor)
     annealed = partial(LinearSchedule, end=0.0, end_fraction=1.0)
     kwargs: dict[str, Any] = {
-        "learning_rate": annealed(factor * PUBLISHED[algorithm]),
-        "policy_kwargs": {"features_extractor_class": MinAtarCNN, "net_arch": []},
+        "learning_rate": annealed(learning_rate),
+        "policy_kwargs": {"features_extractor_class": MinAtarCNN, "net_arch": [], **OPTIMIZERS[algorithm]},
         "seed": seed,
         "device": "cpu",
         # All episodes
@@ -150,7 +164,9 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
         "algorithm": algorithm,
         "env": env,
         "seed": seed,
+        "learning_rate": learning_rate,
         "timesteps": model.num_timesteps,
+        "in_episodes": sum(episode["l"] for episode in model.ep_info_buffer),
         "episodes": len(returns),
         "training": round(by_training, 4),
         "last": round(by_last, 4),
@@ -206,6 +222,17 @@ def tables(rows: list[dict[str, str]], criterion: str) -> list[str]:
     return lines
 
 
+def stuck(rows: list[dict[str, str]]) -> list[str]:
+    """
+    The runs whose scores leave out much of them, as long episodes have not ended.
+
+    :param rows: of the results
+    :return: their names, with the percentage of the timesteps that count
+    """
+    fractions = [(row, int(row["in_episodes"]) / int(row["timesteps"])) for row in rows]
+    return [f"{row['algorithm']} {row['env']} {row['seed']} ({x:.0%})" for row, x in fractions if x < 0.9]
+
+
 def report() -> int:
     """
     Print the tables.
@@ -215,6 +242,7 @@ def report() -> int:
     rows = runs.load(RESULTS)
     for criterion, title in (("training", "Mean return of all episodes"), ("last", "Mean return of the last 100 episodes")):
         print(f"\n{title}\n", *tables(rows, criterion), sep="\n")
+    print(f"\nLess than 90% of the timesteps in episodes that ended: {', '.join(stuck(rows)) or 'none'}")
     missing = len(GAMES) * len(PUBLISHED) * len(SEEDS) - len(rows)
     if missing:
         print(f"\n{missing} runs are missing: python -m benchmarks.minatar")

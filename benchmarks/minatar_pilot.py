@@ -17,7 +17,7 @@ from benchmarks import minatar, runs
 
 RESULTS = Path(__file__).parent / "results" / "minatar_pilot.csv"
 FACTORS = (1.0, 0.25, 4.0)
-SEEDS = (100, 101)
+SEEDS = (100, 110)
 TIMESTEPS = 500_000
 
 # (algorithm, factor) by the name of the candidate

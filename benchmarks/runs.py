@@ -3,9 +3,13 @@
 import argparse
 import csv
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from benchmarks.provenance import current_commit
 
 KEY = ("algorithm", "env", "seed")
 
@@ -23,16 +27,26 @@ def load(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _attempt(train: Callable[..., dict[str, Any]], *run: Any) -> dict[str, Any] | None:
+    """The row of a run, or none if it failed."""
+    try:
+        return train(*run)
+    # Whatever it is: the others go on
+    except Exception:
+        print(f"{run} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return None
+
+
 def _finished(
-    train: Callable[..., dict[str, Any]], planned: Sequence[Sequence[Any]], jobs: int, backend: str
-) -> Iterator[dict[str, Any]]:
+    train: Callable[..., dict[str, Any] | None], planned: Sequence[Sequence[Any]], jobs: int, backend: str
+) -> Iterator[dict[str, Any] | None]:
     """The rows of runs, as they end."""
     if backend == "ray":
         # joblib's backend for Ray returns nothing before all have ended
         import ray
 
         @ray.remote
-        def call(run: Sequence[Any]) -> dict[str, Any]:
+        def call(run: Sequence[Any]) -> dict[str, Any] | None:
             return train(*run)
 
         pending: list[Any] = [call.remote(run) for run in planned]
@@ -53,7 +67,7 @@ def run_missing(
     backend: str = "joblib",
 ) -> None:
     """
-    Make the runs that are not in the results, and append each as it ends.
+    Make the runs that are not in the results, and append each as it ends. One that fails is reported, and remains missing.
 
     :param path: the file of the results
     :param train: makes the row of a run of an algorithm, a task and a seed
@@ -64,7 +78,13 @@ def run_missing(
     done = {tuple(row[name] for name in KEY) for row in load(path)}
     missing = [run for run in planned if tuple(map(str, run)) not in done]
     path.parent.mkdir(exist_ok=True)
-    for row in _finished(train, missing, jobs, backend):
+    # That of the code that runs: others may come meanwhile
+    commit = current_commit()
+    for row in _finished(partial(_attempt, train), missing, jobs, backend):
+        if row is None:
+            continue
+        if "commit" in row:
+            row["commit"] = commit
         is_new = not path.is_file()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row, lineterminator="\n")

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.recall  # noqa: F401
-from benchmarks import learning_cleanrl, learning_recurrent, speed, speed_report
+from benchmarks import learning_cleanrl, learning_recurrent, runs, speed, speed_report
 from benchmarks.learning_masks import welch_interval
 
 
@@ -179,3 +179,20 @@ def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
     # The mean of CleanRL is 3
     assert learning_cleanrl.report() == 8 * 10 - 6
     assert "| CleanRL | 3 +- 3 (3 seeds) | +1 (" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
+    def train(algorithm, env, seed):
+        if seed == 1:
+            raise RuntimeError("no luck")
+        return {"algorithm": algorithm, "env": env, "seed": seed, "commit": "of the worker"}
+
+    path, planned = tmp_path / "runs.csv", [("PPO", "a", seed) for seed in range(3)]
+    monkeypatch.setattr(runs, "current_commit", lambda: "at the start")
+    runs.run_missing(path, train, planned, jobs=2)
+    rows = runs.load(path)
+    assert {(row["seed"], row["commit"]) for row in rows} == {("0", "at the start"), ("2", "at the start")}
+    assert "('PPO', 'a', 1) failed" in capfd.readouterr().err
+    # It remains missing, and is made once it can be
+    runs.run_missing(path, lambda *run: dict(zip(runs.KEY, run, strict=True)) | {"commit": ""}, planned, jobs=1)
+    assert sorted(row["seed"] for row in runs.load(path)) == ["0", "1", "2"]

@@ -48,8 +48,18 @@ def test_the_pilot_takes_the_best_candidate_and_else_the_published():
     assert chosen == {"PPO": "PPO x 0.25", "A2C": "A2C x 0.25", "ACER": "ACER x 1"}
 
 
-def test_seeds_of_the_pilot_are_others():
-    assert not set(minatar_pilot.SEEDS) & set(minatar.SEEDS)
+def test_no_environment_has_the_seed_of_another():
+    seeds = [*minatar.SEEDS, *minatar_pilot.SEEDS]
+    assert len(minatar.SEEDS) == 10
+    assert len({seed + i for seed in seeds for i in range(minatar.N_ENVS)}) == len(seeds) * minatar.N_ENVS
+
+
+def test_runs_that_are_stuck_are_named():
+    rows = [
+        {**row("PPO", "seaquest", seed, 1, 1), "timesteps": "1000", "in_episodes": in_episodes}
+        for seed, in_episodes in ((0, "1000"), (10, "900"), (20, "890"))
+    ]
+    assert minatar.stuck(rows) == ["PPO seaquest 20 (89%)"]
 
 
 @pytest.mark.parametrize(("game", "channels", "n_actions"), [("breakout", 4, 3), ("seaquest", 10, 6)])
@@ -74,6 +84,9 @@ def test_run(algorithm):
     pytest.importorskip("minatar")
     result = minatar.train(algorithm, "breakout", 0, timesteps=1_600)
     assert result["timesteps"] == 1_600
+    # The environments' last ones have not ended
+    assert 1_000 < result["in_episodes"] < 1_600
+    assert result["learning_rate"] == 7e-4
     # An episode of random play has some ten steps
     assert result["episodes"] > 20
     assert 0 < result["last"] < 5
