@@ -34,11 +34,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from benchmarks import runs
+from benchmarks.contestants.rmsprop import RMSPROP
 from benchmarks.paper import statistics, wins
 from benchmarks.provenance import origin
 
@@ -67,8 +67,7 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
         "learning_starts": 10_000 * N_ENVS,
     },
 }
-_RMSPROP = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
-OPTIMIZERS: dict[str, dict[str, Any]] = {"PPO": {}, "A2C": _RMSPROP, "ACER": _RMSPROP}
+OPTIMIZERS: dict[str, dict[str, Any]] = {"PPO": {}, "A2C": RMSPROP, "ACER": RMSPROP}
 
 
 class MinAtar(gym.Env[np.ndarray, np.int64]):

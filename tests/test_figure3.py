@@ -197,6 +197,8 @@ def test_the_plan():
     # 5 contestants, 7 tasks, 10 seeds; 4 candidates of each of 4, 2 tasks, 2 seeds
     assert len(set(STAGES["figure3"])) == 350
     assert len(set(PILOTS["figure3_pilot"])) == 64
+    # 4 more
+    assert len(set(PILOTS["figure3_later_pilot"])) == 16
     assert not {(run.env, run.seed) for run in PILOTS["figure3_pilot"]} & {(run.env, run.seed) for run in STAGES["figure3"]}
     assert not set(figure3.PILOT_TASKS) & set(TASKS)
     assert max(figure3.SEEDS) < min(figure3.PILOT_SEEDS)
@@ -210,6 +212,18 @@ def test_contestants_start_with_the_same_policy():
         assert not model.policy.log_std.any()
     model = make_model("a2c_trust_region", "Reacher-v4")
     th.testing.assert_close(model.average_policy.state_dict(), model.policy.state_dict(), rtol=0, atol=0)
+
+
+def test_rmsprop_of_openai_baselines():
+    model = make_model("a2c_baselines_0.002", "Reacher-v4")
+    parameter = model.policy.action_net.bias
+    before = parameter.detach().clone()
+    for other in model.policy.parameters():
+        other.grad = th.full_like(other, 0.1)
+    model.policy.optimizer.step()
+    # The mean square is 0.99 * 1 + 0.01 * 0.1^2 = 0.9901; 0.002 * 0.1 / sqrt(0.9901 + 0.00001) = 2.00997e-4
+    np.testing.assert_allclose((before - parameter).detach(), 2.00997e-4, rtol=1e-4)
+    assert model.lr_schedule(0.5) == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize("setting", ["a2c", "cem"])

@@ -251,12 +251,16 @@ STAGES: dict[str, list[Run]] = {
 
 # Runs of another length, which choose what is run; they have a directory of their own
 PILOTS: dict[str, list[Run]] = {
-    "figure3_pilot": planned(
+    stage: planned(
         "paper",
-        [name for candidates in figure3.CANDIDATES.values() for name in candidates],
+        [name for of_one in candidates.values() for name in of_one],
         figure3.PILOT_SEEDS,
         figure3.PILOT_TASKS,
-    ),
+    )
+    for stage, candidates in (
+        ("figure3_pilot", figure3.CANDIDATES),
+        ("figure3_later_pilot", figure3.LATER_CANDIDATES),
+    )
 }
 
 

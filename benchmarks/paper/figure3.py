@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
 from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
 from benchmarks.contestants.cem import CEM
 from benchmarks.contestants.quick_rollouts import A2C, TRPO
+from benchmarks.contestants.rmsprop import RMSPROP
 from benchmarks.contestants.vanilla_policy_gradient import HOMEWORK_4, VanillaPolicyGradient
 
 # The setting of Table 1 that stands for PPO, as in the paper
@@ -65,7 +67,7 @@ _STEP_SIZES = (0.0002, 0.0007, 0.002, 0.007)
 _A2C: dict[str, Any] = {"n_steps": 5, "gamma": 0.99, "ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 0.5}
 
 
-def _a2c(label: str, algorithm: type[A2C], learning_rate: float, **kwargs: Any) -> Contestant:
+def _a2c(label: str, algorithm: type[A2C], learning_rate: float | Schedule, **kwargs: Any) -> Contestant:
     return Contestant(label, algorithm, {**_A2C, "learning_rate": learning_rate, **kwargs}, n_envs=8)
 
 
@@ -97,6 +99,15 @@ CANDIDATES: dict[str, dict[str, Contestant]] = {
     },
 }
 
+# What the plan's A2C leaves to SB3, as in openai/baselines. Added when runs of A2C had been seen: no part of the comparison
+OF_BASELINES: dict[str, Any] = {"vf_coef": 0.25, "ent_coef": 0.01, "policy_kwargs": RMSPROP}
+LATER_CANDIDATES: dict[str, dict[str, Contestant]] = {
+    "a2c_baselines": {
+        f"a2c_baselines_{x}": _a2c("A2C as in openai/baselines", A2C, LinearSchedule(x, 0.0, 1.0), **OF_BASELINES)
+        for x in _STEP_SIZES
+    },
+}
+
 # By the pilot
 CHOSEN = {
     "a2c": "a2c_0.002",
@@ -111,4 +122,7 @@ CONTESTANTS = {
 }
 
 # All that a run can name
-ALL = {**CONTESTANTS, **{name: one for candidates in CANDIDATES.values() for name, one in candidates.items()}}
+ALL = {
+    **CONTESTANTS,
+    **{name: one for candidates in (CANDIDATES | LATER_CANDIDATES).values() for name, one in candidates.items()},
+}

@@ -1,14 +1,14 @@
 """The tables of Figure 3, section 6.2: docs/figure3.md has the rules."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import stats
 
 from benchmarks.paper import figure3, statistics
 from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run, planned
-from benchmarks.paper.figure3 import CANDIDATES, CONTESTANTS, PILOT_SEEDS, PILOT_TASKS, PPO
+from benchmarks.paper.figure3 import CANDIDATES, CONTESTANTS, LATER_CANDIDATES, PILOT_SEEDS, PILOT_TASKS, PPO, Contestant
 from benchmarks.paper.scores import DATA, Scores, rows_of
 from benchmarks.paper.tables import (
     Study,
@@ -21,6 +21,8 @@ from benchmarks.paper.tables import (
     p_value,
     table,
 )
+
+Candidates = Mapping[str, Mapping[str, Contestant]]
 
 LABELS = {PPO: "PPO", **{name: contestant.label for name, contestant in CONTESTANTS.items()}}
 RUNS = planned("paper", [PPO], figure3.SEEDS) + STAGES["figure3"]
@@ -111,19 +113,21 @@ def mean_ranks(returns: np.ndarray) -> np.ndarray:
     return stats.rankdata(-returns, axis=0).mean(axis=1)
 
 
-def pilot(study: Study) -> tuple[str, dict[str, str]]:
+def pilot(study: Study, stage: str = "figure3_pilot", all_candidates: Candidates = CANDIDATES) -> tuple[str, dict[str, str]]:
     """
-    The pilot's table, and its choice.
+    A pilot's table, and its choice.
 
     :param study: the results of the pilot
+    :param stage: its name
+    :param all_candidates: of each contestant
     :return: the table; of each contestant the name of the candidate with the lowest mean rank, the first of equals
     """
-    made = rows_of(study.results, PILOTS["figure3_pilot"])
+    made = rows_of(study.results, PILOTS[stage])
     # The score of a run that has ended early does not say what became of it
     scores = {run: -np.inf if row["diverged"] else float(row["score"]) for run, row in made.items()}
     pairs = [(env, seed) for env in PILOT_TASKS for seed in PILOT_SEEDS]
     rows, chosen = [], {}
-    for contestant, candidates in CANDIDATES.items():
+    for contestant, candidates in all_candidates.items():
         returns = np.array([[scores[Run("paper", name, *pair)] for pair in pairs] for name in candidates])
         ranks = mean_ranks(returns)
         chosen[contestant] = list(candidates)[int(ranks.argmin())]
@@ -138,4 +142,5 @@ TABLES: dict[str, Callable[[Study], str]] = {
     "figure3_by_task": lambda study: by_task(scores_of(study)),
     "figure3_distance": lambda study: distance(scores_of(study)),
     "figure3_pilot": lambda study: pilot(study)[0],
+    "figure3_later_pilot": lambda study: pilot(study, "figure3_later_pilot", LATER_CANDIDATES)[0],
 }
