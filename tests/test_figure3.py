@@ -197,7 +197,8 @@ def test_the_plan():
     # 5 contestants, 7 tasks, 10 seeds; 4 candidates of each of 4, 2 tasks, 2 seeds
     assert len(set(STAGES["figure3"])) == 350
     assert len(set(PILOTS["figure3_pilot"])) == 64
-    # 4 more
+    # 1 more, and its 4 candidates
+    assert len(set(STAGES["figure3_later"])) == 70
     assert len(set(PILOTS["figure3_later_pilot"])) == 16
     assert not {(run.env, run.seed) for run in PILOTS["figure3_pilot"]} & {(run.env, run.seed) for run in STAGES["figure3"]}
     assert not set(figure3.PILOT_TASKS) & set(TASKS)
@@ -268,7 +269,7 @@ def test_a_contestants_run(tmp_path):
 
 
 # Of the way from 0 to 1, in each task; the seeds add -0.01 to 0.01
-MADE_UP = {"clip_0.2": 0.8, "trpo": 0.8, "a2c": 0.5, "a2c_trust_region": 0.6, "vanilla": 0.3, "cem": 0.1}
+MADE_UP = {"clip_0.2": 0.8, "trpo": 0.8, "a2c": 0.5, "a2c_trust_region": 0.6, "vanilla": 0.3, "cem": 0.1, "a2c_baselines": 0.7}
 
 
 def save(results, run, score, diverged=False):
@@ -283,7 +284,7 @@ def study(tmp_path_factory):
     results = Results(tmp_path_factory.mktemp("figure3"))
     results.curves.mkdir()
     study = tables.Study(results, CONSTANTS)
-    for run in figure3_report.RUNS:
+    for run in dict.fromkeys([*figure3_report.RUNS, *figure3_report.LATER_RUNS]):
         of_env = study.constants[run.env]
         part = MADE_UP[run.setting] + (run.seed - 4.5) / 450
         save(results, run, of_env["uniform"] + part * (of_env["best_run"] - of_env["uniform"]))
@@ -309,6 +310,13 @@ def test_comparison(study):
     # In the readings, PPO wins Hopper, Walker2d, HalfCheetah and Reacher, A2C with trust region the double pendulum, TRPO
     # Swimmer, and all four the pendulum
     assert [row[7] for row in (ppo, trpo, a2c, *others)] == ["5", "2", "1", "2", "", ""]
+
+
+def test_a2c_that_was_added_later(study):
+    rows = cells(figure3_report.TABLES["figure3_later"](study))
+    a2c = ["0.50 (0.50 to 0.50)", "+0.30 (0.30 to 0.30)", "1.00 (1.00 to 1.00)"]
+    as_in_baselines = ["0.70 (0.70 to 0.70)", "+0.10 (0.10 to 0.10)", "1.00 (1.00 to 1.00)"]
+    assert rows == [["A2C", *a2c], ["A2C as in openai/baselines", *as_in_baselines]]
 
 
 def test_distance(study):
@@ -352,7 +360,12 @@ def test_pilot_chooses_by_mean_rank(tmp_path):
 def test_what_is_run_is_what_the_pilot_chose():
     table, chosen = figure3_report.pilot(tables.Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS))
     assert chosen == figure3.CHOSEN
-    assert table in (tables.ROOT / "docs" / "figure3.md").read_text(encoding="utf-8")
+    text = (tables.ROOT / "docs" / "figure3.md").read_text(encoding="utf-8")
+    assert table in text
+    results = tables.Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS)
+    table, chosen = figure3_report.pilot(results, "figure3_later_pilot", figure3.LATER_CANDIDATES)
+    assert chosen == figure3.LATER_CHOSEN
+    assert table in text
 
 
 def call(monkeypatch, *arguments):

@@ -240,6 +240,8 @@ STAGES: dict[str, list[Run]] = {
     "details_clipped_gradient": planned("clipped_gradient", ["none"]),
     # What clipping at 0.2 is compared with in section 6.2
     "figure3": planned("paper", figure3.CONTESTANTS, figure3.SEEDS),
+    # Planned when runs of A2C had been seen
+    "figure3_later": planned("paper", figure3.LATER, figure3.SEEDS),
     "seeds_clip_0.1": planned("paper", ["clip_0.1"], MORE_SEEDS),
     "seeds_clip_0.3": planned("paper", ["clip_0.3"], MORE_SEEDS),
     "seeds_adaptive_kl_0.003": planned("paper", ["adaptive_kl_0.003"], MORE_SEEDS),

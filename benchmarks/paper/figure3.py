@@ -121,8 +121,13 @@ CONTESTANTS = {
     **{name: CANDIDATES[name][chosen] for name, chosen in CHOSEN.items()},
 }
 
+LATER_CHOSEN = {"a2c_baselines": "a2c_baselines_0.007"}
+
+LATER = {name: LATER_CANDIDATES[name][chosen] for name, chosen in LATER_CHOSEN.items()}
+
 # All that a run can name
 ALL = {
     **CONTESTANTS,
+    **LATER,
     **{name: one for candidates in (CANDIDATES | LATER_CANDIDATES).values() for name, one in candidates.items()},
 }

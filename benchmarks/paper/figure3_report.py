@@ -1,14 +1,23 @@
 """The tables of Figure 3, section 6.2: docs/figure3.md has the rules."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from benchmarks.paper import figure3, statistics
 from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run, planned
-from benchmarks.paper.figure3 import CANDIDATES, CONTESTANTS, LATER_CANDIDATES, PILOT_SEEDS, PILOT_TASKS, PPO, Contestant
+from benchmarks.paper.figure3 import (
+    CANDIDATES,
+    CONTESTANTS,
+    LATER,
+    LATER_CANDIDATES,
+    PILOT_SEEDS,
+    PILOT_TASKS,
+    PPO,
+    Contestant,
+)
 from benchmarks.paper.scores import DATA, Scores, rows_of
 from benchmarks.paper.tables import (
     Study,
@@ -26,17 +35,19 @@ Candidates = Mapping[str, Mapping[str, Contestant]]
 
 LABELS = {PPO: "PPO", **{name: contestant.label for name, contestant in CONTESTANTS.items()}}
 RUNS = planned("paper", [PPO], figure3.SEEDS) + STAGES["figure3"]
+LATER_RUNS = planned("paper", [PPO, "a2c"], figure3.SEEDS) + STAGES["figure3_later"]
 
 
-def scores_of(study: Study) -> Scores:
+def scores_of(study: Study, runs: Sequence[Run] = RUNS) -> Scores:
     """
     The scores of Figure 3's runs.
 
     :param study: the results
+    :param runs: which
     :return: the scores
     :raises MissingRunsError: if a run has not been made
     """
-    return Scores(rows_of(study.results, RUNS), study.constants)
+    return Scores(rows_of(study.results, runs), study.constants)
 
 
 def readings() -> dict[str, np.ndarray]:
@@ -75,6 +86,16 @@ def comparison(scores: Scores) -> str:
         rows.append([label, format_mean(own), *cells, str(won[name]), str(won_in_paper.get(name, ""))])
     header = ["", "score", "PPO minus it", "probability that PPO is better", "p", "adjusted p", "tasks won"]
     return table([*header, "of the four in the paper's plot"], rows)
+
+
+def later(scores: Scores) -> str:
+    """PPO against both A2Cs, without tests."""
+    ppo, rows = scores.normalized(PPO), []
+    for name, label in (("a2c", LABELS["a2c"]), *((name, contestant.label) for name, contestant in LATER.items())):
+        own = scores.normalized(name)
+        improvement = format_bootstrapped(statistics.probability_of_improvement, ppo, own)
+        rows.append([label, format_mean(own), format_difference(ppo, own), improvement])
+    return table(["", "score", "PPO minus it", "probability that PPO is better"], rows)
 
 
 def by_task(scores: Scores) -> str:
@@ -141,6 +162,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
     "figure3": lambda study: comparison(scores_of(study)),
     "figure3_by_task": lambda study: by_task(scores_of(study)),
     "figure3_distance": lambda study: distance(scores_of(study)),
+    "figure3_later": lambda study: later(scores_of(study, LATER_RUNS)),
     "figure3_pilot": lambda study: pilot(study)[0],
     "figure3_later_pilot": lambda study: pilot(study, "figure3_later_pilot", LATER_CANDIDATES)[0],
 }
