@@ -27,26 +27,25 @@ def load(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _attempt(train: Callable[..., dict[str, Any]], *run: Any) -> dict[str, Any] | None:
-    """The row of a run, or none if it failed."""
+def _attempt(train: Callable[..., dict[str, Any]], *run: Any) -> dict[str, Any] | str:
+    """The row of a run, or how it failed."""
     try:
         return train(*run)
     # Whatever it is: the others go on
     except Exception:
-        print(f"{run} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return None
+        return f"{run} failed:\n{traceback.format_exc()}"
 
 
 def _finished(
-    train: Callable[..., dict[str, Any] | None], planned: Sequence[Sequence[Any]], jobs: int, backend: str
-) -> Iterator[dict[str, Any] | None]:
-    """The rows of runs, as they end."""
+    train: Callable[..., dict[str, Any] | str], planned: Sequence[Sequence[Any]], jobs: int, backend: str
+) -> Iterator[dict[str, Any] | str]:
+    """What becomes of runs, as they end."""
     if backend == "ray":
         # joblib's backend for Ray returns nothing before all have ended
         import ray
 
         @ray.remote
-        def call(run: Sequence[Any]) -> dict[str, Any] | None:
+        def call(run: Sequence[Any]) -> dict[str, Any] | str:
             return train(*run)
 
         pending: list[Any] = [call.remote(run) for run in planned]
@@ -81,7 +80,8 @@ def run_missing(
     # That of the code that runs: others may come meanwhile
     commit = current_commit()
     for row in _finished(partial(_attempt, train), missing, jobs, backend):
-        if row is None:
+        if isinstance(row, str):
+            print(row, file=sys.stderr, flush=True)
             continue
         if "commit" in row:
             row["commit"] = commit

@@ -181,7 +181,7 @@ def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
     assert "| CleanRL | 3 +- 3 (3 seeds) | +1 (" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     def train(algorithm, env, seed):
         if seed == 1:
             raise RuntimeError("no luck")
@@ -192,7 +192,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd)
     runs.run_missing(path, train, planned, jobs=2)
     rows = runs.load(path)
     assert {(row["seed"], row["commit"]) for row in rows} == {("0", "at the start"), ("2", "at the start")}
-    assert "('PPO', 'a', 1) failed" in capfd.readouterr().err
+    assert "('PPO', 'a', 1) failed" in capsys.readouterr().err
     # It remains missing, and is made once it can be
     runs.run_missing(path, lambda *run: dict(zip(runs.KEY, run, strict=True)) | {"commit": ""}, planned, jobs=1)
     assert sorted(row["seed"] for row in runs.load(path)) == ["0", "1", "2"]
