@@ -358,12 +358,12 @@ def test_pilot_chooses_by_mean_rank(tmp_path):
 
 
 def test_what_is_run_is_what_the_pilot_chose():
-    table, chosen = figure3_report.pilot(tables.Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS))
-    assert chosen == figure3.CHOSEN
+    study = tables.Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS)
     text = (tables.ROOT / "docs" / "figure3.md").read_text(encoding="utf-8")
+    table, chosen = figure3_report.pilot(study)
+    assert chosen == figure3.CHOSEN
     assert table in text
-    results = tables.Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS)
-    table, chosen = figure3_report.pilot(results, "figure3_later_pilot", figure3.LATER_CANDIDATES)
+    table, chosen = figure3_report.pilot(study, "figure3_later_pilot", figure3.LATER_CANDIDATES)
     assert chosen == figure3.LATER_CHOSEN
     assert table in text
 

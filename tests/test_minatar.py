@@ -82,11 +82,11 @@ def test_environment(game, channels, n_actions):
 @pytest.mark.parametrize("algorithm", ["A2C", "ACER"])
 def test_run(algorithm):
     pytest.importorskip("minatar")
-    result = minatar.train(algorithm, "breakout", 0, timesteps=1_600)
+    result = minatar.train(algorithm, "breakout", 0, timesteps=1_600, factor=2.0)
     assert result["timesteps"] == 1_600
     # The environments' last ones have not ended
     assert 1_000 < result["in_episodes"] < 1_600
-    assert result["learning_rate"] == 7e-4
+    assert result["learning_rate"] == 1.4e-3
     # An episode of random play has some ten steps
     assert result["episodes"] > 20
     assert 0 < result["last"] < 5
