@@ -155,16 +155,16 @@ LANES = "sb3_ppo_variants.fast"
 ABLATIONS: dict[str, list[str]] = {
     "all techniques": [],
     "rollouts without the NumPy policy": ["numpy_policy"],
-    "and without the straight-line one": ["numpy_policy", "mlp"],
+    "and without the straight-line one": ["numpy_policy", "straight"],
     "SB3's step of DummyVecEnv": ["env"],
     "SB3's RolloutBuffer.add": ["buffer"],
     "SB3's computation of the advantages": ["advantages"],
-    "no fast lane": ["env", "buffer", "advantages", "mlp"],
+    "no fast lane": ["env", "buffer", "advantages", "straight"],
     PRODUCTS: ["transposition"],
     "the traced step interpreted, not compiled": ["inductor"],
     "reference path, all techniques": ["reference"],
     "reference path, SB3's optimizer": ["reference", "adam"],
-    "reference path, no fast lane": ["reference", "env", "buffer", "advantages", "mlp", "adam"],
+    "reference path, no fast lane": ["reference", "env", "buffer", "advantages", "straight", "adam"],
 }
 
 

@@ -62,8 +62,8 @@ PARTS = {
     ],
     "PPOClip, reference": [
         *PPO_CLIP_PARTS,
-        ("policy in the rollout", f"{LANES}.mlp", "StraightMlp", "act"),
-        ("evaluation of the policy", f"{LANES}.mlp", "StraightMlp", "evaluate"),
+        ("policy in the rollout", f"{LANES}.straight", "StraightMlp", "act"),
+        ("evaluation of the policy", f"{LANES}.straight", "StraightMlp", "evaluate"),
         ("minibatches", "sb3_ppo_variants.loss", "Batch", "select"),
         ("loss", "sb3_ppo_variants.ppo", "", "ppo_loss"),
         ("backward pass", "torch.autograd", "", "grad"),

@@ -71,7 +71,6 @@ STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states
 MASKABLE = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
 # Buffers whose samples are those of the rollout, in any order
 OWN_BUFFERS = tuple(buffer for pair in BY_KIND.values() for buffer in pair)
-BUFFERS_OF_VECTORS = tuple(pair[0] for pair in BY_KIND.values())
 RECURRENT_BUFFERS = (*BY_KIND[False, True], *BY_KIND[True, True])
 
 

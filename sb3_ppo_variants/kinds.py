@@ -30,7 +30,7 @@ def kind_of(policy: Any, sequence_length: int | None = None) -> FeedForward:
         return Recurrent(policy, sequence_length)
     if isinstance(policy, MaskableActorCriticPolicy):
         return lane("masked", policy) or Masked(policy)  # type: ignore[arg-type]
-    return lane("mlp", policy) or lane("sde", policy) or FeedForward(policy)
+    return lane("straight", policy) or FeedForward(policy)
 
 
 class Masked(FeedForward):

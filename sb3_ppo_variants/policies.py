@@ -11,11 +11,16 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
@@ -24,7 +29,12 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants import checks, masks, recurrent_policies
 from sb3_ppo_variants.kl import ClosedForm, closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.recurrent_policies import MaskableMlpLstmPolicy, MlpLstmPolicy
+from sb3_ppo_variants.recurrent_policies import (
+    MaskableMlpLstmPolicy,
+    MaskableMultiInputLstmPolicy,
+    MlpLstmPolicy,
+    MultiInputLstmPolicy,
+)
 
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -39,8 +49,13 @@ CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
 # contrib's logit of an invalid action, which thus has probability 0
 INVALID = -1e8
-# Policies for vectors
-OF_VECTORS = (ActorCriticPolicy, MaskableActorCriticPolicy, RecurrentActorCriticPolicy, MlpLstmPolicy, MaskableMlpLstmPolicy)
+# Policies that may see nothing but vectors
+OF_VECTORS = (
+    *(ActorCriticPolicy, MaskableActorCriticPolicy, RecurrentActorCriticPolicy, MlpLstmPolicy, MaskableMlpLstmPolicy),
+    *(MultiInputActorCriticPolicy, MaskableMultiInputActorCriticPolicy, RecurrentMultiInputActorCriticPolicy),
+    *(MultiInputLstmPolicy, MaskableMultiInputLstmPolicy),
+)
+DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, MaskableDistribution)
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -260,23 +275,38 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy is one of ``OF_VECTORS`` for vectors, Gaussian or categorical, on a CPU."""
+    """Whether the policy is one of ``OF_VECTORS`` that sees a vector, Gaussian or categorical, on a CPU."""
     return (
         type(policy) in OF_VECTORS
         and is_of_libraries(policy)
         and not has_hooks(policy)
         and policy.device.type == "cpu"
-        and type(policy.features_extractor) is FlattenExtractor
+        and sees_vector(policy)
         and type(policy.mlp_extractor) is MlpExtractor
-        and isinstance(policy.action_dist, DiagGaussianDistribution | CategoricalDistribution | MaskableDistribution)
-        and isinstance(policy.observation_space, spaces.Box)
-        and len(policy.observation_space.shape) == 1
-        # Other actions are reshaped by the policy
-        and not (isinstance(policy.action_space, spaces.Box) and len(policy.action_space.shape) != 1)
+        and isinstance(policy.action_dist, DISTRIBUTIONS)
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
         and all(isinstance(network[-1], nn.Linear) for network in networks(policy))
         and all(_is_linear_or_function(layer) for network in networks(policy) for layer in network)
     )
+
+
+def sees_vector(policy: ActorCriticPolicy) -> bool:
+    """Whether a policy makes nothing but one vector of its observations, whatever their parts."""
+    extractor, space = policy.features_extractor, policy.observation_space
+    parts = [*space.spaces.values()] if isinstance(space, spaces.Dict) else [space]
+    is_flat = type(extractor) is FlattenExtractor
+    if type(extractor) is CombinedExtractor:
+        is_flat = all(type(module) is nn.Flatten for module in extractor.extractors.values())
+    # Images are scaled
+    return is_flat and not (policy.normalize_images and any(is_image_space(part) for part in parts))
+
+
+def vector(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
+    """What a policy that sees a vector sees, of shape ``(batch, n)``."""
+    if isinstance(observations, th.Tensor) and isinstance(policy.observation_space, spaces.Box):
+        return observations.float().flatten(1)
+    # The extractors of actor and critic are the same
+    return BasePolicy.extract_features(policy, observations, policy.features_extractor)
 
 
 def networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:

@@ -21,6 +21,16 @@ OBSERVATION_SPACES = {
     "discrete": spaces.Discrete(4),
     "image": spaces.Box(0, 255, (3, 36, 36), np.uint8),
     "dict": spaces.Dict({"vector": spaces.Box(-1, 1, (3,), np.float32), "image": spaces.Box(0, 255, (1, 36, 36), np.uint8)}),
+    # What policies see as one vector
+    "parts": spaces.Dict(
+        {
+            "vector": spaces.Box(-1, 1, (3,), np.float64),
+            "matrix": spaces.Box(-1, 1, (2, 2), np.float32),
+            "discrete": spaces.Discrete(3),
+            "multidiscrete": spaces.MultiDiscrete([2, 3]),
+            "multibinary": spaces.MultiBinary(2),
+        }
+    ),
 }
 
 ACTION_SPACES = {
@@ -28,9 +38,16 @@ ACTION_SPACES = {
     "discrete": spaces.Discrete(3),
     "multidiscrete": spaces.MultiDiscrete([2, 3, 4]),
     "multibinary": spaces.MultiBinary(3),
+    "matrix": spaces.Box(-0.5, 0.5, (2, 3), np.float32),
 }
 
-POLICIES = {"box": "MlpPolicy", "discrete": "MlpPolicy", "image": "CnnPolicy", "dict": "MultiInputPolicy"}
+POLICIES = {
+    "box": "MlpPolicy",
+    "discrete": "MlpPolicy",
+    "image": "CnnPolicy",
+    "dict": "MultiInputPolicy",
+    "parts": "MultiInputPolicy",
+}
 
 
 class SpaceEnv(gym.Env):

@@ -50,6 +50,7 @@ ALGORITHMS = {
         ("discrete", "discrete", "fixed kl"),
         ("image", "multidiscrete", "adaptive kl with clipping"),
         ("dict", "multibinary", "fixed kl"),
+        ("parts", "multidiscrete", "clip"),
     ],
 )
 def test_spaces(algorithm, action, observation):

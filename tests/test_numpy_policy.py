@@ -1,4 +1,4 @@
-"""Rollouts of ``MlpPolicy`` in NumPy are the policy's: its values, log probabilities and distribution."""
+"""Rollouts of policies that see a vector in NumPy are the policy's: its values, log probabilities and distribution."""
 
 import copy
 import functools
@@ -10,10 +10,12 @@ from compiled_support import needs_new_torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from support import (
     ACTION_SPACES,
+    OBSERVATION_SPACES,
+    POLICIES,
     InEachRollout,
     InEachStep,
     LinearExtractor,
@@ -22,6 +24,7 @@ from support import (
     make_policy,
     space_env,
 )
+from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
@@ -38,32 +41,39 @@ class KeepRollout(BaseCallback):
 
     def _on_step(self):
         names = ("obs_tensor", "actions", "values", "log_probs")
-        self.steps.append([th.as_tensor(self.locals[name]).clone() for name in names])
+        self.steps.append([pytree.tree_map(lambda x: th.as_tensor(x).clone(), self.locals[name]) for name in names])
         return True
 
     def tensors(self):
-        return [th.cat(tensors) for tensors in zip(*self.steps, strict=True)]
+        return pytree.tree_map(lambda *tensors: th.cat(tensors), *self.steps)
 
 
-def numpy_model(action="box", n_envs=2, dtype=np.float32, **kwargs):
-    make = functools.partial(SpaceEnv, spaces.Box(-1, 1, (5,), dtype), ACTION_SPACES[action])
+def numpy_model(action="box", n_envs=2, space=OBSERVATION_SPACES["box"], **kwargs):
+    make = functools.partial(SpaceEnv, space, ACTION_SPACES[action])
     return make_model(env=make_vec_env(make, n_envs, seed=0), compile=True, **{"n_epochs": 1, **kwargs})
 
 
 @pytest.mark.parametrize(
-    ("architecture", "action", "n_envs"),
+    ("architecture", "observation", "action", "n_envs"),
     [
-        ({}, "box", 1),
-        ({"activation_fn": th.nn.ReLU, "net_arch": [16, 24, 8]}, "discrete", 3),
-        ({"net_arch": []}, "box", 2),
-        ({"activation_fn": th.nn.ReLU, "net_arch": {"pi": [32, 8], "vf": [16, 48]}}, "box", 3),
+        ({}, "float64", "box", 1),
+        ({"activation_fn": th.nn.ReLU, "net_arch": [16, 24, 8]}, "float64", "discrete", 3),
+        ({"net_arch": []}, "float64", "box", 2),
+        ({"activation_fn": th.nn.ReLU, "net_arch": {"pi": [32, 8], "vf": [16, 48]}}, "float64", "box", 3),
+        ({}, "box", "multidiscrete", 2),
+        ({}, "box", "matrix", 2),
+        ({}, "discrete", "discrete", 1),
+        ({}, "discrete", "box", 3),
+        ({}, "parts", "box", 1),
+        ({"share_features_extractor": False}, "parts", "multidiscrete", 3),
     ],
 )
-def test_rollouts_are_the_policys(architecture, action, n_envs, monkeypatch):
+def test_rollouts_are_the_policys(architecture, observation, action, n_envs, monkeypatch):
     acting = []
     act = NumpyPolicy.act
     monkeypatch.setattr(NumpyPolicy, "act", lambda self, *inputs: acting.append(self) or act(self, *inputs))
-    model = numpy_model(action, n_envs, dtype=np.float64, policy_kwargs=architecture)
+    space = OBSERVATION_SPACES.get(observation, spaces.Box(-1, 1, (5,), np.float64))
+    model = numpy_model(action, n_envs, space, policy=POLICIES.get(observation, "MlpPolicy"), policy_kwargs=architecture)
     policy, callback = copy.deepcopy(model.policy), KeepRollout()
     with th.no_grad():
         for tensor in (policy.action_net.weight, model.policy.action_net.weight):
@@ -72,8 +82,10 @@ def test_rollouts_are_the_policys(architecture, action, n_envs, monkeypatch):
     model.learn(26 * n_envs, callback)
     assert len(acting) == 26
     obs, actions, values, log_probs = callback.tensors()
+    if action == "matrix":
+        actions = actions.flatten(1)
     with th.no_grad():
-        expected_values, expected_log_probs, _ = policy.evaluate_actions(obs.float(), actions)
+        expected_values, expected_log_probs, _ = policy.evaluate_actions(obs, actions)
     assert expected_values.std() > 0.05
     assert th.allclose(values, expected_values, atol=1e-6)
     assert th.allclose(log_probs, expected_log_probs, atol=1e-4)
@@ -91,10 +103,12 @@ def test_other_policies_act_themselves(monkeypatch):
         make_policy(features_extractor_class=LinearExtractor),
         make_policy(type("OwnClass", (ActorCriticPolicy,), {})),
         make_policy(use_sde=True),
-        make_policy(action="multidiscrete"),
-        make_policy(observation="discrete"),
+        make_policy(action="multibinary"),
+        make_policy(MultiInputActorCriticPolicy, "dict"),
+        # Scaled by SB3
+        make_policy(observation="image"),
     ]
-    assert [NumpyPolicy.supports(policy) for policy in [make_policy(), *others]] == [True] + [False] * 8
+    assert [NumpyPolicy.supports(policy) for policy in [make_policy(), *others]] == [True] + [False] * 9
     monkeypatch.setattr(NumpyPolicy, "act", None)
     model = make_model(env=space_env("image", "box")(), policy="CnnPolicy", compile=True, n_epochs=1).learn(52)
     assert model._uses_compiled

@@ -55,7 +55,8 @@ def observations_of(policy, n=8):
 
 def actions_of(policy, n=8):
     policy.action_space.seed(2)
-    return th.tensor(np.stack([policy.action_space.sample() for _ in range(n)]), dtype=th.float32)
+    sampled = np.stack([policy.action_space.sample() for _ in range(n)])
+    return th.tensor(sampled.reshape(n, -1) if sampled.ndim > 2 else sampled, dtype=th.float32)
 
 
 def states_of(policy, n_sequences):

@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS, OWN_BUFFERS
+from sb3_ppo_variants.buffers import OWN_BUFFERS
 from sb3_ppo_variants.compiled.masked import compiled_kind
 from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
@@ -63,7 +63,7 @@ class Backend:
 
     def acting(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> NumpyPolicy | None:
         """The policy of a rollout."""
-        if type(buffer) not in BUFFERS_OF_VECTORS:
+        if type(buffer) not in OWN_BUFFERS:
             return None
         if NumpyMemory.supports(policy):
             return NumpyMemory(policy, buffer)

@@ -23,7 +23,7 @@ class NumpyMemory(NumpyPolicy):
 
     @staticmethod
     def supports(policy: Any) -> bool:
-        """Whether a policy for vectors has contrib's memory, and layers that can be stacked."""
+        """Whether a policy that sees a vector has contrib's memory, and layers that can be stacked."""
         return has_contribs_memory(policy) and is_scannable(policy) and has_stackable_layers(policy)
 
     def __init__(self, policy: Any, buffer: RolloutBuffer) -> None:
@@ -53,14 +53,13 @@ class NumpyMemory(NumpyPolicy):
         if policy.lstm_critic is None and not policy.shared_lstm:
             self.critic = policy.critic.weight.detach().t().numpy(), policy.critic.bias.detach().numpy()
 
-    def _inputs(self, observations: np.ndarray, given: Given) -> np.ndarray:
+    def _inputs(self, vector: np.ndarray, given: Given) -> np.ndarray:
         step = self.step
         if step == 0:
             for tensors, state in zip(self.tensors, (*given["lstm_states"].pi, *given["lstm_states"].vf), strict=True):
                 tensors[0].copy_(state)
         goes_on = 1 - given["episode_starts"].numpy()[:, None]
-        observations = observations.astype(np.float32, copy=False)
-        inputs = observations
+        inputs = vector
         for layer, (weight, recurrent, bias) in enumerate(self.lstm_layers):
             gates = np.matmul(inputs, weight)
             gates += np.matmul(self.hidden[step, layer] * goes_on, recurrent)
@@ -76,7 +75,7 @@ class NumpyMemory(NumpyPolicy):
             np.tanh(cell, out=hidden)
             hidden *= out
             inputs = hidden
-        latents = [*inputs] if self.critic is None else [*inputs, observations @ self.critic[0] + self.critic[1]]
+        latents = [*inputs] if self.critic is None else [*inputs, vector @ self.critic[0] + self.critic[1]]
         return np.concatenate((latents[0], latents[-1]), axis=1)
 
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:

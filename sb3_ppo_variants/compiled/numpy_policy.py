@@ -1,15 +1,18 @@
-"""Rollouts of ``MlpPolicy`` in NumPy: up to rounding the numbers of SB3, with other random draws."""
+"""Rollouts of policies that see a vector in NumPy: up to rounding the numbers of SB3, with other random draws."""
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_ppo_variants import checks
@@ -26,6 +29,8 @@ from sb3_ppo_variants.policies import (
     networks,
 )
 
+CPU = th.device("cpu")
+
 
 class NumpyPolicy(FeedForward):
     """
@@ -40,12 +45,13 @@ class NumpyPolicy(FeedForward):
 
     @staticmethod
     def supports(policy: ActorCriticPolicy) -> bool:
-        """Whether a policy for vectors has no memory, and layers that can be stacked."""
+        """Whether a policy that sees a vector has no memory, and layers that can be stacked."""
         return has_stackable_layers(policy) and not isinstance(policy, RecurrentActorCriticPolicy)
 
     def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
         super().__init__(policy)
         n_steps, n_envs = buffer.values.shape
+        self.encode = encoder(policy.observation_space)
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
         self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
@@ -65,6 +71,7 @@ class NumpyPolicy(FeedForward):
         self.value_tensors = th.from_numpy(self.values).unbind()
         self.log_prob_tensors = th.from_numpy(self.log_probs).unbind()
         self.is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        self.action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
         if self.is_gaussian:
             log_std, noise = policy.log_std.detach(), th.randn(n_steps, n_envs, self.n_outputs)
             self.noise = (noise * log_std.exp()).numpy()
@@ -75,7 +82,6 @@ class NumpyPolicy(FeedForward):
         else:
             self.heads = heads_of(policy.action_space)
             self.uniform = th.rand(n_steps, n_envs * len(self.heads), 1).numpy()
-            self.action_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
             # Rows of equal length, with places that are never taken: those of one more column
             starts, width = np.cumsum((0, *self.heads[:-1])), max(self.heads)
             is_place = np.arange(width) < np.array(self.heads)[:, None]
@@ -85,17 +91,17 @@ class NumpyPolicy(FeedForward):
             # Probabilities may become 0, also where NumPy has been told to raise an error then
             self.exp = np.exp if np.geterr()["under"] == "ignore" else np.errstate(under="ignore")(np.exp)
 
-    def _inputs(self, observations: np.ndarray, given: Given) -> np.ndarray:
+    def _inputs(self, vector: np.ndarray, given: Given) -> np.ndarray:
         """What the networks see."""
-        return observations.astype(np.float32, copy=False)
+        return vector
 
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
-        assert isinstance(observations, np.ndarray)
+        vector = self.encode(observations)
         # The sum of the squares is quick to compute, and not finite if one of them is not
-        if not math.isfinite(np.vdot(observations, observations)):
+        if not math.isfinite(np.vdot(vector, vector)):
             checks.check_observation(observations)
-        latent = self._inputs(observations, given)
+        latent = self._inputs(vector, given)
         for layer in self.layers:
             if isinstance(layer, tuple):
                 latent = np.dot(latent, layer[0])
@@ -107,9 +113,9 @@ class NumpyPolicy(FeedForward):
         step, self.step = self.step, self.step + 1
         outputs = latent[:, : self.n_outputs]
         self.values[step] = latent[:, self.n_outputs :]
-        obs_tensor, values, log_probs = th.from_numpy(observations), self.value_tensors[step], self.log_prob_tensors[step]
+        obs_tensor, values, log_probs = obs_as_tensor(observations, CPU), self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
-            return Action(obs_tensor, outputs + self.noise[step], values, log_probs)
+            return Action(obs_tensor, (outputs + self.noise[step]).reshape(self.action_shape), values, log_probs)
         if "action_masks" in given:
             outputs = np.where(given["action_masks"], outputs, np.float32(INVALID))
         if self.places is not None:
@@ -120,8 +126,23 @@ class NumpyPolicy(FeedForward):
         cumulative = self.exp(logits).cumsum(axis=1)
         actions = (cumulative[:, :-1] <= self.uniform[step] * cumulative[:, -1:]).sum(axis=1)
         found = logits[self.rows, actions] - np.log(cumulative[:, -1])
-        self.log_probs[step] = found if len(self.heads) == 1 else found.reshape(len(observations), -1).sum(axis=1)
+        self.log_probs[step] = found if len(self.heads) == 1 else found.reshape(len(vector), -1).sum(axis=1)
         return Action(obs_tensor, actions.reshape(self.action_shape), values, log_probs)
+
+
+def encoder(space: spaces.Space) -> Callable[[Any], np.ndarray]:
+    """What makes of observations the vectors that ``policies.vector`` makes of them, of shape ``(n_envs, n)``."""
+    if isinstance(space, spaces.Dict):
+        parts = {name: encoder(part) for name, part in space.spaces.items()}
+        return lambda observations: np.concatenate([encode(observations[name]) for name, encode in parts.items()], axis=1)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        # Rows of zeros and a one, those of all parts below each other
+        sizes = [space.n] if isinstance(space, spaces.Discrete) else [*space.nvec]
+        rows = [np.eye(n, dtype=np.float32) for n in sizes]
+        return lambda observations: np.concatenate(
+            [row[index] for row, index in zip(rows, observations.reshape(-1, len(rows)).T, strict=True)], axis=1
+        )
+    return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
 
 
 def has_stackable_layers(policy: ActorCriticPolicy) -> bool:

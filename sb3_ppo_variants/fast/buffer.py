@@ -7,17 +7,19 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_ppo_variants.buffers import BUFFERS_OF_VECTORS, STATES
+from sb3_ppo_variants.buffers import OWN_BUFFERS, STATES
 
 
 def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
     """A function that does what ``buffer.add`` does."""
-    if type(buffer) not in BUFFERS_OF_VECTORS or len(buffer.obs_shape) != 1 or buffer.device.type != "cpu":
+    if type(buffer) not in OWN_BUFFERS or buffer.device.type != "cpu":
         return None
-    obs_shape, action_shape = buffer.observations.shape[1:], buffer.actions.shape[1:]
+    observations, action_shape = buffer.observations, buffer.actions.shape[1:]
+    # Of the parts of a dictionary, or of an observation that has none
+    arrays: dict[Any, np.ndarray] = observations if isinstance(observations, dict) else {None: observations}
 
     def add(
-        obs: np.ndarray,
+        obs: np.ndarray | dict[str, np.ndarray],
         action: np.ndarray,
         reward: np.ndarray,
         start: np.ndarray,
@@ -27,7 +29,9 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
         lstm_states: Any = None,
     ) -> None:
         pos = buffer.pos
-        buffer.observations[pos] = obs.reshape(obs_shape)
+        for name, array in arrays.items():
+            part: Any = obs if name is None else obs[name]
+            array[pos] = part.reshape(array.shape[1:])
         buffer.actions[pos] = action.reshape(action_shape)
         buffer.rewards[pos] = reward
         buffer.episode_starts[pos] = start

@@ -19,12 +19,12 @@ EnvStep = Callable[[np.ndarray], VecEnvStepReturn]
 
 def lane(env: VecEnv) -> EnvStep | None:
     """A function that does what ``env.step`` does."""
-    if type(env) is DummyVecEnv and env.keys == [None]:
+    if type(env) is DummyVecEnv and not isinstance(env.observation_space, spaces.Tuple):
         return partial(_step_dummy, env)
     if (
         type(env) is VecNormalize
-        and isinstance(env.observation_space, spaces.Box)
-        and all(type(vars(env)[name]) is RunningMeanStd for name in ("obs_rms", "ret_rms") if name in vars(env))
+        and isinstance(env.observation_space, spaces.Box | spaces.Dict)
+        and all(type(statistics) is RunningMeanStd for statistics in (env.ret_rms, *_statistics(env).values()))
     ):
         return partial(_step_normalize, env, lane(env.venv) or partial(_step_in_parts, env.venv))
     return None
@@ -38,7 +38,7 @@ def _step_in_parts(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
     env.actions = actions
-    buffer = env.buf_obs[None]  # type: ignore[index]
+    buffers = env.buf_obs
     for i, single in enumerate(env.envs):
         obs, env.buf_rews[i], terminated, truncated, info = single.step(actions[i])
         env.buf_dones[i] = terminated or truncated
@@ -47,8 +47,12 @@ def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
             info["terminal_observation"] = obs
             obs, env.reset_infos[i] = single.reset()
         env.buf_infos[i] = info
-        buffer[i] = obs
-    return buffer.copy(), env.buf_rews.copy(), env.buf_dones.copy(), [_copy(info) for info in env.buf_infos]
+        for name, buffer in buffers.items():
+            buffer[i] = obs if name is None else obs[name]
+    observations: Any = {name: buffer.copy() for name, buffer in buffers.items()}
+    if env.keys == [None]:
+        observations = observations[None]
+    return observations, env.buf_rews.copy(), env.buf_dones.copy(), [_copy(info) for info in env.buf_infos]
 
 
 def _copy(info: dict[str, Any]) -> dict[str, Any]:
@@ -60,22 +64,19 @@ def _copy(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step_normalize(env: VecNormalize, step: EnvStep, actions: np.ndarray) -> VecEnvStepReturn:
+    obs: Any
     obs, rewards, dones, infos = step(actions)
-    assert isinstance(obs, np.ndarray)
     env.old_obs = obs
     env.old_reward = rewards
-    if env.norm_obs:
-        assert isinstance(env.obs_rms, RunningMeanStd)
-        if env.training:
-            _update(env.obs_rms, obs)
-        scale = env.obs_rms.var + env.epsilon
-        np.sqrt(scale, out=scale)
-        normalized = obs - env.obs_rms.mean
-        normalized /= scale
-        np.minimum(np.maximum(normalized, -env.clip_obs, out=normalized), env.clip_obs, out=normalized)
-        normalized = normalized.astype(np.float32)
-    else:
-        normalized = obs.copy()
+    statistics, parts = _statistics(env), obs if isinstance(obs, dict) else {None: obs}
+    if env.training:
+        for name, of_part in statistics.items():
+            _update(of_part, parts[name])
+    normalized: Any = {
+        name: _normalized(env, part, statistics[name]) if name in statistics else part.copy() for name, part in parts.items()
+    }
+    if not isinstance(obs, dict):
+        normalized = normalized[None]
     if env.training:
         env.returns = env.returns * env.gamma + rewards
         _update(env.ret_rms, env.returns)
@@ -87,6 +88,22 @@ def _step_normalize(env: VecNormalize, step: EnvStep, actions: np.ndarray) -> Ve
             infos[i]["terminal_observation"] = env.normalize_obs(infos[i]["terminal_observation"])
     env.returns[dones] = 0
     return normalized, rewards.astype(np.float32), dones, infos
+
+
+def _statistics(env: VecNormalize) -> dict[Any, RunningMeanStd]:
+    """Those of the parts of a dictionary that are normalized, or of observations without parts."""
+    if not env.norm_obs:
+        return {}
+    return env.obs_rms if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
+
+
+def _normalized(env: VecNormalize, obs: np.ndarray, statistics: RunningMeanStd) -> np.ndarray:
+    scale = statistics.var + env.epsilon
+    np.sqrt(scale, out=scale)
+    normalized = obs - statistics.mean
+    normalized /= scale
+    np.minimum(np.maximum(normalized, -env.clip_obs, out=normalized), env.clip_obs, out=normalized)
+    return normalized.astype(np.float32)
 
 
 def _update(statistics: RunningMeanStd, batch: np.ndarray) -> None:
