@@ -19,6 +19,7 @@ from sb3_ppo_variants import PPOClip
 OBSERVATION_SPACES = {
     "box": spaces.Box(-1, 1, (5,), np.float32),
     "discrete": spaces.Discrete(4),
+    "multidiscrete": spaces.MultiDiscrete([2, 3]),
     "image": spaces.Box(0, 255, (3, 36, 36), np.uint8),
     "dict": spaces.Dict({"vector": spaces.Box(-1, 1, (3,), np.float32), "image": spaces.Box(0, 255, (1, 36, 36), np.uint8)}),
     # What policies see as one vector
@@ -27,7 +28,6 @@ OBSERVATION_SPACES = {
             "vector": spaces.Box(-1, 1, (3,), np.float64),
             "matrix": spaces.Box(-1, 1, (2, 2), np.float32),
             "discrete": spaces.Discrete(3),
-            "multidiscrete": spaces.MultiDiscrete([2, 3]),
             "multibinary": spaces.MultiBinary(2),
         }
     ),
@@ -44,6 +44,7 @@ ACTION_SPACES = {
 POLICIES = {
     "box": "MlpPolicy",
     "discrete": "MlpPolicy",
+    "multidiscrete": "MlpPolicy",
     "image": "CnnPolicy",
     "dict": "MultiInputPolicy",
     "parts": "MultiInputPolicy",

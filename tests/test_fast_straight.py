@@ -107,6 +107,7 @@ SERVED = {
     straight.StraightMlp: {
         "activation": lambda: make_policy(activation_fn=th.nn.LeakyReLU),
         "discrete observations": lambda: make_policy(observation="discrete"),
+        "of several parts": lambda: make_policy(observation="multidiscrete"),
         "parts": lambda: make_policy(MultiInputActorCriticPolicy, "parts", "multidiscrete"),
         "parts apart": lambda: make_policy(MultiInputActorCriticPolicy, "parts", share_features_extractor=False),
         "actions of several dimensions": lambda: make_policy(action="matrix"),

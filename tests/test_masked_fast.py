@@ -123,9 +123,13 @@ def test_other_policies_with_masks_compile(policy, observation):
 
 
 @needs_new_torch
-def test_compiled_training_with_masks():
+@pytest.mark.parametrize(
+    ("policy", "observation", "way"),
+    [("MaskableMlpPolicy", "box", "info"), ("MaskableMultiInputPolicy", "parts", "observation")],
+)
+def test_compiled_training_with_masks(policy, observation, way):
     """The environment accepts no invalid action."""
-    model = make_model(PPOKLPen, "MaskableMlpPolicy", masked_env("box", "multidiscrete", "info")(), compile=True)
+    model = make_model(PPOKLPen, policy, masked_env(observation, "multidiscrete", way)(), compile=True)
     model.learn(52 * 3)
     assert model._uses_compiled
     assert type(model._acting(model.rollout_buffer)) is NumpyPolicy

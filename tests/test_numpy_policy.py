@@ -63,7 +63,7 @@ def numpy_model(action="box", n_envs=2, space=OBSERVATION_SPACES["box"], **kwarg
         ({}, "box", "multidiscrete", 2),
         ({}, "box", "matrix", 2),
         ({}, "discrete", "discrete", 1),
-        ({}, "discrete", "box", 3),
+        ({}, "multidiscrete", "box", 3),
         ({}, "parts", "box", 1),
         ({"share_features_extractor": False}, "parts", "multidiscrete", 3),
     ],

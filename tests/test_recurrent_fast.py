@@ -169,11 +169,20 @@ def test_kl_of_the_whole_rollout():
 
 
 @pytest.mark.parametrize("options", [name for name in OPTIONS if name not in ("GRU", "own extractors")])
-@pytest.mark.parametrize("action", ["box", "discrete", "masks"])
-def test_rollouts_in_numpy(options, action):
+@pytest.mark.parametrize(
+    ("policy", "observation", "action"),
+    [
+        ("MlpLstmPolicy", "box", "box"),
+        ("MlpLstmPolicy", "box", "discrete"),
+        ("MultiInputLstmPolicy", "parts", "multidiscrete"),
+        ("MaskableMlpLstmPolicy", "box", "multidiscrete"),
+        ("MaskableMultiInputLstmPolicy", "parts", "discrete"),
+    ],
+)
+def test_rollouts_in_numpy(options, policy, observation, action):
     """Values, log probabilities of the actions, and states, as contrib's policy has them from the same states."""
-    policy = "MaskableMlpLstmPolicy" if action == "masks" else "MlpLstmPolicy"
-    env = masked_env("box", "multidiscrete")() if action == "masks" else space_env("box", action)()
+    has_masks = "Maskable" in policy
+    env = (masked_env if has_masks else space_env)(observation, action)()
     model = make_model(PPOClip, policy, env, policy_kwargs={**SMALL, **OPTIONS[options]})
     assert NumpyMemory.supports(model.policy)
     # Two rollouts: the states go on
@@ -191,9 +200,10 @@ def test_rollouts_in_numpy(options, action):
             "lstm_states": RNNStates((h_pi, c_pi), (h_vf, c_vf)),
             "episode_starts": th.tensor(buffer.episode_starts[step]),
         }
-        if action == "masks":
+        if has_masks:
             given["action_masks"] = buffer.action_masks[step]
-        observations, actions = th.tensor(buffer.observations[step]), th.tensor(buffer.actions[step]).float()
+        observations = pytree.tree_map(lambda array, step=step: th.tensor(array[step]), buffer.observations)
+        actions = th.tensor(buffer.actions[step]).float()
         with th.no_grad():
             *_, states = model.policy(observations, **given)
             actions = actions.flatten() if action == "discrete" else actions
