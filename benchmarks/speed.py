@@ -88,6 +88,7 @@ CASES = {
     "HalfCheetah-v4, 1 env": Case("HalfCheetah-v4"),
     "HalfCheetah-v4, 8 envs": Case("HalfCheetah-v4", n_envs=8, kwargs={"n_steps": 256}),
     "HalfCheetah-v4, VecNormalize": Case("HalfCheetah-v4", normalize=True),
+    "HalfCheetah-v4, Dict of two parts": Case("HalfCheetah-v4", policy="MultiInputPolicy"),
     "Hopper-v4, 1 env": Case("Hopper-v4"),
     "CartPole-v1": Case("CartPole-v1", n_envs=8, updates=20, kwargs=CARTPOLE),
     "Pendulum-v1, gSDE": Case("Pendulum-v1", n_envs=4, kwargs=PENDULUM),
@@ -224,11 +225,23 @@ def make_env(case: Case) -> Any:
             self.steps += 1
             return self.images[self.steps % 16], float(action == self.steps % 6), False, self.steps == 200, {}
 
+    class TwoParts(gym.ObservationWrapper[Any, Any, Any]):
+        """A dictionary of positions and velocities."""
+
+        def __init__(self, env: gym.Env[Any, Any]) -> None:
+            super().__init__(env)
+            parts = [gym.spaces.Box(-np.inf, np.inf, (n,), np.float64) for n in (8, 9)]
+            self.observation_space = gym.spaces.Dict(dict(zip(("positions", "velocities"), parts, strict=True)))
+
+        def observation(self, observation: Any) -> Any:
+            return {"positions": observation[:8], "velocities": observation[8:]}
+
     single: Any = Images if case.env == "images" else case.env
     if case.actions is not None:
         kind, argument = case.actions
         single = partial(Free, getattr(gym.spaces, kind)(argument))
-    env = make_vec_env(single, n_envs=case.n_envs, seed=0)
+    wrapper = TwoParts if case.policy == "MultiInputPolicy" else None
+    env = make_vec_env(single, n_envs=case.n_envs, seed=0, wrapper_class=wrapper)
     return VecNormalize(env) if case.normalize else env
 
 
@@ -527,7 +540,9 @@ def contestants(case: str) -> list[str]:
         if kind in policy:
             return [peer, "PPOClip, reference", "PPOClip", "PPOKLPen", *CASES[case].further, *floor]
     names = [name for name in CONTESTANTS if CONTESTANTS[name][0] != "sb3_contrib" and "sequences" not in name]
-    names = [name for name in names if name != "SBX PPO" or importlib.util.find_spec("sbx") is not None] + floor
+    # It has no policy for dictionaries
+    has_sbx = importlib.util.find_spec("sbx") is not None and policy != "MultiInputPolicy"
+    names = [name for name in names if name != "SBX PPO" or has_sbx] + floor
     # The KL variants do the same work everywhere
     return names if case == "HalfCheetah-v4, 1 env" else [name for name in names if "KL" not in name]
 
