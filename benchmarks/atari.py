@@ -46,12 +46,12 @@ def train(algorithm: str, game: str, seed: int, timesteps: int = TIMESTEPS) -> d
     import ale_py
     import gymnasium as gym
     import torch as th
-    from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.utils import LinearSchedule
     from stable_baselines3.common.vec_env import VecFrameStack
 
     from benchmarks.contestants.acer import ACER
+    from benchmarks.contestants.quick_rollouts import A2C
     from sb3_ppo_variants import PPOClip
 
     gym.register_envs(ale_py)

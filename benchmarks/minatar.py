@@ -131,11 +131,11 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
     :param factor: of the published step size; ``None`` for that of ``FACTORS``
     :return: a row of the results
     """
-    from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.utils import LinearSchedule
 
     from benchmarks.contestants.acer import ACER
+    from benchmarks.contestants.quick_rollouts import A2C
     from sb3_ppo_variants import PPOClip
 
     th.set_num_threads(1)

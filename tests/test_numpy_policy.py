@@ -59,6 +59,7 @@ def numpy_model(action="box", n_envs=2, space=OBSERVATION_SPACES["box"], **kwarg
         ({}, "float64", "box", 1),
         ({"activation_fn": th.nn.ReLU, "net_arch": [16, 24, 8]}, "float64", "discrete", 3),
         ({"net_arch": []}, "float64", "box", 2),
+        ({"activation_fn": th.nn.ELU}, "float64", "box", 2),
         ({"activation_fn": th.nn.ReLU, "net_arch": {"pi": [32, 8], "vf": [16, 48]}}, "float64", "box", 3),
         ({}, "box", "multidiscrete", 2),
         ({}, "box", "matrix", 2),
@@ -99,7 +100,8 @@ def test_other_policies_act_themselves(monkeypatch):
     others = [
         make_policy(net_arch={"pi": [8], "vf": [8, 8]}),
         make_policy(net_arch={"vf": [8]}),
-        make_policy(activation_fn=th.nn.ELU),
+        # Not of each number by itself
+        make_policy(activation_fn=functools.partial(th.nn.Softmax, dim=1)),
         make_policy(features_extractor_class=LinearExtractor),
         make_policy(type("OwnClass", (ActorCriticPolicy,), {})),
         make_policy(use_sde=True),

@@ -30,6 +30,9 @@ from sb3_ppo_variants.policies import (
 )
 
 CPU = th.device("cpu")
+# Activations, of each number by itself
+ACTIVATIONS: dict[type[nn.Module], Callable[..., Any]] = {nn.Tanh: np.tanh, nn.ReLU: partial(np.maximum, 0)}
+OF_TORCH = (nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh, nn.Softplus, nn.Sigmoid)
 
 
 class NumpyPolicy(FeedForward):
@@ -54,7 +57,7 @@ class NumpyPolicy(FeedForward):
         self.encode = encoder(policy.observation_space)
         pi, vf = networks(policy)
         # Weight (transposed) and bias of a linear layer, or the function of an activation
-        self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., np.ndarray]] = []
+        self.layers: list[tuple[np.ndarray, np.ndarray] | Callable[..., Any]] = []
         for layer_pi, layer_vf in zip(pi, vf, strict=True):
             if isinstance(layer_pi, nn.Linear):
                 weights = [layer_pi.weight.detach(), layer_vf.weight.detach()]
@@ -64,7 +67,7 @@ class NumpyPolicy(FeedForward):
                 # A row for each environment: sums of equal shapes are faster
                 self.layers.append((weight.t().contiguous().numpy(), bias.repeat(n_envs, 1).numpy()))
             else:
-                self.layers.append(np.tanh if isinstance(layer_pi, nn.Tanh) else partial(np.maximum, 0))
+                self.layers.append(ACTIVATIONS.get(type(layer_pi)) or partial(_by_torch, layer_pi))
         self.n_outputs = pi[-1].out_features
         self.step = 0
         self.values, self.log_probs = buffer.values[..., None], buffer.log_probs
@@ -145,9 +148,14 @@ def encoder(space: spaces.Space) -> Callable[[Any], np.ndarray]:
     return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
 
 
+def _by_torch(layer: nn.Module, x: np.ndarray, out: np.ndarray) -> None:
+    out[:] = layer(th.from_numpy(x)).numpy()
+
+
 def has_stackable_layers(policy: ActorCriticPolicy) -> bool:
-    """Whether actor and critic of an ``MlpPolicy`` have the same layers, of those that there are here."""
+    """Whether actor and critic of an ``MlpPolicy`` have the same layers, but for their sizes, of those that there are here."""
     if not is_standard_mlp(policy):
         return False
-    pi, vf = ([type(layer) for layer in network] for network in networks(policy))
-    return pi == vf and {*pi} <= {nn.Linear, nn.Tanh, nn.ReLU}
+    # With the parameters of activations
+    pi, vf = ([type(layer) if type(layer) is nn.Linear else repr(layer) for layer in net] for net in networks(policy))
+    return pi == vf and all(type(layer) in (nn.Linear, *ACTIVATIONS, *OF_TORCH) for layer in networks(policy)[0])
