@@ -20,7 +20,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
@@ -55,7 +55,7 @@ OF_VECTORS = (
     *(MultiInputActorCriticPolicy, MaskableMultiInputActorCriticPolicy, RecurrentMultiInputActorCriticPolicy),
     *(MultiInputLstmPolicy, MaskableMultiInputLstmPolicy),
 )
-DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, MaskableDistribution)
+DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution)
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
 
@@ -283,7 +283,7 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
         and policy.device.type == "cpu"
         and sees_vector(policy)
         and type(policy.mlp_extractor) is MlpExtractor
-        and isinstance(policy.action_dist, DISTRIBUTIONS)
+        and (type(policy.action_dist) in DISTRIBUTIONS or isinstance(policy.action_dist, MaskableDistribution))
         and all(parameter.dtype == th.float32 for parameter in policy.parameters())
         and all(isinstance(network[-1], nn.Linear) for network in networks(policy))
         and all(_is_linear_or_function(layer) for network in networks(policy) for layer in network)
@@ -291,26 +291,33 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
 
 
 def sees_vector(policy: ActorCriticPolicy) -> bool:
-    """Whether a policy makes nothing but one vector of its observations, whatever their parts."""
-    extractor, space = policy.features_extractor, policy.observation_space
-    parts = [*space.spaces.values()] if isinstance(space, spaces.Dict) else [space]
-    is_flat = type(extractor) is FlattenExtractor
-    if type(extractor) is CombinedExtractor:
-        is_flat = all(type(module) is nn.Flatten for module in extractor.extractors.values())
+    """Whether actor and critic make nothing but one vector of the observations, whatever their parts."""
+    space = policy.observation_space
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     # Images are scaled
-    return is_flat and not (policy.normalize_images and any(is_image_space(part) for part in parts))
+    has_images = policy.normalize_images and any(is_image_space(part) for part in parts)
+    return not has_images and _only_flattens(policy.pi_features_extractor) and _only_flattens(policy.vf_features_extractor)
+
+
+def _only_flattens(extractor: BaseFeaturesExtractor) -> bool:
+    modules: list[nn.Module] = []
+    if type(extractor) is FlattenExtractor:
+        modules = [extractor.flatten]
+    elif type(extractor) is CombinedExtractor:
+        modules = [*extractor.extractors.values()]
+    return bool(modules) and all(type(module) is nn.Flatten for module in modules)
 
 
 def vector(policy: ActorCriticPolicy, observations: PyTorchObs) -> th.Tensor:
     """What a policy that sees a vector sees, of shape ``(batch, n)``."""
-    if isinstance(observations, th.Tensor) and isinstance(policy.observation_space, spaces.Box):
-        return observations.float().flatten(1)
-    # The extractors of actor and critic are the same
-    return BasePolicy.extract_features(policy, observations, policy.features_extractor)
+    space = policy.observation_space
+    if type(space) is spaces.Box and len(space.shape) == 1:
+        return observations.float()  # type: ignore[union-attr]
+    return BasePolicy.extract_features(policy, observations, policy.pi_features_extractor)
 
 
 def networks(policy: ActorCriticPolicy) -> tuple[list[Any], list[Any]]:
-    """The layers of ``MlpPolicy``."""
+    """The layers of a policy that sees a vector."""
     extractor = policy.mlp_extractor
     return [*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]
 

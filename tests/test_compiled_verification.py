@@ -128,6 +128,17 @@ def test_what_changes_between_two_updates_counts_in_the_next_one(change, monkeyp
     assert len(interpreted) == 2
 
 
+def test_replaced_activation_of_a_policy_of_sb3(interpreted):
+    model = trained(PPOClip, ent_coef=0.1)
+    assert Update(model, True).is_compiled
+    for network in (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net):
+        network[1] = th.nn.ReLU()
+    reference, compiled = reference_and_compiled(model)
+    assert compiled.is_compiled
+    assert reference.off(compiled) < 1e-5
+    assert len(interpreted) == 2
+
+
 def test_changes_that_only_just_count(interpreted):
     """Those of some thousandths do, those that could be rounding do not."""
     model = configurable()

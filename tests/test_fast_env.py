@@ -19,7 +19,8 @@ SPACES = {
     "float16": spaces.Box(-3, 3, (4,), np.float16),
     "uint8": spaces.Box(0, 255, (4,), np.uint8),
     "matrix": spaces.Box(-3, 3, (2, 3), np.float32),
-    "dict": spaces.Dict({"a": spaces.Box(-3, 3, (2,), np.float32), "b": spaces.Box(-3, 3, (3,), np.float64)}),
+    "number": spaces.Box(-3, 3, (), np.float32),
+    "dict": spaces.Dict({"a": spaces.Box(-3, 3, (), np.float32), "b": spaces.Box(-3, 3, (3,), np.float64)}),
 }
 
 
@@ -66,6 +67,7 @@ def test_steps_are_those_of_sb3(space, n_envs, wrapper):
         actions = rng.integers(3, size=n_envs)
         expected, actual = theirs.step(actions), step(actions)
         for a, b in zip(expected, actual, strict=True):
+            assert type(a) is type(b)
             without_time = [[{**info, "episode": None} for info in x] if isinstance(x, list) else x for x in (a, b)]
             assert equal(*without_time)
             assert types_of(a) == types_of(b)
@@ -80,6 +82,14 @@ def test_steps_are_those_of_sb3(space, n_envs, wrapper):
                 assert equal(*([vars(of_part) for of_part in of_env] for of_env in statistics))
     # Episodes of 13 steps
     assert episodes == 3 * n_envs
+
+
+def test_keys_that_are_normalized_may_change():
+    theirs, ours = (make("dict", 2, VecNormalize) for _ in range(2))
+    for env in (theirs, ours):
+        env.norm_obs_keys = ["b"]
+    actions = np.ones(2, dtype=int)
+    assert equal(theirs.step(actions)[0], fast_env.lane(ours)(actions)[0])
 
 
 class TripleInStep(VecEnvWrapper):

@@ -7,13 +7,15 @@ import pytest
 import support
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from support import ACTION_SPACES, InPlaceExtractor, LinearExtractor, OwnPolicy, equal
 from torch.utils import _pytree as pytree
 
+from sb3_ppo_variants import NonFinitePolicyError
 from sb3_ppo_variants.fast import straight
 from sb3_ppo_variants.loss import Batch
-from sb3_ppo_variants.policies import FeedForward
+from sb3_ppo_variants.policies import FeedForward, is_standard_mlp
 
 
 def make_policy(*args, **kwargs):
@@ -148,3 +150,55 @@ def test_other_policies_are_not():
     # Draws random numbers
     random = make_policy(activation_fn=th.nn.RReLU)
     assert [type(straight.lane(policy)) for policy in (without_bias, random)] == [straight.Straight] * 2
+
+
+class OwnBuild(ActorCriticPolicy):
+    """Neither an action_net nor a value_net."""
+
+    def _build(self, lr_schedule):
+        self.net = th.nn.Linear(5, 3)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+
+def replaced(cls, part, module):
+    """A policy whose critic has another extractor than its actor."""
+    policy = make_policy(cls, part, share_features_extractor=False)
+    extractor = policy.vf_features_extractor
+    if cls is ActorCriticPolicy:
+        extractor.flatten = module
+    else:
+        extractor.extractors["vector"] = module
+    return policy
+
+
+def test_policies_that_are_no_vectors():
+    others = [
+        replaced(ActorCriticPolicy, "box", th.nn.Sequential(th.nn.Flatten(), th.nn.Tanh())),
+        replaced(MultiInputActorCriticPolicy, "parts", th.nn.Sequential(th.nn.Flatten(), th.nn.Tanh())),
+        # An image that is not scaled
+        make_policy(MultiInputActorCriticPolicy, "dict", normalize_images=False),
+    ]
+    assert [type(assert_same_rollouts(policy)) for policy in others] == [straight.Straight] * 3
+    assert straight.lane(support.make_policy(OwnBuild)) is None
+    # SB3's for SAC: a subclass of the Gaussian
+    squashed = make_policy()
+    squashed.action_dist = SquashedDiagGaussianDistribution(3)
+    assert straight.lane(squashed) is None
+    assert not is_standard_mlp(squashed)
+
+
+@pytest.mark.parametrize("observation", ["box", "image"])
+@pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete"])
+@pytest.mark.parametrize("part", ["action_net", "value_net"])
+def test_what_is_not_finite(observation, action, part):
+    """It is not acted on; but for logits of -inf, which are of actions that are never taken."""
+    policy = make_policy(ActorCriticCnnPolicy if observation == "image" else ActorCriticPolicy, observation, action)
+    observations = observe(policy.observation_space, 2)
+    for number in (np.nan, np.inf, -np.inf):
+        with th.no_grad():
+            getattr(policy, part).bias[0] = number
+        if part == "action_net" and action != "box" and number == -np.inf:
+            assert (straight.lane(policy).act(observations).actions.reshape(2, -1)[:, 0] > 0).all()
+            continue
+        with pytest.raises(NonFinitePolicyError, match=f"policy.{part}.bias"):
+            straight.lane(policy).act(observations)

@@ -8,9 +8,11 @@ import pytest
 import torch as th
 from compiled_support import needs_new_torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.vec_env import DummyVecEnv
 from support import (
     ACTION_SPACES,
@@ -27,7 +29,7 @@ from support import (
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFinitePolicyError
-from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
+from sb3_ppo_variants.compiled.numpy_policy import OF_TORCH, NumpyPolicy, encoder
 
 pytestmark = [needs_new_torch, pytest.mark.usefixtures("interpreted")]
 
@@ -114,6 +116,46 @@ def test_other_policies_act_themselves(monkeypatch):
     monkeypatch.setattr(NumpyPolicy, "act", None)
     model = make_model(env=space_env("image", "box")(), policy="CnnPolicy", compile=True, n_epochs=1).learn(52)
     assert model._uses_compiled
+
+
+@pytest.mark.parametrize("activation", OF_TORCH)
+def test_activations_of_torch(activation):
+    policy = make_policy(activation_fn=activation)
+    with th.no_grad():
+        policy.value_net.weight.mul_(10)
+    observations = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+    acting = NumpyPolicy(policy, RolloutBuffer(1, policy.observation_space, policy.action_space, n_envs=2))
+    expected = policy.predict_values(th.as_tensor(observations))
+    assert expected.std() > 0.01
+    assert th.allclose(acting.act(observations).values, expected, atol=1e-5)
+
+
+def test_activations_must_be_the_same():
+    policy = make_policy(activation_fn=th.nn.ELU)
+    policy.mlp_extractor.value_net[1] = th.nn.ELU(alpha=2.0)
+    assert not NumpyPolicy.supports(policy)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32, np.int8])
+def test_discrete_observations_of_any_type(dtype):
+    observations = np.array([1, 0, 1]).astype(dtype)
+    expected = preprocess_obs(th.as_tensor(observations), spaces.Discrete(2)).numpy()
+    np.testing.assert_array_equal(encoder(spaces.Discrete(2))(observations), expected)
+
+
+@pytest.mark.parametrize(
+    ("space", "index", "wrong"),
+    [(spaces.Discrete(4), [2, -1], -1), (spaces.Discrete(4), [4, 0], 4), (spaces.MultiDiscrete([2, 3]), [[0, 1], [1, 3]], 3)],
+)
+def test_observations_that_are_not_in_a_space(space, index, wrong):
+    with pytest.raises(ValueError, match=f"an observation of {wrong}, which is not in {type(space).__name__}"):
+        encoder(space)(np.array(index))
+
+
+def test_many_discrete_observations_take_little_memory():
+    """A table of all of them would be 4 TB."""
+    found = encoder(spaces.Discrete(1_000_000))(np.array([999_999]))
+    assert found.sum() == found[0, -1] == 1
 
 
 def test_parts_replaced_in_a_supported_policy_are_seen():

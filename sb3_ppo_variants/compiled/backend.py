@@ -85,12 +85,14 @@ class Backend:
         if reason is not None:
             self._end(reason)
             return None
-        step = self.step
-        if step is None or not step.serves(old.kind):
-            self.step = CompiledStep(compiled_kind(policy, old.kind.sequence_length))
+        step, kind = self.step, compiled_kind(policy, old.kind.sequence_length)
+        if step is None or not step.serves(kind):
+            self.step = CompiledStep(kind)
             if step is not None:
                 self.step.n_compilations, self.step.change = step.n_compilations, "the policy is another"
         assert self.step is not None
+        # Layers without parameters may have been replaced
+        self.step.kind = kind
         states = random.getstate(), np.random.get_state(), th.get_rng_state()
         try:
             epochs = self.step.run(old, settings)

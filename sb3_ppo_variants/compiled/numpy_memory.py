@@ -1,4 +1,4 @@
-"""Rollouts of ``MlpLstmPolicy`` in NumPy: up to rounding the numbers of contrib, with other random draws."""
+"""Rollouts in NumPy of policies that see a vector and have an LSTM: contrib's numbers up to rounding, other random draws."""
 
 from typing import Any
 

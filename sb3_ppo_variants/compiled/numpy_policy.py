@@ -116,7 +116,9 @@ class NumpyPolicy(FeedForward):
         step, self.step = self.step, self.step + 1
         outputs = latent[:, : self.n_outputs]
         self.values[step] = latent[:, self.n_outputs :]
-        obs_tensor, values, log_probs = obs_as_tensor(observations, CPU), self.value_tensors[step], self.log_prob_tensors[step]
+        is_array = isinstance(observations, np.ndarray)
+        obs_tensor = th.from_numpy(observations) if is_array else obs_as_tensor(observations, CPU)
+        values, log_probs = self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
             return Action(obs_tensor, (outputs + self.noise[step]).reshape(self.action_shape), values, log_probs)
         if "action_masks" in given:
@@ -139,13 +141,21 @@ def encoder(space: spaces.Space) -> Callable[[Any], np.ndarray]:
         parts = {name: encoder(part) for name, part in space.spaces.items()}
         return lambda observations: np.concatenate([encode(observations[name]) for name, encode in parts.items()], axis=1)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        # Rows of zeros and a one, those of all parts below each other
-        sizes = [space.n] if isinstance(space, spaces.Discrete) else [*space.nvec]
-        rows = [np.eye(n, dtype=np.float32) for n in sizes]
-        return lambda observations: np.concatenate(
-            [row[index] for row, index in zip(rows, observations.reshape(-1, len(rows)).T, strict=True)], axis=1
-        )
-    return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+        return partial(_one_hot, space, np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec))
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return partial(np.asarray, dtype=np.float32)
+    return lambda observations: np.asarray(observations, dtype=np.float32).reshape(len(observations), -1)
+
+
+def _one_hot(space: spaces.Space, sizes: np.ndarray, observations: Any) -> np.ndarray:
+    """A one among zeros for each part, of ``sizes``."""
+    index = np.asarray(observations).astype(np.int64).reshape(-1, len(sizes))
+    is_outside = (index < 0) | (index >= sizes)
+    if is_outside.any():
+        raise ValueError(f"The environment returned an observation of {index[is_outside][0]}, which is not in {space}")
+    found = np.zeros((len(index), sizes.sum()), dtype=np.float32)
+    np.put_along_axis(found, index + sizes.cumsum() - sizes, 1, axis=1)
+    return found
 
 
 def _by_torch(layer: nn.Module, x: np.ndarray, out: np.ndarray) -> None:
@@ -153,7 +163,7 @@ def _by_torch(layer: nn.Module, x: np.ndarray, out: np.ndarray) -> None:
 
 
 def has_stackable_layers(policy: ActorCriticPolicy) -> bool:
-    """Whether actor and critic of an ``MlpPolicy`` have the same layers, but for their sizes, of those that there are here."""
+    """Whether a policy sees a vector, and its networks have the same layers, but for sizes, of those that there are here."""
     if not is_standard_mlp(policy):
         return False
     # With the parameters of activations

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_ppo_variants.buffers import OWN_BUFFERS, STATES
@@ -14,9 +15,12 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
     """A function that does what ``buffer.add`` does."""
     if type(buffer) not in OWN_BUFFERS or buffer.device.type != "cpu":
         return None
-    observations, action_shape = buffer.observations, buffer.actions.shape[1:]
-    # Of the parts of a dictionary, or of an observation that has none
-    arrays: dict[Any, np.ndarray] = observations if isinstance(observations, dict) else {None: observations}
+    space, action_shape = buffer.observation_space, buffer.actions.shape[1:]
+    # The parts of a dictionary, or an observation that has none
+    parts: dict[Any, spaces.Space] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
+    arrays: Any = buffer.observations if isinstance(space, spaces.Dict) else {None: buffer.observations}
+    # Discrete ones have another dimension in the buffer
+    shapes = {name: arrays[name].shape[1:] if isinstance(part, spaces.Discrete) else None for name, part in parts.items()}
 
     def add(
         obs: np.ndarray | dict[str, np.ndarray],
@@ -29,9 +33,9 @@ def lane(buffer: RolloutBuffer, has_values: bool) -> Callable[..., None] | None:
         lstm_states: Any = None,
     ) -> None:
         pos = buffer.pos
-        for name, array in arrays.items():
+        for name, shape in shapes.items():
             part: Any = obs if name is None else obs[name]
-            array[pos] = part.reshape(array.shape[1:])
+            arrays[name][pos] = part if shape is None else np.reshape(part, shape)
         buffer.actions[pos] = action.reshape(action_shape)
         buffer.rewards[pos] = reward
         buffer.episode_starts[pos] = start

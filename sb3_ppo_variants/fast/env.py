@@ -24,7 +24,7 @@ def lane(env: VecEnv) -> EnvStep | None:
     if (
         type(env) is VecNormalize
         and isinstance(env.observation_space, spaces.Box | spaces.Dict)
-        and all(type(statistics) is RunningMeanStd for statistics in (env.ret_rms, *_statistics(env).values()))
+        and all(type(statistics) is RunningMeanStd for statistics in [env.ret_rms, *_statistics(env)])
     ):
         return partial(_step_normalize, env, lane(env.venv) or partial(_step_in_parts, env.venv))
     return None
@@ -39,6 +39,7 @@ def _step_in_parts(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
     env.actions = actions
     buffers = env.buf_obs
+    whole = buffers.get(None)  # type: ignore[call-overload]
     for i, single in enumerate(env.envs):
         obs, env.buf_rews[i], terminated, truncated, info = single.step(actions[i])
         env.buf_dones[i] = terminated or truncated
@@ -47,12 +48,19 @@ def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
             info["terminal_observation"] = obs
             obs, env.reset_infos[i] = single.reset()
         env.buf_infos[i] = info
+        if whole is not None:
+            whole[i] = obs
+            continue
         for name, buffer in buffers.items():
-            buffer[i] = obs if name is None else obs[name]
-    observations: Any = {name: buffer.copy() for name, buffer in buffers.items()}
-    if env.keys == [None]:
-        observations = observations[None]
+            buffer[i] = obs[name]
+    observations = _copy_observations(buffers if whole is None else whole)
     return observations, env.buf_rews.copy(), env.buf_dones.copy(), [_copy(info) for info in env.buf_infos]
+
+
+def _copy_observations(observations: Any) -> Any:
+    if isinstance(observations, np.ndarray):
+        return observations.copy()
+    return type(observations)((name, part.copy()) for name, part in observations.items())
 
 
 def _copy(info: dict[str, Any]) -> dict[str, Any]:
@@ -68,15 +76,18 @@ def _step_normalize(env: VecNormalize, step: EnvStep, actions: np.ndarray) -> Ve
     obs, rewards, dones, infos = step(actions)
     env.old_obs = obs
     env.old_reward = rewards
-    statistics, parts = _statistics(env), obs if isinstance(obs, dict) else {None: obs}
-    if env.training:
-        for name, of_part in statistics.items():
-            _update(of_part, parts[name])
-    normalized: Any = {
-        name: _normalized(env, part, statistics[name]) if name in statistics else part.copy() for name, part in parts.items()
-    }
-    if not isinstance(obs, dict):
-        normalized = normalized[None]
+    if not env.norm_obs:
+        normalized = _copy_observations(obs)
+    elif isinstance(env.obs_rms, dict):
+        for name, statistics in env.obs_rms.items() if env.training else ():
+            _update(statistics, obs[name])
+        normalized = _copy_observations(obs)
+        for name in env.norm_obs_keys or ():
+            normalized[name] = _normalized(env, obs[name], env.obs_rms[name])
+    else:
+        if env.training:
+            _update(env.obs_rms, obs)
+        normalized = _normalized(env, obs, env.obs_rms)
     if env.training:
         env.returns = env.returns * env.gamma + rewards
         _update(env.ret_rms, env.returns)
@@ -90,18 +101,16 @@ def _step_normalize(env: VecNormalize, step: EnvStep, actions: np.ndarray) -> Ve
     return normalized, rewards.astype(np.float32), dones, infos
 
 
-def _statistics(env: VecNormalize) -> dict[Any, RunningMeanStd]:
-    """Those of the parts of a dictionary that are normalized, or of observations without parts."""
+def _statistics(env: VecNormalize) -> list[RunningMeanStd]:
+    """Those of the observations, or of their parts."""
     if not env.norm_obs:
-        return {}
-    return env.obs_rms if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
+        return []
+    return [*env.obs_rms.values()] if isinstance(env.obs_rms, dict) else [env.obs_rms]
 
 
 def _normalized(env: VecNormalize, obs: np.ndarray, statistics: RunningMeanStd) -> np.ndarray:
-    scale = statistics.var + env.epsilon
-    np.sqrt(scale, out=scale)
     normalized = obs - statistics.mean
-    normalized /= scale
+    normalized /= np.sqrt(statistics.var + env.epsilon)
     np.minimum(np.maximum(normalized, -env.clip_obs, out=normalized), env.clip_obs, out=normalized)
     return normalized.astype(np.float32)
 

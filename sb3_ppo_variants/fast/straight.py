@@ -1,8 +1,9 @@
-"""SB3's policies without objects for distributions, which check their arguments: its numbers and random draws."""
+"""SB3's policies without distribution objects, or at least their checks of arguments: its numbers and random draws."""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import (
     CategoricalDistribution,
@@ -42,9 +43,10 @@ CPU = th.device("cpu")
 
 def lane(policy: ActorCriticPolicy) -> "Straight | None":
     """A policy as PPO sees it."""
+    if type(policy) not in OWN or policy.device != CPU or has_hooks(policy):
+        return None
     has_linear_ends = type(policy.action_net) is type(policy.value_net) is nn.Linear
-    is_single = all(parameter.dtype == th.float32 for parameter in policy.parameters())
-    if type(policy) not in OWN or policy.device != CPU or has_hooks(policy) or not (has_linear_ends and is_single):
+    if not has_linear_ends or any(parameter.dtype != th.float32 for parameter in policy.parameters()):
         return None
     if type(policy.action_dist) is StateDependentNoiseDistribution:
         return StraightSde(policy)
@@ -59,35 +61,41 @@ class Straight(FeedForward):
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__(policy)
         self.heads = heads_of(policy.action_space) if isinstance(policy.action_dist, CATEGORICAL) else ()
+        self.shape_of_actions = (-1, *policy.action_space.shape)  # type: ignore[misc]
         # What depends on it alone is computed when it changes
         self.log_std = th.empty(0)
+
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
+        """The next step of a rollout, as ``FeedForward.act``."""
+        with self._blamed(observations):
+            return self._act(observations)
+
+    @th.no_grad()
+    def _act(self, observations: Observations) -> Action:
+        is_array = isinstance(observations, np.ndarray)
+        obs_tensor = th.from_numpy(observations) if is_array else obs_as_tensor(observations, CPU)
+        actions, values, log_probs = self._draw(obs_tensor)
+        found = actions.numpy().reshape(self.shape_of_actions)
+        if not (checks.all_finite(values.numpy()) and checks.all_finite(found)):
+            raise checks.NonFinitePolicyError.of(self.policy)
+        return Action(obs_tensor, found, values, log_probs)
 
     def _forward(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """What the distribution is made of, and the values, of shape ``(batch, 1)``."""
         latent_pi, latent_vf = latents(self.policy, observations)
         return self.policy.action_net(latent_pi), self.policy.value_net(latent_vf)
 
-    @th.no_grad()
-    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
-        """The next step of a rollout, as ``FeedForward.act``."""
-        obs_tensor = obs_as_tensor(observations, CPU)
-        with self._blamed(observations):
-            outputs, values = self._forward(obs_tensor)
-            if not (checks.all_finite(outputs.numpy()) and checks.all_finite(values.numpy())):
-                raise checks.NonFinitePolicyError.of(self.policy)
-            actions, log_probs = self._draw(outputs)
-            found = actions.view((-1, *self.policy.action_space.shape)).numpy()  # type: ignore[misc]
-            if not checks.all_finite(found):
-                raise checks.NonFinitePolicyError.of(self.policy)
-        return Action(obs_tensor, found, values, log_probs)
-
-    def _draw(self, outputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Actions, and their log probabilities."""
+    def _draw(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Actions, values and log probabilities of the actions."""
+        outputs, values = self._forward(observations)
         if self.heads:
             logits = self._logits(outputs)
+            # Those of -inf are of actions that are never taken
+            if any(not checks.all_finite(head.numpy()) and head.isnan().any() for head in logits):
+                raise checks.NonFinitePolicyError.of(self.policy)
             parts = [th.multinomial(F.softmax(head, dim=-1), 1, True) for head in logits]
             log_probs = [head.gather(-1, part).squeeze(-1) for head, part in zip(logits, parts, strict=True)]
-            return th.cat(parts, dim=1), _sum(log_probs)
+            return th.cat(parts, dim=1), values, _sum(log_probs)
         log_std = self.policy.log_std
         if not th.equal(self.log_std, log_std):
             self.log_std = log_std.clone()
@@ -96,7 +104,7 @@ class Straight(FeedForward):
             self.log_stds = self.std.log()
         actions = outputs + th.empty_like(outputs).normal_().mul_(self.std)
         squares = (actions - outputs).square_().neg_()
-        return actions, squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
+        return actions, values, squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
 
     def _logits(self, outputs: th.Tensor) -> tuple[th.Tensor, ...]:
         """Log pi of all actions, for each part of an action."""
@@ -104,7 +112,7 @@ class Straight(FeedForward):
 
 
 class StraightMlp(Straight):
-    """A policy that sees a vector, without module calls, on the parameters that there are at each call."""
+    """A policy that sees a vector, without calls of its layers, on the parameters that there are at each call."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__(policy)
@@ -112,6 +120,11 @@ class StraightMlp(Straight):
         self.pi, self.vf = (
             [layer._parameters if type(layer) is nn.Linear else layer for layer in layers] for layers in networks(policy)
         )
+
+    def act(self, observations: Observations, given: Given = NOTHING) -> Action:
+        """The next step of a rollout, as ``FeedForward.act``."""
+        checks.check_observation(observations)
+        return self._act(observations)
 
     def _forward(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         latent = vector(self.policy, observations)
@@ -145,19 +158,18 @@ class StraightMlp(Straight):
 
 
 class StraightSde(Straight):
-    """Rollouts with gSDE."""
+    """Rollouts with gSDE, with SB3's distribution, but without checks of what it is made of."""
 
-    def _forward(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        self.latent_pi, latent_vf = latents(self.policy, observations)
-        return self.policy.action_net(self.latent_pi), self.policy.value_net(latent_vf)
-
-    def _draw(self, outputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        distribution: Any = self.policy.action_dist
-        distribution._latent_sde = self.latent_pi
-        variance = th.mm(self.latent_pi**2, distribution.get_std(self.policy.log_std) ** 2)
-        distribution.distribution = Normal(outputs, th.sqrt(variance + distribution.epsilon), validate_args=False)
+    def _draw(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        policy, distribution = self.policy, self.policy.action_dist
+        assert isinstance(distribution, StateDependentNoiseDistribution)
+        latent_pi, latent_vf = latents(policy, observations)
+        distribution._latent_sde = latent_pi
+        variance = th.mm(latent_pi**2, distribution.get_std(policy.log_std) ** 2)
+        std = th.sqrt(variance + distribution.epsilon)
+        distribution.distribution = Normal(policy.action_net(latent_pi), std, validate_args=False)
         actions = distribution.get_actions()
-        return actions, distribution.log_prob(actions)
+        return actions, policy.value_net(latent_vf), distribution.log_prob(actions)
 
 
 def _apply(layers: list[Any], latent: th.Tensor) -> th.Tensor:
