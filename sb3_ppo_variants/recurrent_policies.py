@@ -16,6 +16,7 @@ from sb3_contrib.common.recurrent.policies import (
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
@@ -67,6 +68,12 @@ class MlpLstmPolicy(RecurrentActorCriticPolicy):
             # contrib's optimizer has the parameters of the LSTMs
             options = {"lr": lr_schedule(1), **self.optimizer_kwargs}
             self.optimizer = self.optimizer_class(self.parameters(), **options)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """Of MultiDiscrete observations, SB3 counts the features with an integer of NumPy's, which ``nn.LSTM`` refuses."""
+        extractor = super().make_features_extractor()
+        extractor._features_dim = int(extractor.features_dim)
+        return extractor
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """SB3's and contrib's leave these out, and then cannot load what they have saved."""

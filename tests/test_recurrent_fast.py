@@ -174,6 +174,7 @@ def test_kl_of_the_whole_rollout():
     [
         ("MlpLstmPolicy", "box", "box"),
         ("MlpLstmPolicy", "box", "discrete"),
+        ("MlpLstmPolicy", "multidiscrete", "discrete"),
         ("MultiInputLstmPolicy", "parts", "multidiscrete"),
         ("MaskableMlpLstmPolicy", "box", "multidiscrete"),
         ("MaskableMultiInputLstmPolicy", "parts", "discrete"),
