@@ -12,7 +12,6 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_ppo_variants import checks
@@ -25,11 +24,11 @@ from sb3_ppo_variants.policies import (
     FeedForward,
     Given,
     Observations,
+    as_tensors,
     is_standard_mlp,
     networks,
 )
 
-CPU = th.device("cpu")
 # Activations, of each number by itself
 ACTIVATIONS: dict[type[nn.Module], Callable[..., Any]] = {nn.Tanh: np.tanh, nn.ReLU: partial(np.maximum, 0)}
 OF_TORCH = (nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh, nn.Softplus, nn.Sigmoid)
@@ -116,9 +115,7 @@ class NumpyPolicy(FeedForward):
         step, self.step = self.step, self.step + 1
         outputs = latent[:, : self.n_outputs]
         self.values[step] = latent[:, self.n_outputs :]
-        is_array = isinstance(observations, np.ndarray)
-        obs_tensor = th.from_numpy(observations) if is_array else obs_as_tensor(observations, CPU)
-        values, log_probs = self.value_tensors[step], self.log_prob_tensors[step]
+        obs_tensor, values, log_probs = as_tensors(observations), self.value_tensors[step], self.log_prob_tensors[step]
         if self.is_gaussian:
             return Action(obs_tensor, (outputs + self.noise[step]).reshape(self.action_shape), values, log_probs)
         if "action_masks" in given:

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import (
     CategoricalDistribution,
@@ -13,7 +12,6 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
@@ -29,6 +27,7 @@ from sb3_ppo_variants.policies import (
     FeedForward,
     Given,
     Observations,
+    as_tensors,
     has_hooks,
     is_standard_mlp,
     latents,
@@ -38,12 +37,11 @@ from sb3_ppo_variants.policies import (
 
 OWN = (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)
 CATEGORICAL = (CategoricalDistribution, MultiCategoricalDistribution)
-CPU = th.device("cpu")
 
 
 def lane(policy: ActorCriticPolicy) -> "Straight | None":
     """A policy as PPO sees it."""
-    if type(policy) not in OWN or policy.device != CPU or has_hooks(policy):
+    if type(policy) not in OWN or policy.device.type != "cpu" or has_hooks(policy):
         return None
     has_linear_ends = type(policy.action_net) is type(policy.value_net) is nn.Linear
     if not has_linear_ends or any(parameter.dtype != th.float32 for parameter in policy.parameters()):
@@ -72,8 +70,7 @@ class Straight(FeedForward):
 
     @th.no_grad()
     def _act(self, observations: Observations) -> Action:
-        is_array = isinstance(observations, np.ndarray)
-        obs_tensor = th.from_numpy(observations) if is_array else obs_as_tensor(observations, CPU)
+        obs_tensor = as_tensors(observations)
         actions, values, log_probs = self._draw(obs_tensor)
         found = actions.numpy().reshape(self.shape_of_actions)
         if not (checks.all_finite(values.numpy()) and checks.all_finite(found)):
