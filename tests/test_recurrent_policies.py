@@ -15,6 +15,7 @@ from support import ACTION_SPACES, equal, make_policy
 from torch import nn
 from torch.testing import assert_close
 
+from sb3_ppo_variants.fast.masked import IS_OLD
 from sb3_ppo_variants.recurrent_policies import (
     GRU,
     CnnLstmPolicy,
@@ -96,6 +97,8 @@ def everything(policy):
     ],
 )
 def test_lstm_is_contribs(observation, action, kwargs):
+    if action == "matrix" and IS_OLD:
+        pytest.skip("contrib before 2.8 cannot predict actions of several dimensions")
     expected = make(CONTRIBS[observation], observation, action, **kwargs)
     policy = make(PLAIN[observation], observation, action, **kwargs)
     assert isinstance(policy, CONTRIBS[observation])
