@@ -16,8 +16,9 @@ import torch as th
 from paper_support import Inspect, statistics_of_ppo1
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from benchmarks.paper import experiments, figures, runner, tables, training, verification
-from benchmarks.paper.__main__ import FIGURES, main
+from benchmarks.paper import documents, experiments, figures, runner, tables, training, verification
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.documents import FIGURES
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants
@@ -312,10 +313,10 @@ def test_tables_in_the_documents_are_those_of_the_committed_results(tmp_path):
     freeze(Results(DEFAULT), tmp_path / "constants.csv", STAGES["table1"])
     assert (tmp_path / "constants.csv").read_text() == CONSTANTS.read_text()
     study = tables.Study(Results(DEFAULT), CONSTANTS)
-    for path in tables.DOCUMENTS:
+    for path in documents.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        assert tables.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"
-    names = re.findall(r"<!-- table: (\w+) -->", tables.DOCUMENTS[0].read_text(encoding="utf-8"))
+        assert documents.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"
+    names = re.findall(r"<!-- table: (\w+) -->", documents.TABLE_1_PAGE.read_text(encoding="utf-8"))
     assert sorted(names) == sorted(tables.TABLES)
     drawn_from = figures.of_runs(study.all_seeds)
     for name in ("table1", "learning_curves", "performance_profile", "kl", "figure1", "figure2"):

@@ -6,24 +6,22 @@ Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven
     python -m benchmarks.paper commands   # for each run that is there, the command that makes it again
     python -m benchmarks.paper verify 3   # makes three of them again, drawn at random, and says whether they are exact
     python -m benchmarks.paper freeze     # once all runs of Table 1 are there: writes the constants of the normalisation
-    python -m benchmarks.paper tables     # puts the tables in docs/paper.md and README.md; with names, prints those
+    python -m benchmarks.paper tables     # puts the tables in the documents; with names, prints those
     python -m benchmarks.paper figures    # draws the figures of docs/paper.md and README.md
-    python -m benchmarks.paper figure3    # draws Figure 3 of section 6.2, whose plan is docs/figure3.md
+    python -m benchmarks.paper figure3    # draws Figure 3 of section 6.2, for docs/figure3.md
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.paper import experiments, figure3, figure3_report, figures, scores, tables
+from benchmarks.paper import experiments, figure3, figure3_report, figures, scores
+from benchmarks.paper.documents import DOCUMENTS, FIGURES, TABLES, with_tables
 from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
-from benchmarks.paper.tables import DOCUMENTS, ROOT, Study, with_tables
+from benchmarks.paper.tables import Study
 from benchmarks.paper.verification import draw, verify
-
-FIGURES = ROOT / "docs" / "figures"
-TABLES = {**tables.TABLES, **figure3_report.TABLES}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
         "commands": "print for each run that is there the command that makes it again",
         "verify": "make some runs again, drawn at random, by the code that is checked out, and tell which are exact",
         "freeze": "write the constants of the normalisation, once and for all",
-        "tables": "put the tables in docs/paper.md and README.md, or print those that are named",
+        "tables": "put the tables in docs/paper.md, docs/figure3.md and README.md, or print those that are named",
         "figures": "draw the figures of docs/paper.md and README.md",
-        "figure3": "draw Figure 3",
+        "figure3": "draw Figure 3, of docs/figure3.md",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)

@@ -27,6 +27,7 @@ from benchmarks.paper.tables import (
     format_p,
     format_return,
     format_returns_by_task,
+    format_without_largest,
     p_value,
     table,
 )
@@ -82,10 +83,10 @@ def comparison(scores: Scores) -> str:
         cells = [""] * 4
         if name != PPO:
             improvement = format_bootstrapped(statistics.probability_of_improvement, ppo, own)
-            cells = [format_difference(ppo, own), improvement, format_p(p_values[name]), format_p(adjusted[name])]
+            cells = [format_difference(ppo, own), format_p(adjusted[name]), format_without_largest(ppo, own), improvement]
         rows.append([label, format_mean(own), *cells, str(won[name]), str(won_in_paper.get(name, ""))])
-    header = ["", "score", "PPO minus it", "probability that PPO is better", "p", "adjusted p", "tasks won"]
-    return table([*header, "of the four in the paper's plot"], rows)
+    header = ["", "score", "PPO minus it", "adjusted p", "without the task that contributes most"]
+    return table([*header, "probability that PPO is better", "tasks won", "of the four in the paper's plot"], rows)
 
 
 def later(scores: Scores) -> str:

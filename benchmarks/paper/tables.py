@@ -1,9 +1,8 @@
-"""The tables of docs/paper.md and README.md, in Markdown."""
+"""The tables of docs/paper.md, in Markdown."""
 
 import csv
 import inspect
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,6 @@ from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS
 from benchmarks.paper.results import Results
 from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
 from sb3_ppo_variants import PPOKLPen
-
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "docs" / "paper.md", ROOT / "README.md")
-# What lies between these two comments of a document is the table of that name
-MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 # Every bootstrap and permutation test is drawn by a generator of its own, from this seed
 SEED = 0
@@ -86,17 +80,6 @@ class Study:
         return self._table_1_and("log_clip", "seeds", "details")
 
 
-def with_tables(text: str, study: Study) -> str:
-    """
-    Put the tables of the results in a document.
-
-    :param text: the document
-    :param study: the results
-    :return: the document with those tables
-    """
-    return MARKED.sub(lambda match: f"{match[1]}\n{TABLES[match[2]](study)}\n\n{match[3]}", text)
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     A table in Markdown.
@@ -155,6 +138,14 @@ def format_mean(scores: np.ndarray) -> str:
 def format_difference(scores: np.ndarray, others: np.ndarray) -> str:
     """The difference of two mean scores, and its 95% interval."""
     return _interval(float(statistics.difference(scores, others)), statistics.half_width(scores, others), sign="+")
+
+
+def format_without_largest(scores: np.ndarray, others: np.ndarray) -> str:
+    """The difference without the task that contributes most to it."""
+    differences = scores.mean(axis=1) - others.mean(axis=1)
+    largest = int((np.sign(differences.mean()) * differences).argmax())
+    rest = format_difference(np.delete(scores, largest, axis=0), np.delete(others, largest, axis=0))
+    return f"{rest} without {_short(TASKS[largest])}"
 
 
 def _difference_to_paper(scores: np.ndarray, paper: float, level: float = 0.95) -> tuple[float, float]:
@@ -293,9 +284,7 @@ def _pairs(study: Study) -> str:
     for group in groups:
         p_values = [p_value(*pair) for _, _, pair, _ in group]
         for (label, papers, pair, of_new), p, adjusted in zip(group, p_values, statistics.holm(p_values), strict=True):
-            largest = int((pair[0].mean(axis=1) - pair[1].mean(axis=1)).argmax())
-            without = format_difference(*(np.delete(one, largest, axis=0) for one in pair))
-            cells = [format_difference(*pair), f"{without} without {_short(TASKS[largest])}"]
+            cells = [format_difference(*pair), format_without_largest(*pair)]
             cells += [format_bootstrapped(statistics.probability_of_improvement, *pair)]
             cells += [f"{statistics.tasks_won(*pair)} of {len(TASKS)}"]
             cells += [format_p(p_value(*of_new)) if of_new else "", format_p(p), format_p(adjusted)]
