@@ -100,7 +100,7 @@ def report() -> int:
             continue
         difference, low, high = bootstrap_difference(ours, theirs, rng)
         probability = probability_of_improvement(ours, theirs)
-        scores = " | ".join(f"{x.mean():.0f} +- {x.std(ddof=1):.0f} ({len(x)} seeds)" for x in (theirs, ours))
+        scores = " | ".join(f"{x.mean():.0f} ± {x.std(ddof=1):.0f} ({len(x)} seeds)" for x in (theirs, ours))
         print(f"| {env} | {scores} | {difference:+.0f} ({low:+.0f} to {high:+.0f}) | {probability:.2f} |")
     missing = len(ENVS) * len(ALGORITHMS) * len(SEEDS) - len(rows)
     if missing:

@@ -159,7 +159,7 @@ def report() -> int:
             continue
         difference, low, high = welch_interval(own, scores["PPOClip"], 0.95)
         interval = "" if name == "PPOClip" else f"{difference:+.0f} ({low:+.0f} to {high:+.0f})"
-        print(f"| {name} | {own.mean():.0f} +- {own.std(ddof=1):.0f} ({len(own)} seeds) | {interval} |")
+        print(f"| {name} | {own.mean():.0f} ± {own.std(ddof=1):.0f} ({len(own)} seeds) | {interval} |")
     missing = len(ALGORITHMS) * len(SEEDS) - len(rows)
     if missing:
         print(f"\n{missing} runs are missing: python -m benchmarks.learning_cleanrl")

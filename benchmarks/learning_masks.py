@@ -168,7 +168,7 @@ def report() -> int:
         )
         if min(map(len, (theirs, ours, without))) < 2:
             continue
-        scores = [f"{x.mean():.1f} +- {x.std(ddof=1):.1f} ({len(x)} seeds)" for x in (theirs, ours, without)]
+        scores = [f"{x.mean():.1f} ± {x.std(ddof=1):.1f} ({len(x)} seeds)" for x in (theirs, ours, without)]
         (difference, low, high), bought = welch_interval(ours, theirs), welch_interval(ours, without)
         margin = MARGIN * (task.highest - task.lowest)
         verdict = f"{'yes' if -margin < low and high < margin else 'not shown'}: {margin:.1f}"

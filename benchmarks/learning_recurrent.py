@@ -153,7 +153,7 @@ def report() -> int:
         if min(len(scores[name]) for name in task.algorithms()) < 2:
             continue
         digits = 2 if task.highest == 1 else 1
-        cells = [f"{x.mean():.{digits}f} +- {x.std(ddof=1):.{digits}f}" if len(x) else "" for x in scores.values()]
+        cells = [f"{x.mean():.{digits}f} ± {x.std(ddof=1):.{digits}f}" if len(x) else "" for x in scores.values()]
         if "RecurrentPPO" in task.algorithms():
             difference, low, high = welch_interval(scores["PPOClip"], scores["RecurrentPPO"])
             margin = MARGIN * (task.highest - task.lowest)

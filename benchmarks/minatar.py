@@ -198,7 +198,7 @@ def tables(rows: list[dict[str, str]], criterion: str) -> list[str]:
         for name, x in of_game.items():
             mean = f"{means[game][name]:.2f}"
             best = means[game][name] == max(means[game].values())
-            cells.append(f"{f'**{mean}**' if best else mean} +- {x.std(ddof=1):.2f} ({len(x)} seeds)")
+            cells.append(f"{f'**{mean}**' if best else mean} ± {x.std(ddof=1):.2f} ({len(x)} seeds)")
         lines.append(f"| {game} | {' | '.join(cells)} |")
     counts, ties = wins.count_wins(means)
     lines.append(f"| games won | {' | '.join(str(counts.get(name, 0)) for name in names)} |")

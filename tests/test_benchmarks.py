@@ -178,7 +178,7 @@ def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
     (tmp_path / "runs.csv").write_text("\n".join(["algorithm,score", *rows]))
     # The mean of CleanRL is 3
     assert learning_cleanrl.report() == 8 * 10 - 6
-    assert "| CleanRL | 3 +- 3 (3 seeds) | +1 (" in capsys.readouterr().out
+    assert "| CleanRL | 3 ± 3 (3 seeds) | +1 (" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ def test_tables():
     ]
     lines = minatar.tables([*rows, row("PPO", "breakout", 0, 9, 9)], "last")
     # The deviation of -0.5 and 0.5 is the square root of a half
-    assert "| asterix | 2.00 +- 0.71 (2 seeds) | **4.00** +- 0.71 (2 seeds) | 3.00 +- 0.71 (2 seeds) |" in lines
+    assert "| asterix | 2.00 ± 0.71 (2 seeds) | **4.00** ± 0.71 (2 seeds) | 3.00 ± 0.71 (2 seeds) |" in lines
     # 2.004 is printed as 2.00
     assert "| games won | 0 | 1 | 0 |" in lines
     assert "\nTies: freeway, seaquest\n" in lines
