@@ -309,9 +309,6 @@ def test_comparison(study):
     assert a2c[2:4] == ["+0.30 (0.30 to 0.30)", "< 0.001"]
     assert a2c[5:7] == ["1.00 (1.00 to 1.00)", "0"]
     assert [other[0] for other in others] == ["A2C with trust region", "Vanilla policy gradient, adaptive step size", "CEM"]
-    # In the readings, PPO wins Hopper, Walker2d, HalfCheetah and Reacher, A2C with trust region the double pendulum, TRPO
-    # Swimmer, and all four the pendulum
-    assert [row[7] for row in (ppo, trpo, a2c, *others)] == ["5", "2", "1", "2", "", ""]
 
 
 def test_difference_without_the_task_that_contributes_most():
@@ -335,7 +332,10 @@ def test_distance(study):
     # A2C: (1000 + 288.63) / 3911.69 = 0.3294, (900 - 19.41) / 2889.22 = 0.3048, 0.8106, 1, (-24 + 43.30) / 38.19 = 0.5053,
     # (31 - 0.42) / 111.34 = 0.2747, (850 - 3.02) / 3648.89 = 0.2321: mean 0.4938; from 0.5: 0.1706, 0.1952, 0.3106, 0.5,
     # 0.0053, 0.2253, 0.2679: mean 0.2393, of which Reacher is within 0.49 to 0.51
-    assert by_name["A2C"][1:] == ["0.49", "0.50", "0.24", "1 of 7", "InvertedPendulum (-0.50)"]
+    assert by_name["A2C"][1:6] == ["0.49", "0.50", "0.24", "1 of 7", "InvertedPendulum (-0.50)"]
+    # In the readings, PPO wins Hopper, Walker2d, HalfCheetah and Reacher, A2C with trust region the double pendulum, TRPO
+    # Swimmer, and all four the pendulum; here, PPO and TRPO tie everywhere
+    assert [row[6:] for row in by_name.values()] == [["5", "7"], ["1", "0"], ["2", "0"], ["2", "7"]]
 
 
 def test_by_task(study):

@@ -76,7 +76,6 @@ def comparison(scores: Scores) -> str:
     p_values = {name: p_value(ppo, scores.normalized(name)) for name in CONTESTANTS}
     adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
     won = tasks_won({name: scores.returns(name).mean(axis=1) for name in LABELS})
-    won_in_paper = tasks_won(readings())
     rows = []
     for name, label in LABELS.items():
         own = scores.normalized(name)
@@ -84,9 +83,9 @@ def comparison(scores: Scores) -> str:
         if name != PPO:
             improvement = format_bootstrapped(statistics.probability_of_improvement, ppo, own)
             cells = [format_difference(ppo, own), format_p(adjusted[name]), format_without_largest(ppo, own), improvement]
-        rows.append([label, format_mean(own), *cells, str(won[name]), str(won_in_paper.get(name, ""))])
+        rows.append([label, format_mean(own), *cells, str(won[name])])
     header = ["", "score", "PPO minus it", "adjusted p", "without the task that contributes most"]
-    return table([*header, "probability that PPO is better", "tasks won", "of the four in the paper's plot"], rows)
+    return table([*header, "probability that PPO is better", "tasks won"], rows)
 
 
 def later(scores: Scores) -> str:
@@ -110,8 +109,10 @@ def by_task(scores: Scores) -> str:
 
 
 def distance(scores: Scores) -> str:
-    """How far the means are from the paper's plot."""
+    """How far the means are from the paper's plot, and the tasks that each of its four has won."""
     random, best = scores.constant("uniform"), scores.constant("best_run")
+    won = tasks_won({name: scores.returns(name).mean(axis=1) for name in readings()})
+    won_in_paper = tasks_won(readings())
     rows = []
     for name, read in readings().items():
         papers = statistics.normalize(read[:, None], random, best)[:, 0]
@@ -120,9 +121,10 @@ def distance(scores: Scores) -> str:
         inside = (own.min(axis=1) <= papers) & (papers <= own.max(axis=1))
         largest = int(np.abs(gaps).argmax())
         cells = [f"{papers.mean():.2f}", f"{own.mean():.2f}", f"{np.abs(gaps).mean():.2f}", f"{inside.sum()} of {len(gaps)}"]
-        rows.append([LABELS[name], *cells, f"{scores.tasks[largest].removesuffix('-v4')} ({gaps[largest]:+.2f})"])
+        cells.append(f"{scores.tasks[largest].removesuffix('-v4')} ({gaps[largest]:+.2f})")
+        rows.append([LABELS[name], *cells, str(won_in_paper[name]), str(won[name])])
     header = ["", "score in the paper's plot", "score here", "mean distance", "tasks with the paper within the seeds' range"]
-    return table([*header, "farthest task (here - paper)"], rows)
+    return table([*header, "farthest task (here - paper)", "tasks won in the plot", "tasks won here, of these four"], rows)
 
 
 def mean_ranks(returns: np.ndarray) -> np.ndarray:

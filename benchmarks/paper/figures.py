@@ -334,8 +334,8 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
 def figure_3(results: Results, scores: Scores) -> Any:
     """
     Figure 3: returns over training, a panel for each task: the mean over seeds of the running score (last 100 episodes), the
-    range between the quartiles, and the readings of the paper's plot as markers at the right edge, at the end of the axis
-    where they are beyond it.
+    range between the quartiles, and the readings of the paper's plot as markers at the right edge. An axis goes as far below
+    uniform actions as these are below the best run, where markers that are lower stand.
 
     :param results: the results
     :param scores: the scores of Figure 3's runs
@@ -346,20 +346,19 @@ def figure_3(results: Results, scores: Scores) -> Any:
     grid = np.linspace(0, timesteps, POINTS + 1)[1:]
     papers = readings()
     colors = {name: "black" if name == PPO else f"C{i - 1}" for i, name in enumerate(LABELS)}
+    lines = (*LINES, (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
     for task, (axes, env) in enumerate(zip(panels.flat, TASKS, strict=False)):
         lowest, highest = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
-        for i, (name, label) in enumerate(LABELS.items()):
+        for (name, label), line in zip(LABELS.items(), lines, strict=True):
             curves = running_scores(results, scores, name, env, grid)
-            look = {"color": colors[name], "linestyle": LINES[i % len(LINES)], "linewidth": 2.0 if name == PPO else 1.3}
+            look = {"color": colors[name], "linestyle": line, "linewidth": 2.0 if name == PPO else 1.3}
             # From where each seed has ended an episode
             axes.plot(grid, curves.mean(axis=0), label=label, **look)
             quartiles = np.quantile(curves, [0.25, 0.75], axis=0)
             axes.fill_between(grid, *quartiles, color=colors[name], alpha=0.12, linewidth=0)
-        # Beyond, a collapse would hide all else
-        margin = highest - lowest
         low, high = axes.get_ylim()
-        high = max(high, *(paper[task] for paper in papers.values()))
-        axes.set_ylim(max(low, lowest - margin), min(high, highest + margin))
+        # Lower, a collapse would hide all else
+        axes.set_ylim(max(low, 2 * lowest - highest), max(high, *(paper[task] for paper in papers.values())))
         for i, (name, paper) in enumerate(papers.items()):
             look = {"color": colors[name], "marker": MARKERS[i], "markersize": 6, "markeredgecolor": "white"}
             place = 1.04 * timesteps, np.clip(paper[task], *axes.get_ylim())
@@ -368,7 +367,9 @@ def figure_3(results: Results, scores: Scores) -> Any:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     labels = panels[0, 0].get_legend_handles_labels()
     panels[1, 3].axis("off")
-    panels[1, 3].legend(*labels, loc="center", fontsize=9, title="markers: the paper's plot")
+    panels[1, 3].legend(*labels, loc="center", fontsize=9, title="markers: the paper's plot", handlelength=4)
     for axes in panels[1, :3]:
         axes.set_xlabel("timesteps")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("return")
     return figure
