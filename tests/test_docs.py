@@ -67,7 +67,7 @@ def test_examples_run(name, short):
 
 def test_blocks_are_examples_commands_or_output():
     languages = {language for _, language, _ in BLOCKS if not language.startswith("{")}
-    assert languages == {"python", "bash", "text", "bibtex"}
+    assert languages == {"python", "bash", "text"}
 
 
 def test_commands_exist():

@@ -16,7 +16,7 @@ import torch as th
 from paper_support import Inspect, statistics_of_ppo1
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from benchmarks.paper import documents, experiments, figures, runner, tables, training, verification
+from benchmarks.paper import documents, experiments, figure3_report, figures, runner, tables, training, verification
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.documents import FIGURES
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
@@ -318,9 +318,12 @@ def test_tables_in_the_documents_are_those_of_the_committed_results(tmp_path):
         assert documents.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"
     names = re.findall(r"<!-- table: (\w+) -->", documents.TABLE_1_PAGE.read_text(encoding="utf-8"))
     assert sorted(names) == sorted(tables.TABLES)
-    drawn_from = figures.of_runs(study.all_seeds)
-    for name in ("table1", "learning_curves", "performance_profile", "kl", "figure1", "figure2"):
-        assert drawn_from in (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
+    names = re.findall(r"<!-- table: (\w+) -->", documents.FIGURE_3_PAGE.read_text(encoding="utf-8"))
+    assert names == ["figure3", "figure3_by_task", "figure3_distance"]
+    of_table_1 = ("table1", "learning_curves", "performance_profile", "kl", "figure1", "figure2")
+    drawn_from = {**dict.fromkeys(of_table_1, study.all_seeds), "figure3": figure3_report.scores_of(study)}
+    for name, scores in drawn_from.items():
+        assert figures.of_runs(scores) in (FIGURES / f"{name}.svg").read_text(encoding="utf-8")
 
 
 def test_missing_damaged_and_renamed_runs_are_named(tmp_path, capsys, call):

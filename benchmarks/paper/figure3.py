@@ -1,6 +1,6 @@
 """
 What is run for Figure 3, section 6.2: the five algorithms that PPO is compared with, and the candidates among which a pilot
-chooses what their sources leave open. docs/figure3.md is the plan.
+chooses what their sources leave open. docs/figure3.md has the plan.
 """
 
 from dataclasses import dataclass, field, replace

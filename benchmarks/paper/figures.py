@@ -365,9 +365,10 @@ def figure_3(results: Results, scores: Scores) -> Any:
             axes.plot(*place, linestyle="", clip_on=False, zorder=3, **look)
         axes.set_title(env.removesuffix("-v4"), fontsize=10)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    labels = panels[0, 0].get_legend_handles_labels()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     panels[1, 3].axis("off")
-    panels[1, 3].legend(*labels, loc="center", fontsize=9, title="markers: the paper's plot", handlelength=4)
+    look = {"loc": "center", "fontsize": 9, "handlelength": 4}
+    panels[1, 3].legend(handles, [label.replace(", ", ",\n") for label in labels], title="markers: the paper's plot", **look)
     for axes in panels[1, :3]:
         axes.set_xlabel("timesteps")
     for axes in panels[:, 0]:
