@@ -347,7 +347,7 @@ def test_by_task(study):
 
 def test_tasks_won_by_ties():
     returns = {"a": np.array([1.0, 5.0, 2.0]), "b": np.array([1.0, 4.0, 3.0]), "c": np.array([0.0, 4.0, 2.0])}
-    assert figure3_report.tasks_won(returns) == {"a": 2, "b": 2, "c": 0}
+    assert figure3_report.tasks_won_among(returns) == {"a": 2, "b": 2, "c": 0}
 
 
 def test_pilot_chooses_by_mean_rank(tmp_path):

@@ -1,5 +1,5 @@
 """
-Section 6.1 of the PPO paper, reproduced: eleven settings (and a twelfth), seven tasks, three seeds.
+Sections 6.1 and 6.2 of the PPO paper, reproduced: Table 1 and Figure 3, and what belongs to them.
 
     python -m benchmarks.paper run        # makes the runs that are missing; may be interrupted at any time
     python -m benchmarks.paper status     # what is missing

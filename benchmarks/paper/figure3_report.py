@@ -59,7 +59,7 @@ def readings() -> dict[str, np.ndarray]:
     return {name: np.array([float(rows[env][name]) for env in TASKS]) for name in names}
 
 
-def tasks_won(returns: dict[str, np.ndarray]) -> dict[str, int]:
+def tasks_won_among(returns: dict[str, np.ndarray]) -> dict[str, int]:
     """
     In how many tasks no other contestant has a higher return.
 
@@ -75,7 +75,7 @@ def comparison(scores: Scores) -> str:
     ppo = scores.normalized(PPO)
     p_values = {name: p_value(ppo, scores.normalized(name)) for name in CONTESTANTS}
     adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
-    won = tasks_won({name: scores.returns(name).mean(axis=1) for name in LABELS})
+    won = tasks_won_among({name: scores.returns(name).mean(axis=1) for name in LABELS})
     rows = []
     for name, label in LABELS.items():
         own = scores.normalized(name)
@@ -89,7 +89,7 @@ def comparison(scores: Scores) -> str:
 
 
 def later(scores: Scores) -> str:
-    """PPO against both A2Cs, without tests."""
+    """PPO against A2C and the A2C that was added later, without tests."""
     ppo, rows = scores.normalized(PPO), []
     for name, label in (("a2c", LABELS["a2c"]), *((name, contestant.label) for name, contestant in LATER.items())):
         own = scores.normalized(name)
@@ -100,27 +100,28 @@ def later(scores: Scores) -> str:
 
 def by_task(scores: Scores) -> str:
     """Mean returns and standard deviations over seeds in each task, and the readings."""
-    rows = []
+    papers, rows = readings(), []
     for name, label in LABELS.items():
         rows.append([label, *format_returns_by_task(scores, name)])
-        if name in readings():
-            rows.append([f"{label}: the paper's plot", *map(format_return, readings()[name])])
+        if name in papers:
+            rows.append([f"{label}: the paper's plot", *map(format_return, papers[name])])
     return table(["", *(env.removesuffix("-v4") for env in scores.tasks)], rows)
 
 
 def distance(scores: Scores) -> str:
     """How far the means are from the paper's plot, and the tasks that each of its four has won."""
     random, best = scores.constant("uniform"), scores.constant("best_run")
-    won = tasks_won({name: scores.returns(name).mean(axis=1) for name in readings()})
-    won_in_paper = tasks_won(readings())
+    papers = readings()
+    won = tasks_won_among({name: scores.returns(name).mean(axis=1) for name in papers})
+    won_in_paper = tasks_won_among(papers)
     rows = []
-    for name, read in readings().items():
-        papers = statistics.normalize(read[:, None], random, best)[:, 0]
+    for name, returns in papers.items():
+        paper = statistics.normalize(returns[:, None], random, best)[:, 0]
         own = scores.normalized(name)
-        gaps = own.mean(axis=1) - papers
-        inside = (own.min(axis=1) <= papers) & (papers <= own.max(axis=1))
+        gaps = own.mean(axis=1) - paper
+        inside = (own.min(axis=1) <= paper) & (paper <= own.max(axis=1))
         largest = int(np.abs(gaps).argmax())
-        cells = [f"{papers.mean():.2f}", f"{own.mean():.2f}", f"{np.abs(gaps).mean():.2f}", f"{inside.sum()} of {len(gaps)}"]
+        cells = [f"{paper.mean():.2f}", f"{own.mean():.2f}", f"{np.abs(gaps).mean():.2f}", f"{inside.sum()} of {len(gaps)}"]
         cells.append(f"{scores.tasks[largest].removesuffix('-v4')} ({gaps[largest]:+.2f})")
         rows.append([LABELS[name], *cells, str(won_in_paper[name]), str(won[name])])
     header = ["", "score in the paper's plot", "score here", "mean distance", "tasks with the paper within the seeds' range"]

@@ -1,4 +1,4 @@
-"""The figures of docs/paper.md and README.md, Figures 1 to 3 of the paper among them."""
+"""The figures of docs/paper.md, docs/figure3.md and README.md, Figures 1 to 3 of the paper among them."""
 
 import hashlib
 import json
@@ -334,8 +334,8 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
 def figure_3(results: Results, scores: Scores) -> Any:
     """
     Figure 3: returns over training, a panel for each task: the mean over seeds of the running score (last 100 episodes), the
-    range between the quartiles, and the readings of the paper's plot as markers at the right edge. An axis goes as far below
-    uniform actions as these are below the best run, where markers that are lower stand.
+    range between the quartiles, and the readings of the paper's plot as markers at the right edge. An axis goes at most as far
+    below uniform actions as these are below the best run; markers that are lower stand at its end.
 
     :param results: the results
     :param scores: the scores of Figure 3's runs
@@ -346,29 +346,29 @@ def figure_3(results: Results, scores: Scores) -> Any:
     grid = np.linspace(0, timesteps, POINTS + 1)[1:]
     papers = readings()
     colors = {name: "black" if name == PPO else f"C{i - 1}" for i, name in enumerate(LABELS)}
-    lines = (*LINES, (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+    lines = dict(zip(LABELS, (*LINES, (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1))), strict=True))
+    markers = {name: {"marker": MARKERS[i], "markersize": 6, "markeredgecolor": "white"} for i, name in enumerate(papers)}
     for task, (axes, env) in enumerate(zip(panels.flat, TASKS, strict=False)):
-        lowest, highest = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
-        for (name, label), line in zip(LABELS.items(), lines, strict=True):
+        for name, label in LABELS.items():
             curves = running_scores(results, scores, name, env, grid)
-            look = {"color": colors[name], "linestyle": line, "linewidth": 2.0 if name == PPO else 1.3}
-            # From where each seed has ended an episode
-            axes.plot(grid, curves.mean(axis=0), label=label, **look)
+            look = {"color": colors[name], "linestyle": lines[name], "linewidth": 2.0 if name == PPO else 1.3}
+            # From where each seed has ended an episode; the marker is for the legend
+            axes.plot(grid, curves.mean(axis=0), label=label, **look, **markers.get(name, {}), markevery=[])
             quartiles = np.quantile(curves, [0.25, 0.75], axis=0)
             axes.fill_between(grid, *quartiles, color=colors[name], alpha=0.12, linewidth=0)
+        uniform, best_run = scores.constants[env]["uniform"], scores.constants[env]["best_run"]
         low, high = axes.get_ylim()
         # Lower, a collapse would hide all else
-        axes.set_ylim(max(low, 2 * lowest - highest), max(high, *(paper[task] for paper in papers.values())))
+        axes.set_ylim(max(low, uniform - (best_run - uniform)), max(high, *(paper[task] for paper in papers.values())))
         for i, (name, paper) in enumerate(papers.items()):
-            look = {"color": colors[name], "marker": MARKERS[i], "markersize": 6, "markeredgecolor": "white"}
-            place = 1.04 * timesteps, np.clip(paper[task], *axes.get_ylim())
-            axes.plot(*place, linestyle="", clip_on=False, zorder=3, **look)
+            place = (1.03 + 0.035 * i) * timesteps, np.clip(paper[task], *axes.get_ylim())
+            axes.plot(*place, color=colors[name], linestyle="", clip_on=False, zorder=3, **markers[name])
         axes.set_title(env.removesuffix("-v4"), fontsize=10)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles, labels = panels[0, 0].get_legend_handles_labels()
     panels[1, 3].axis("off")
-    look = {"loc": "center", "fontsize": 9, "handlelength": 4}
-    panels[1, 3].legend(handles, [label.replace(", ", ",\n") for label in labels], title="markers: the paper's plot", **look)
+    labels = [label.replace(", ", ",\n") for label in labels]
+    panels[1, 3].legend(handles, labels, loc="center", fontsize=9, handlelength=4, title="markers: the paper's plot")
     for axes in panels[1, :3]:
         axes.set_xlabel("timesteps")
     for axes in panels[:, 0]:
