@@ -6,20 +6,7 @@ https://arxiv.org/abs/1903.03176), ten seeds each.
     python -m benchmarks.minatar [--jobs 2]     # runs what is missing in the results, then reports
     python -m benchmarks.minatar --report       # reports only
 
-What was set before any run:
-
-- The games are as MinAtar has them: an action is repeated with probability 0.1, the difficulty rises, the actions are those
-  that have an effect. 2 million timesteps, eight environments.
-- All have the network of MinAtar's paper: 16 filters of 3x3, then 128 units; policy and values are linear in these.
-- PPO has Table 5. A2C is SB3's, and ACER that of contestants/acer.py, with the defaults of openai/baselines: RMSprop as in
-  TensorFlow, half of A2C's squared error of the values, a replay memory of 50,000 steps of each environment that is used when
-  there are 10,000. All step sizes go to 0, and each was chosen by ``python -m benchmarks.minatar_pilot``, whose rule is there.
-- Both criteria of Table 2: mean return of all episodes, and of the last 100. The best mean over the seeds, as it is printed,
-  wins a game.
-- Only episodes that end have a return. Of seaquest there are some without an end and without a reward: a submarine that stays
-  up. The report names the runs in which less than 90% of the timesteps are of episodes that ended.
-- Whether a lead is more than luck is asked twice: by a sign test over the games, which in five games cannot give less than
-  0.06, and by the probability that a run is better than one of the other (95% interval, bootstrap over the seeds).
+docs/minatar.md has the plan and the rules, which were set before any run.
 
 Runs are appended to benchmarks/results/minatar.csv as they end, so that an interrupted call goes on where it was.
 """

@@ -4,10 +4,7 @@ The step sizes of benchmarks/minatar.py, chosen before its runs, on seeds that i
     python -m benchmarks.minatar_pilot [--jobs 2]     # runs what is missing in the results, then reports
     python -m benchmarks.minatar_pilot --report       # reports only
 
-The rule, set before any run: each algorithm has the same number of candidates, its published step size times 1/4, 1 and 4,
-with two seeds and 500,000 timesteps in each game. The mean returns of the last 100 episodes are divided by the best mean of
-any candidate in that game. The candidate with the highest mean over the games is taken; the published one where two are the
-same.
+docs/minatar.md has the rule, which was set before any run.
 """
 
 from pathlib import Path
