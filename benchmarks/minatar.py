@@ -12,6 +12,7 @@ Runs are appended to benchmarks/results/minatar.csv as they end, so that an inte
 """
 
 import time
+from collections import Counter
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -221,15 +222,21 @@ def stuck(rows: list[dict[str, str]]) -> list[str]:
 
 def report() -> int:
     """
-    Print the tables.
+    Print the tables of the algorithms all of whose runs are there.
 
     :return: number of runs that are missing
     """
     rows = runs.load(RESULTS)
-    for criterion, title in (("training", "Mean return of all episodes"), ("last", "Mean return of the last 100 episodes")):
-        print(f"\n{title}\n", *tables(rows, criterion), sep="\n")
-    print(f"\nLess than 90% of the timesteps in episodes that ended: {', '.join(stuck(rows)) or 'none'}")
+    n_runs = Counter(row["algorithm"] for row in rows)
     missing = len(GAMES) * len(PUBLISHED) * len(SEEDS) - len(rows)
+    rows = [row for row in rows if n_runs[row["algorithm"]] == len(GAMES) * len(SEEDS)]
+    if rows:
+        for criterion, title in (
+            ("training", "Mean return of all episodes"),
+            ("last", "Mean return of the last 100 episodes"),
+        ):
+            print(f"\n{title}\n", *tables(rows, criterion), sep="\n")
+        print(f"\nLess than 90% of the timesteps in episodes that ended: {', '.join(stuck(rows)) or 'none'}")
     if missing:
         print(f"\n{missing} runs are missing: python -m benchmarks.minatar")
     return missing

@@ -1,5 +1,7 @@
 """What is run and counted in MinAtar."""
 
+import csv
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -33,6 +35,21 @@ def test_tables():
     # the same: (0 + 1 + 1/8) / 3. Two to one is no lead: p = 1
     (line,) = (line for line in lines if line.startswith("| PPO over A2C"))
     assert line.startswith("| PPO over A2C | 1 to 2 | p = 1.00 | 0.38 (")
+
+
+def test_report_leaves_out_an_algorithm_until_all_its_runs_are_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(minatar, "RESULTS", tmp_path / "minatar.csv")
+    assert minatar.report() == 150
+    assert "|" not in capsys.readouterr().out
+    lengths = {"timesteps": "1", "in_episodes": "1"}
+    runs = [(name, game, seed) for name in ("PPO", "A2C") for game in minatar.GAMES for seed in minatar.SEEDS]
+    rows = [{**row(*run, 1, 2), **lengths} for run in [*runs, ("ACER", "asterix", 0)]]
+    with minatar.RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert minatar.report() == 49
+    assert "| game | PPO | A2C |" in capsys.readouterr().out
 
 
 def test_the_pilot_takes_the_best_candidate_and_else_the_published():
