@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from support import DropoutExtractor, InEachRollout, LinearExtractor, equal, make_model, train, with_extractor
 
 from sb3_ppo_variants import PPOClip
-from sb3_ppo_variants.compiled import inductor
+from sb3_ppo_variants.compiled import inductor, verification
 from sb3_ppo_variants.compiled.step import MAX_COMPILATIONS, N_OTHERS
 from sb3_ppo_variants.compiled.support import CompilationError
+from sb3_ppo_variants.kinds import kind_of
+from sb3_ppo_variants.loss import Settings
 from sb3_ppo_variants.objectives import clipped_surrogate
+from sb3_ppo_variants.optimizer import trainable
+from sb3_ppo_variants.rollout import Rollout
 
 pytestmark = [needs_new_torch, pytest.mark.usefixtures("interpreted")]
 
@@ -342,6 +347,33 @@ def test_what_rounding_leaves_of_large_numbers_is_no_difference(monkeypatch, err
             Update(model, True)
     else:
         assert Update(model, True).is_compiled
+
+
+def test_units_at_a_kink_may_be_on_either_side(monkeypatch):
+    """The gradient of a ReLU jumps at 0: a compiled step whose sum is rounded otherwise is right, too."""
+    model = trained(PPOClip, policy_kwargs={"activation_fn": th.nn.ReLU})
+    policy, buffer, n_units = model.policy, model.rollout_buffer, 6
+    layer = policy.mlp_extractor.policy_net[0]
+    buffer.observations[..., 0] = 1
+    with th.no_grad():
+        # The units are 0.7 - 0.7 = 0, where torch's gradient is 0
+        layer.weight[:n_units] = 0.7 * th.eye(layer.in_features)[0]
+        layer.bias[:n_units] = -0.7
+        observations, actions = th.as_tensor(buffer.observations), th.as_tensor(buffer.actions)
+        buffer.log_probs = policy.evaluate_actions(observations, actions)[1].numpy()[:, None]
+    kind, state = kind_of(policy), th.get_rng_state()
+    settings = Settings(clipped_surrogate, model.coefficients(), True, 1, 26, None, np.inf)
+    batch = Rollout(buffer, kind).data
+    place = [parameter is layer.weight for parameter in trainable(policy)].index(True)
+    expected = verification.expected_step(kind, batch, settings, state)
+    assert not expected.gradients[place][:n_units].any()
+    for unit in range(n_units):
+
+        def is_other(*steps, unit=unit):
+            return None if steps[3].gradients[place][unit].any() else "off"
+
+        monkeypatch.setattr(verification, "_difference", is_other)
+        assert verification.difference(SimpleNamespace(settings=settings), kind, batch, [], state, expected.row) is None
 
 
 def test_numbers_that_do_not_show_while_the_ratio_is_one():

@@ -68,14 +68,14 @@ def expected_step(kind: FeedForward, batch: Batch, settings: Settings, generator
     return ExpectedStep(row, gradients, {i for i, gradient in enumerate(found) if gradient is None})
 
 
-def nearby_step(kind: FeedForward, batch: Batch, settings: Settings, generator_state: th.Tensor) -> ExpectedStep:
+def nearby_step(kind: FeedForward, batch: Batch, settings: Settings, generator_state: th.Tensor, error: float) -> ExpectedStep:
     """The same step from parameters with an error of some roundings: how far these reach where much cancels out."""
     parameters, generator = trainable(kind.policy), th.Generator().manual_seed(0)
     before = [parameter.detach().clone() for parameter in parameters]
     with th.no_grad():
         try:
             for parameter in parameters:
-                parameter.mul_(1 + ERROR * (2 * th.rand(parameter.shape, generator=generator) - 1))
+                parameter.mul_(1 + error * (2 * th.rand(parameter.shape, generator=generator) - 1))
             return expected_step(kind, batch, settings, generator_state)
         finally:
             th._foreach_copy_(parameters, before)
@@ -114,9 +114,13 @@ def difference(
     """
     expected = expected_step(kind, batch, step.settings, generator_state)
     step.unused = expected.unused
-    if _difference(step, before, expected, expected, row) is None:
-        return None
-    return _difference(step, before, expected, nearby_step(kind, batch, step.settings, generator_state), row)
+    found = _difference(step, before, expected, expected, row)
+    # Of two opposite errors, one brings what lies at a kink, as of a ReLU, to its other side
+    for error in (ERROR, -ERROR):
+        if found is None:
+            return None
+        found = _difference(step, before, expected, nearby_step(kind, batch, step.settings, generator_state, error), row)
+    return found
 
 
 def _difference(
