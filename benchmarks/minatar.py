@@ -42,8 +42,8 @@ PACKAGES = ("stable-baselines3", "torch", "gymnasium", "minatar", "numpy")
 PUBLISHED = {"PPO": 2.5e-4, "A2C": 7e-4, "ACER": 7e-4}
 # By what the pilot multiplies them
 FACTORS = {"PPO": 1.0, "A2C": 1.0, "ACER": 1.0}
-# Table 5, whose alpha goes from 1 to 0; openai/baselines, whose A2C halves the squared error, and whose ACER counts the steps
-# of each environment
+# Table 5, whose alpha goes from 1 to 0; openai/baselines, whose A2C halved the squared error at its release, and whose ACER
+# counts the steps of each environment
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "PPO": {"n_steps": 128, "batch_size": 256, "n_epochs": 3, "gae_lambda": 0.95, "vf_coef": 1.0, "ent_coef": 0.01},
     "A2C": {"n_steps": 5, "vf_coef": 0.25, "ent_coef": 0.01, "max_grad_norm": 0.5},

@@ -4,16 +4,17 @@ The step sizes of benchmarks/minatar.py, chosen before its runs, on seeds that i
     python -m benchmarks.minatar_pilot [--jobs 2]     # runs what is missing in the results, then reports
     python -m benchmarks.minatar_pilot --report       # reports only
 
-docs/minatar.md has the rule, which was set before any run.
+docs/minatar.md has the rule.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import minatar, runs
 
 RESULTS = Path(__file__).parent / "results" / "minatar_pilot.csv"
-FACTORS = (1.0, 0.25, 4.0)
+FACTORS = (1.0, 0.25, 4.0, 16.0)
 SEEDS = (100, 110)
 TIMESTEPS = 500_000
 
@@ -32,6 +33,14 @@ def train(candidate: str, game: str, seed: int) -> dict[str, Any]:
     """
     algorithm, factor = CANDIDATES[candidate]
     return {**minatar.train(algorithm, game, seed, TIMESTEPS, factor), "algorithm": candidate}
+
+
+def mean_scores(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, float]]:
+    """Mean return of the last 100 episodes, over the seeds, of each candidate in each game."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        scores.setdefault(row["env"], {}).setdefault(row["algorithm"], []).append(float(row["last"]))
+    return {game: {name: sum(own) / len(own) for name, own in of_game.items()} for game, of_game in scores.items()}
 
 
 def choose(means: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, str]]:
@@ -61,13 +70,7 @@ def report() -> int:
     if missing:
         print(f"{missing} runs are missing: python -m benchmarks.minatar_pilot")
         return missing
-    means = {
-        game: {
-            name: sum(float(row["last"]) for row in rows if (row["env"], row["algorithm"]) == (game, name)) / len(SEEDS)
-            for name in CANDIDATES
-        }
-        for game in minatar.GAMES
-    }
+    means = mean_scores(rows)
     normalized, chosen = choose(means)
     print(f"| candidate | {' | '.join(minatar.GAMES)} | normalised |")
     print("|---" * (2 + len(minatar.GAMES)) + "|")
