@@ -12,7 +12,8 @@ Runs are appended to benchmarks/results/minatar.csv as they end, so that an inte
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -37,6 +38,8 @@ SEEDS = range(0, 100, 10)
 TIMESTEPS = 2_000_000
 N_ENVS = 8
 PACKAGES = ("stable-baselines3", "torch", "gymnasium", "minatar", "numpy")
+# Of Table 2, by the columns of the results
+CRITERIA = {"training": "mean return of all episodes", "last": "mean return of the last 100 episodes"}
 
 # Step sizes as published
 PUBLISHED = {"PPO": 2.5e-4, "A2C": 7e-4, "ACER": 7e-4}
@@ -162,34 +165,56 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
     }
 
 
-def tables(rows: list[dict[str, str]], criterion: str) -> list[str]:
-    """
-    Scores, wins and leads by one criterion, of the algorithms and games that have at least two runs.
+def complete(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of the algorithms all of whose runs are there."""
+    n_runs = Counter(row["algorithm"] for row in rows)
+    return [row for row in rows if n_runs[row["algorithm"]] == len(GAMES) * len(SEEDS)]
 
-    :param rows: of the results
-    :param criterion: ``training`` or ``last``
-    :return: lines
+
+def scores(rows: Sequence[dict[str, str]], criterion: str) -> dict[str, dict[str, np.ndarray]]:
     """
-    names = [name for name in PUBLISHED if any(row["algorithm"] == name for row in rows)]
-    scores = {
-        game: {
-            name: np.array([float(row[criterion]) for row in rows if (row["env"], row["algorithm"]) == (game, name)])
-            for name in names
-        }
+    Scores by one criterion.
+
+    :param rows: of the results, with as many runs of each algorithm in each game
+    :param criterion: ``training`` or ``last``
+    :return: of each game, of each algorithm, one for each seed
+    """
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["env"], row["algorithm"]].append(float(row[criterion]))
+    return {
+        game: {name: np.array(found[game, name]) for name in PUBLISHED if (game, name) in found}
         for game in GAMES
+        if any(env == game for env, _ in found)
     }
-    scores = {game: of_game for game, of_game in scores.items() if min(map(len, of_game.values()), default=0) > 1}
-    means = {game: {name: round(float(x.mean()), 2) for name, x in of_game.items()} for game, of_game in scores.items()}
+
+
+def printed_means(of_games: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """The means over the seeds, as the tables have them: by these, games are won."""
+    return {game: {name: round(float(x.mean()), 2) for name, x in of_game.items()} for game, of_game in of_games.items()}
+
+
+def table(rows: Sequence[dict[str, str]], criterion: str) -> str:
+    """
+    Scores, wins and leads by one criterion.
+
+    :param rows: as in ``scores``
+    :param criterion: likewise
+    :return: two tables, and the ties between them
+    """
+    of_games = scores(rows, criterion)
+    means = printed_means(of_games)
+    names = list(next(iter(of_games.values())))
     lines = [f"| game | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    for game, of_game in scores.items():
+    for game, of_game in of_games.items():
         cells = []
         for name, x in of_game.items():
             mean = f"{means[game][name]:.2f}"
             best = means[game][name] == max(means[game].values())
-            cells.append(f"{f'**{mean}**' if best else mean} ± {x.std(ddof=1):.2f} ({len(x)} seeds)")
+            cells.append(f"{f'**{mean}**' if best else mean} ± {x.std(ddof=1):.2f}")
         lines.append(f"| {game} | {' | '.join(cells)} |")
     counts, ties = wins.count_wins(means)
-    lines.append(f"| games won | {' | '.join(str(counts.get(name, 0)) for name in names)} |")
+    lines.append(f"| games won | {' | '.join(str(counts[name]) for name in names)} |")
     lines += [
         f"\nTies: {', '.join(ties) or 'none'}\n",
         "| lead | games won | sign test | better run (95% interval) |",
@@ -197,16 +222,29 @@ def tables(rows: list[dict[str, str]], criterion: str) -> list[str]:
     ]
     for one, other in combinations(names, 2):
         won, lost = wins.compare(means, one, other)
-        # As many seeds in each game
-        n = min((len(of_game[name]) for of_game in scores.values() for name in (one, other)), default=0)
-        if not n:
-            continue
-        samples = [np.stack([of_game[name][:n] for of_game in scores.values()]) for name in (one, other)]
+        samples = [np.stack([of_game[name] for of_game in of_games.values()]) for name in (one, other)]
         better = statistics.probability_of_improvement(*samples)
         low, high = statistics.bootstrap(statistics.probability_of_improvement, samples, np.random.default_rng(0))
         p = wins.sign_test(won, lost)
         lines.append(f"| {one} over {other} | {won} to {lost} | p = {p:.2f} | {better:.2f} ({low:.2f} to {high:.2f}) |")
-    return lines
+    return "\n".join(lines)
+
+
+def wins_table(rows: Sequence[dict[str, str]]) -> str:
+    """
+    The games won by both criteria, beside those of Table 2.
+
+    :param rows: as in ``scores``
+    :return: the table
+    """
+    names = [name for name in PUBLISHED if any(row["algorithm"] == name for row in rows)]
+    lines = [f"| games won by | {' | '.join([*names, *(f'paper: {name}' for name in PUBLISHED)])} |"]
+    lines.append("|---" * (1 + len(names) + len(PUBLISHED)) + "|")
+    for criterion, title in CRITERIA.items():
+        counts, _ = wins.count_wins(printed_means(scores(rows, criterion)))
+        cells = [*(counts[name] for name in names), *(wins.TABLE_2[criterion][name] for name in PUBLISHED)]
+        lines.append(f"| {title} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def stuck(rows: list[dict[str, str]]) -> list[str]:
@@ -227,15 +265,11 @@ def report() -> int:
     :return: number of runs that are missing
     """
     rows = runs.load(RESULTS)
-    n_runs = Counter(row["algorithm"] for row in rows)
     missing = len(GAMES) * len(PUBLISHED) * len(SEEDS) - len(rows)
-    rows = [row for row in rows if n_runs[row["algorithm"]] == len(GAMES) * len(SEEDS)]
-    if rows:
-        for criterion, title in (
-            ("training", "Mean return of all episodes"),
-            ("last", "Mean return of the last 100 episodes"),
-        ):
-            print(f"\n{title}\n", *tables(rows, criterion), sep="\n")
+    if rows := complete(rows):
+        print(wins_table(rows))
+        for criterion, title in CRITERIA.items():
+            print(f"\n{title.capitalize()}\n\n{table(rows, criterion)}")
         print(f"\nLess than 90% of the timesteps in episodes that ended: {', '.join(stuck(rows)) or 'none'}")
     if missing:
         print(f"\n{missing} runs are missing: python -m benchmarks.minatar")

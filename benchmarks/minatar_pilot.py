@@ -59,25 +59,33 @@ def choose(means: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[s
     return normalized, chosen
 
 
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """
+    The scores and the choice.
+
+    :param rows: of the results
+    :return: the table
+    """
+    means = mean_scores(rows)
+    normalized, chosen = choose(means)
+    lines = [f"| candidate | {' | '.join(minatar.GAMES)} | normalised |", "|---" * (2 + len(minatar.GAMES)) + "|"]
+    for name, score in normalized.items():
+        mark = " (taken)" if name in chosen.values() else ""
+        cells = [f"{means[game][name]:.2f}" for game in minatar.GAMES]
+        lines.append(f"| {name}{mark} | {' | '.join(cells)} | {score:.3f} |")
+    return "\n".join(lines)
+
+
 def report() -> int:
     """
-    Print the scores and the choice.
+    Print the table.
 
     :return: number of runs that are missing
     """
     rows = runs.load(RESULTS)
     missing = len(CANDIDATES) * len(minatar.GAMES) * len(SEEDS) - len(rows)
-    if missing:
-        print(f"{missing} runs are missing: python -m benchmarks.minatar_pilot")
-        return missing
-    means = mean_scores(rows)
-    normalized, chosen = choose(means)
-    print(f"| candidate | {' | '.join(minatar.GAMES)} | normalised |")
-    print("|---" * (2 + len(minatar.GAMES)) + "|")
-    for name, score in normalized.items():
-        mark = " (taken)" if name in chosen.values() else ""
-        print(f"| {name}{mark} | {' | '.join(f'{means[game][name]:.2f}' for game in minatar.GAMES)} | {score:.3f} |")
-    return 0
+    print(f"{missing} runs are missing: python -m benchmarks.minatar_pilot" if missing else table(rows))
+    return missing
 
 
 def main() -> None:

@@ -1,17 +1,38 @@
-"""The documents that have tables of the study."""
+"""The documents that have tables of the study, and of MinAtar."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import minatar, minatar_pilot, runs
 from benchmarks.paper import figure3_report, tables
+from benchmarks.paper.scores import MissingRunsError
 from benchmarks.paper.tables import Study
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
 TABLE_1_PAGE = ROOT / "docs" / "paper.md"
 FIGURE_3_PAGE = ROOT / "docs" / "figure3.md"
-DOCUMENTS = (TABLE_1_PAGE, FIGURE_3_PAGE, ROOT / "README.md")
-TABLES = {**tables.TABLES, **figure3_report.TABLES}
+TABLE_2_PAGE = ROOT / "docs" / "minatar.md"
+DOCUMENTS = (TABLE_1_PAGE, TABLE_2_PAGE, FIGURE_3_PAGE, ROOT / "README.md")
+
+
+def _minatar() -> list[dict[str, str]]:
+    rows = minatar.complete(runs.load(minatar.RESULTS))
+    if not rows:
+        raise MissingRunsError("Runs of each algorithm are missing: python -m benchmarks.minatar")
+    return rows
+
+
+TABLES: dict[str, Callable[[Study], str]] = {
+    **tables.TABLES,
+    **figure3_report.TABLES,
+    # Results of their own
+    "minatar_wins": lambda _: minatar.wins_table(_minatar()),
+    "minatar_training": lambda _: minatar.table(_minatar(), "training"),
+    "minatar_last": lambda _: minatar.table(_minatar(), "last"),
+    "minatar_pilot": lambda _: minatar_pilot.table(runs.load(minatar_pilot.RESULTS)),
+}
 # What lies between these two comments of a document is the table of that name
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 

@@ -17,6 +17,8 @@ from scipy import stats
 TABLE6 = Path(__file__).parent / "data" / "table6_atari.csv"
 # Episodes that count for the second criterion
 LAST_EPISODES = 100
+# Table 2: numbers of the 49 games, by the criteria below; nobody wins a tie by the second
+TABLE_2 = {"training": {"A2C": 1, "ACER": 18, "PPO": 30}, "last": {"A2C": 1, "ACER": 28, "PPO": 19}}
 
 # Score of each algorithm in each game
 Scores = Mapping[str, Mapping[str, float]]
