@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import minatar, runs
 
 RESULTS = Path(__file__).parent / "results" / "minatar_pilot.csv"
-FACTORS = (1.0, 0.25, 4.0, 16.0)
+FACTORS = (1.0, 0.25, 4.0, 16.0, 64.0)
 SEEDS = (100, 110)
 TIMESTEPS = 500_000
 
