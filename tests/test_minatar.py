@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from benchmarks import minatar, minatar_pilot
+from benchmarks import minatar, minatar_pilot, runs
 
 
 def row(algorithm, env, seed, training, last):
@@ -47,8 +47,8 @@ def test_report_leaves_out_an_algorithm_until_all_its_runs_are_there(monkeypatch
     assert minatar.report() == 150
     assert "|" not in capsys.readouterr().out
     lengths = {"timesteps": "1", "in_episodes": "1"}
-    runs = [(name, game, seed) for name in ("PPO", "A2C") for game in minatar.GAMES for seed in minatar.SEEDS]
-    rows = [{**row(*run, 1, 2), **lengths} for run in [*runs, ("ACER", "asterix", 0)]]
+    made = [(name, game, seed) for name in ("PPO", "A2C") for game in minatar.GAMES for seed in minatar.SEEDS]
+    rows = [{**row(*run, 1, 2), **lengths} for run in [*made, ("ACER", "asterix", 0)]]
     with minatar.RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -68,6 +68,17 @@ def test_the_pilot_takes_the_best_candidate_and_else_the_published():
     expected = {"PPO x 0.25": 0.75, "PPO x 4": 0.55, "A2C x 4": 0.225, "A2C x 0.25": 0.3}
     assert {name: normalized[name] for name in expected} == pytest.approx(expected)
     assert chosen == {"PPO": "PPO x 0.25", "A2C": "A2C x 0.25", "ACER": "ACER x 1"}
+
+
+def test_what_is_run_is_what_the_pilot_chose():
+    _, chosen = minatar_pilot.choose(minatar_pilot.mean_scores(runs.load(minatar_pilot.RESULTS)))
+    factors = {algorithm: minatar_pilot.CANDIDATES[name][1] for algorithm, name in chosen.items()}
+    assert factors == minatar.FACTORS
+    # Else there might be a better one
+    assert max(factors.values()) < max(minatar_pilot.FACTORS)
+    for row in runs.load(minatar.RESULTS):
+        assert float(row["learning_rate"]) == factors[row["algorithm"]] * minatar.PUBLISHED[row["algorithm"]]
+        assert int(row["timesteps"]) >= minatar.TIMESTEPS == 2_000_000
 
 
 def test_no_environment_has_the_seed_of_another():
