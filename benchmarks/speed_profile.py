@@ -17,7 +17,8 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.speed import CASES, CONTESTANTS, LANES, RESULTS, make_env
+from benchmarks.speed import RESULTS
+from benchmarks.speed_cases import CASES, CONTESTANTS, LANES, make_env
 
 RECURRENT = "sb3_contrib.common.recurrent"
 BACKWARD_AND_ADAM = [

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.recall  # noqa: F401
-from benchmarks import learning_cleanrl, learning_recurrent, runs, speed, speed_report
+from benchmarks import learning_cleanrl, learning_recurrent, runs, speed_cases, speed_report, speed_worker
 from benchmarks.learning_masks import welch_interval
 
 
@@ -108,16 +108,16 @@ def test_run_of_the_learning_of_recurrent_policies(name, monkeypatch, tmp_path):
 
 def test_contestants_of_the_speed():
     ours = ["PPOClip, reference", "PPOClip", "PPOKLPen"]
-    assert speed.contestants("masks, Discrete(12), 8 envs") == ["MaskablePPO", *ours]
-    assert speed.contestants("LSTM, Hopper-v4, 8 envs") == ["RecurrentPPO", *ours]
+    assert speed_cases.contestants("masks, Discrete(12), 8 envs") == ["MaskablePPO", *ours]
+    assert speed_cases.contestants("LSTM, Hopper-v4, 8 envs") == ["RecurrentPPO", *ours]
     sequences = ["PPOClip, sequences of 16", "PPOClip, sequences of 32"]
-    assert speed.contestants("LSTM, HalfCheetah-v4, 8 envs") == ["RecurrentPPO", *ours, *sequences]
-    with_floor = {case for case in speed.CASES if speed.FLOOR in speed.contestants(case)}
+    assert speed_cases.contestants("LSTM, HalfCheetah-v4, 8 envs") == ["RecurrentPPO", *ours, *sequences]
+    with_floor = {case for case in speed_cases.CASES if speed_cases.FLOOR in speed_cases.contestants(case)}
     assert with_floor == {"masks, Discrete(1400), 8 envs", "images 84x84x4, 8 envs"}
-    assert speed.contestants("masks, Discrete(1400), 8 envs")[0] == "MaskablePPO"
+    assert speed_cases.contestants("masks, Discrete(1400), 8 envs")[0] == "MaskablePPO"
     # Also learn(...), which is no case. SBX may be missing
     for case in ("CartPole-v1", ""):
-        assert [name for name in speed.contestants(case) if name != "SBX PPO"] == ["SB3 PPO", *ours[:2]]
+        assert [name for name in speed_cases.contestants(case) if name != "SBX PPO"] == ["SB3 PPO", *ours[:2]]
 
 
 def flops(function):
@@ -129,7 +129,7 @@ def flops(function):
 # The counter of an older torch does not take `out`
 @needs_new_torch
 def test_floor_of_many_actions_is_the_products_of_both_networks():
-    step_of_rollout, step_of_update = speed.matrix_products(speed.CASES["masks, Discrete(1400), 8 envs"])
+    step_of_rollout, step_of_update = speed_worker.matrix_products(speed_cases.CASES["masks, Discrete(1400), 8 envs"])
     # Layers of 32 * 64, 64 * 64 and 64 * 1400, and of 32 * 64, 64 * 64 and 64 * 1: 101,952 products a sample
     assert flops(step_of_rollout) == 2 * 8 * 101_952
     # The gradients of all weights are as many, and those of all inputs but the observations 2 * 32 * 64 fewer
@@ -139,7 +139,7 @@ def test_floor_of_many_actions_is_the_products_of_both_networks():
 @pytest.mark.parametrize("case", ["masks, Discrete(1400), 8 envs", "images 84x84x4, 8 envs"])
 def test_turn_of_the_floor(case):
     kwargs = {"n_steps": 4, "batch_size": 32, "n_epochs": 1}
-    turn = next(speed.network_alone(replace(speed.CASES[case], kwargs=kwargs)))
+    turn = next(speed_worker.network_alone(replace(speed_cases.CASES[case], kwargs=kwargs)))
     assert min(turn["rollout_us"], turn["update_us"]) > 0
 
 
