@@ -29,6 +29,7 @@ from torch import nn
 from benchmarks import runs
 from benchmarks.contestants.rmsprop import RMSPROP
 from benchmarks.paper import statistics, wins
+from benchmarks.paper.cells import table
 from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "minatar.csv"
@@ -194,40 +195,46 @@ def printed_means(of_games: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str,
     return {game: {name: round(float(x.mean()), 2) for name, x in of_game.items()} for game, of_game in of_games.items()}
 
 
-def table(rows: Sequence[dict[str, str]], criterion: str) -> str:
+def scores_table(rows: Sequence[dict[str, str]], criterion: str) -> str:
     """
-    Scores, wins and leads by one criterion.
+    Scores, and games won.
 
     :param rows: as in ``scores``
     :param criterion: likewise
-    :return: two tables, and the ties between them
+    :return: a table, and the ties
     """
     of_games = scores(rows, criterion)
     means = printed_means(of_games)
-    names = list(next(iter(of_games.values())))
-    lines = [f"| game | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    names, lines = list(next(iter(of_games.values()))), []
     for game, of_game in of_games.items():
-        cells = []
-        for name, x in of_game.items():
-            mean = f"{means[game][name]:.2f}"
-            best = means[game][name] == max(means[game].values())
-            cells.append(f"{f'**{mean}**' if best else mean} ± {x.std(ddof=1):.2f}")
-        lines.append(f"| {game} | {' | '.join(cells)} |")
+        best = max(means[game].values())
+        marks = {name: "**" if means[game][name] == best else "" for name in of_game}
+        cells = [f"{marks[name]}{means[game][name]:.2f}{marks[name]} ± {x.std(ddof=1):.2f}" for name, x in of_game.items()]
+        lines.append([game, *cells])
     counts, ties = wins.count_wins(means)
-    lines.append(f"| games won | {' | '.join(str(counts[name]) for name in names)} |")
-    lines += [
-        f"\nTies: {', '.join(ties) or 'none'}\n",
-        "| lead | games won | sign test | better run (95% interval) |",
-        "|---" * 4 + "|",
-    ]
+    lines.append(["games won", *(str(counts[name]) for name in names)])
+    return f"{table(['game', *names], lines)}\n\nTies: {', '.join(ties) or 'none'}"
+
+
+def leads(rows: Sequence[dict[str, str]], criterion: str) -> str:
+    """
+    Whether the lead of one algorithm over another is more than luck.
+
+    :param rows: as in ``scores``
+    :param criterion: likewise
+    :return: the table
+    """
+    of_games = scores(rows, criterion)
+    means = printed_means(of_games)
+    names, lines = list(next(iter(of_games.values()))), []
     for one, other in combinations(names, 2):
         won, lost = wins.compare(means, one, other)
         samples = [np.stack([of_game[name] for of_game in of_games.values()]) for name in (one, other)]
         better = statistics.probability_of_improvement(*samples)
         low, high = statistics.bootstrap(statistics.probability_of_improvement, samples, np.random.default_rng(0))
         p = wins.sign_test(won, lost)
-        lines.append(f"| {one} over {other} | {won} to {lost} | p = {p:.2f} | {better:.2f} ({low:.2f} to {high:.2f}) |")
-    return "\n".join(lines)
+        lines.append([f"{one} over {other}", f"{won} to {lost}", f"p = {p:.2f}", f"{better:.2f} ({low:.2f} to {high:.2f})"])
+    return table(["lead", "games won", "sign test", "better run (95% interval)"], lines)
 
 
 def wins_table(rows: Sequence[dict[str, str]]) -> str:
@@ -238,13 +245,12 @@ def wins_table(rows: Sequence[dict[str, str]]) -> str:
     :return: the table
     """
     names = [name for name in PUBLISHED if any(row["algorithm"] == name for row in rows)]
-    lines = [f"| games won by | {' | '.join([*names, *(f'paper: {name}' for name in PUBLISHED)])} |"]
-    lines.append("|---" * (1 + len(names) + len(PUBLISHED)) + "|")
+    lines = []
     for criterion, title in CRITERIA.items():
         counts, _ = wins.count_wins(printed_means(scores(rows, criterion)))
-        cells = [*(counts[name] for name in names), *(wins.TABLE_2[criterion][name] for name in PUBLISHED)]
-        lines.append(f"| {title} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        numbers = [*(counts[name] for name in names), *(wins.TABLE_2[criterion][name] for name in PUBLISHED)]
+        lines.append([title, *map(str, numbers)])
+    return table(["games won by", *names, *(f"paper: {name}" for name in PUBLISHED)], lines)
 
 
 def stuck(rows: list[dict[str, str]]) -> list[str]:
@@ -269,7 +275,7 @@ def report() -> int:
     if rows := complete(rows):
         print(wins_table(rows))
         for criterion, title in CRITERIA.items():
-            print(f"\n{title.capitalize()}\n\n{table(rows, criterion)}")
+            print(f"\n{title.capitalize()}\n\n{scores_table(rows, criterion)}\n\n{leads(rows, criterion)}")
         print(f"\nLess than 90% of the timesteps in episodes that ended: {', '.join(stuck(rows)) or 'none'}")
     if missing:
         print(f"\n{missing} runs are missing: python -m benchmarks.minatar")

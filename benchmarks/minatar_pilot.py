@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import minatar, runs
+from benchmarks.paper import cells
 
 RESULTS = Path(__file__).parent / "results" / "minatar_pilot.csv"
 FACTORS = (1.0, 0.25, 4.0, 16.0, 64.0)
@@ -68,12 +69,11 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     """
     means = mean_scores(rows)
     normalized, chosen = choose(means)
-    lines = [f"| candidate | {' | '.join(minatar.GAMES)} | normalised |", "|---" * (2 + len(minatar.GAMES)) + "|"]
+    lines = []
     for name, score in normalized.items():
         mark = " (taken)" if name in chosen.values() else ""
-        cells = [f"{means[game][name]:.2f}" for game in minatar.GAMES]
-        lines.append(f"| {name}{mark} | {' | '.join(cells)} | {score:.3f} |")
-    return "\n".join(lines)
+        lines.append([name + mark, *(f"{means[game][name]:.2f}" for game in minatar.GAMES), f"{score:.3f}"])
+    return cells.table(["candidate", *minatar.GAMES, "normalised"], lines)
 
 
 def report() -> int:

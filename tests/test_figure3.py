@@ -20,12 +20,13 @@ from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
 from benchmarks.contestants.cem import CEM, refit
 from benchmarks.contestants.quick_rollouts import A2C, TRPO
 from benchmarks.contestants.vanilla_policy_gradient import VanillaPolicyGradient
-from benchmarks.paper import figure3, figure3_report, tables, training
+from benchmarks.paper import figure3, figure3_report, training
 from benchmarks.paper.__main__ import main
+from benchmarks.paper.cells import format_without_largest
 from benchmarks.paper.documents import FIGURE_3_PAGE
 from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores
+from benchmarks.paper.scores import CONSTANTS, MissingRunsError, Scores, Study
 from benchmarks.paper.training import Result
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError
 
@@ -284,7 +285,7 @@ def study(tmp_path_factory):
     """All runs of Figure 3 but the last one, which comes to be missing."""
     results = Results(tmp_path_factory.mktemp("figure3"))
     results.curves.mkdir()
-    study = tables.Study(results, CONSTANTS)
+    study = Study(results, CONSTANTS)
     for run in dict.fromkeys([*figure3_report.RUNS, *figure3_report.LATER_RUNS]):
         of_env = study.constants[run.env]
         part = MADE_UP[run.setting] + (run.seed - 4.5) / 450
@@ -313,10 +314,10 @@ def test_comparison(study):
 
 def test_difference_without_the_task_that_contributes_most():
     scores, others = np.full((7, 2), 0.5), np.full((7, 2), 0.4)
-    assert tables.format_without_largest(scores + np.eye(7)[:, :1], others) == "+0.10 (0.10 to 0.10) without HalfCheetah"
+    assert format_without_largest(scores + np.eye(7)[:, :1], others) == "+0.10 (0.10 to 0.10) without HalfCheetah"
     # Swimmer alone makes the mean difference negative, and is the sixth of the tasks
     others[5] = 3.4
-    assert tables.format_without_largest(scores, others) == "+0.10 (0.10 to 0.10) without Swimmer"
+    assert format_without_largest(scores, others) == "+0.10 (0.10 to 0.10) without Swimmer"
 
 
 def test_a2c_that_was_added_later(study):
@@ -362,13 +363,13 @@ def test_pilot_chooses_by_mean_rank(tmp_path):
         score = {2: 5.0, 0: 1000.0 if first else 1.0, 3: 2000.0}.get(candidates.index(run.setting), 0.0)
         # The fourth always ends early
         save(results, run, score, diverged=score == 2000)
-    table, chosen = figure3_report.pilot(tables.Study(results, CONSTANTS))
+    table, chosen = figure3_report.pilot(Study(results, CONSTANTS))
     assert list(chosen.values()) == [list(candidates)[2] for candidates in figure3.CANDIDATES.values()]
     assert table.count("**") == 8
 
 
 def test_what_is_run_is_what_the_pilot_chose():
-    study = tables.Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS)
+    study = Study(Results(DEFAULT.parent / "figure3_pilot"), CONSTANTS)
     text = FIGURE_3_PAGE.read_text(encoding="utf-8")
     table, chosen = figure3_report.pilot(study)
     assert chosen == figure3.CHOSEN

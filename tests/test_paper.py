@@ -21,7 +21,7 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.documents import FIGURES
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
-from benchmarks.paper.scores import CONSTANTS, Scores, freeze, paper_scores, read_constants
+from benchmarks.paper.scores import CONSTANTS, Scores, Study, freeze, paper_scores, read_constants
 from benchmarks.provenance import current_commit
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
 from sb3_ppo_variants.objectives import Terms, policy_gradient
@@ -312,7 +312,7 @@ def test_committed_results_are_complete():
 def test_tables_in_the_documents_are_those_of_the_committed_results(tmp_path):
     freeze(Results(DEFAULT), tmp_path / "constants.csv", STAGES["table1"])
     assert (tmp_path / "constants.csv").read_text() == CONSTANTS.read_text()
-    study = tables.Study(Results(DEFAULT), CONSTANTS)
+    study = Study(Results(DEFAULT), CONSTANTS)
     for path in documents.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert documents.with_tables(text, study) == text, f"{path}: run `python -m benchmarks.paper tables`"

@@ -20,7 +20,7 @@ from benchmarks.paper.documents import DOCUMENTS, FIGURES, TABLES, with_tables
 from benchmarks.paper.experiments import MORE_SEEDS, PILOTS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.runner import missing_runs, run_all
-from benchmarks.paper.tables import Study
+from benchmarks.paper.scores import Study
 from benchmarks.paper.verification import draw, verify
 
 

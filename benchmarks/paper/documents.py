@@ -6,8 +6,7 @@ from pathlib import Path
 
 from benchmarks import minatar, minatar_pilot, runs
 from benchmarks.paper import figure3_report, tables
-from benchmarks.paper.scores import MissingRunsError
-from benchmarks.paper.tables import Study
+from benchmarks.paper.scores import MissingRunsError, Study
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
@@ -29,8 +28,10 @@ TABLES: dict[str, Callable[[Study], str]] = {
     **figure3_report.TABLES,
     # Results of their own
     "minatar_wins": lambda _: minatar.wins_table(_minatar()),
-    "minatar_training": lambda _: minatar.table(_minatar(), "training"),
-    "minatar_last": lambda _: minatar.table(_minatar(), "last"),
+    "minatar_training": lambda _: minatar.scores_table(_minatar(), "training"),
+    "minatar_training_leads": lambda _: minatar.leads(_minatar(), "training"),
+    "minatar_last": lambda _: minatar.scores_table(_minatar(), "last"),
+    "minatar_last_leads": lambda _: minatar.leads(_minatar(), "last"),
     "minatar_pilot": lambda _: minatar_pilot.table(runs.load(minatar_pilot.RESULTS)),
 }
 # What lies between these two comments of a document is the table of that name

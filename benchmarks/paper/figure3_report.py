@@ -7,6 +7,17 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.paper import figure3, statistics
+from benchmarks.paper.cells import (
+    format_bootstrapped,
+    format_difference,
+    format_mean,
+    format_p,
+    format_return,
+    format_returns_by_task,
+    format_without_largest,
+    p_value,
+    table,
+)
 from benchmarks.paper.experiments import PILOTS, STAGES, TASKS, Run, planned
 from benchmarks.paper.figure3 import (
     CANDIDATES,
@@ -18,19 +29,7 @@ from benchmarks.paper.figure3 import (
     PPO,
     Contestant,
 )
-from benchmarks.paper.scores import DATA, Scores, rows_of
-from benchmarks.paper.tables import (
-    Study,
-    format_bootstrapped,
-    format_difference,
-    format_mean,
-    format_p,
-    format_return,
-    format_returns_by_task,
-    format_without_largest,
-    p_value,
-    table,
-)
+from benchmarks.paper.scores import DATA, Scores, Study, rows_of
 
 Candidates = Mapping[str, Mapping[str, Contestant]]
 

@@ -2,12 +2,13 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.experiments import REFERENCES, SETTINGS, TASKS, Run
+from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import Results
 from benchmarks.paper.statistics import normalize
 
@@ -180,3 +181,50 @@ def paper_scores() -> dict[str, float]:
     """Table 1 of the paper: the score of each setting."""
     with (DATA / "table1.csv").open(newline="") as file:
         return {row["setting"]: float(row["score"]) for row in csv.DictReader(file)}
+
+
+class Study:
+    """
+    The results as far as they are complete: single runs of a part that is not are in no table but that of the parts.
+
+    :param results: the results
+    :param constants: file of the constants of the normalisation
+    """
+
+    def __init__(self, results: Results, constants: Path) -> None:
+        self.results = results
+        self.constants = read_constants(constants)
+        self.rows = results.rows()
+
+    def _table_1_and(self, *kinds: str) -> Scores:
+        """Table 1, and those parts that are complete whose names begin like this."""
+        parts = [runs for kind in kinds for name, runs in STAGES.items() if name.startswith(kind)]
+        complete = [runs for runs in parts if all(run in self.rows for run in runs)]
+        return Scores(rows_of(self.results, sum(complete, STAGES["table1"])), self.constants)
+
+    @cached_property
+    def table_1(self) -> Scores:
+        """The scores of Table 1's runs, and of what the text mentions without numbers."""
+        return self._table_1_and("log_clip")
+
+    @cached_property
+    def all_seeds(self) -> Scores:
+        """Table 1 with as many seeds as each setting has."""
+        return self._table_1_and("log_clip", "seeds")
+
+    @cached_property
+    def ten_seeds(self) -> Scores:
+        """The scores of the settings with ten seeds."""
+        scores = self.all_seeds
+        settings = {run.setting for run in scores.rows if run.seed in MORE_SEEDS}
+        return scores.only([run for run in scores.rows if run.setting in settings])
+
+    @cached_property
+    def details(self) -> Scores:
+        """The scores with other details, and those of Table 1's runs."""
+        return self._table_1_and("details")
+
+    @cached_property
+    def everything(self) -> Scores:
+        """All scores."""
+        return self._table_1_and("log_clip", "seeds", "details")

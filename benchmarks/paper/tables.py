@@ -4,23 +4,31 @@ import csv
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.paper import statistics
-from benchmarks.paper.experiments import MORE_SEEDS, REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS
-from benchmarks.paper.results import Results
-from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, paper_scores, read_constants, rows_of
+from benchmarks.paper.cells import (
+    EARLY,
+    format_bootstrapped,
+    format_difference,
+    format_mean,
+    format_p,
+    format_return,
+    format_returns_by_task,
+    format_score,
+    format_without_largest,
+    interval,
+    p_value,
+    short,
+    table,
+)
+from benchmarks.paper.experiments import REFERENCES, SEEDS, SETTINGS, STAGES, TASKS, VARIANTS
+from benchmarks.paper.scores import BEST_CHOICES, DATA, RANDOM_CHOICES, Scores, Study, paper_scores
 from sb3_ppo_variants import PPOKLPen
 
-# Every bootstrap and permutation test is drawn by a generator of its own, from this seed
-SEED = 0
 # The paper's runs of a setting in a task
 PAPER_SEEDS = 3
-# Marks runs that ended early
-EARLY = "†"
 CHEETAH = "HalfCheetah-v4"
 # The best setting of each kind in the paper, in pairs; the first of each has the higher score there
 PAIRS = (
@@ -33,145 +41,10 @@ PAIRS = (
 PENALTIES = {"adaptive_kl": "Adaptive KL", "fixed_kl": "Fixed KL"}
 
 
-class Study:
-    """
-    The results as far as they are complete: single runs of a part that is not are in no table but that of the parts.
-
-    :param results: the results
-    :param constants: file of the constants of the normalisation
-    """
-
-    def __init__(self, results: Results, constants: Path) -> None:
-        self.results = results
-        self.constants = read_constants(constants)
-        self.rows = results.rows()
-
-    def _table_1_and(self, *kinds: str) -> Scores:
-        """Table 1, and those parts that are complete whose names begin like this."""
-        parts = [runs for kind in kinds for name, runs in STAGES.items() if name.startswith(kind)]
-        complete = [runs for runs in parts if all(run in self.rows for run in runs)]
-        return Scores(rows_of(self.results, sum(complete, STAGES["table1"])), self.constants)
-
-    @cached_property
-    def table_1(self) -> Scores:
-        """The scores of Table 1's runs, and of what the text mentions without numbers."""
-        return self._table_1_and("log_clip")
-
-    @cached_property
-    def all_seeds(self) -> Scores:
-        """Table 1 with as many seeds as each setting has."""
-        return self._table_1_and("log_clip", "seeds")
-
-    @cached_property
-    def ten_seeds(self) -> Scores:
-        """The scores of the settings with ten seeds."""
-        scores = self.all_seeds
-        settings = {run.setting for run in scores.rows if run.seed in MORE_SEEDS}
-        return scores.only([run for run in scores.rows if run.setting in settings])
-
-    @cached_property
-    def details(self) -> Scores:
-        """The scores with other details, and those of Table 1's runs."""
-        return self._table_1_and("details")
-
-    @cached_property
-    def everything(self) -> Scores:
-        """All scores."""
-        return self._table_1_and("log_clip", "seeds", "details")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    A table in Markdown.
-
-    :param header: names of the columns
-    :param rows: the cells
-    :return: the table
-    """
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
-
-
-def format_score(score: float, sign: str = "") -> str:
-    """
-    A normalised score, with two decimals, or two digits if it is large.
-
-    :param score: the score
-    :param sign: "+" to write the sign of positive numbers
-    :return: a cell
-    """
-    # No minus before a zero
-    return f"{score:{sign}.2g}" if abs(score) >= 100 else f"{round(score, 2) + 0.0:{sign}.2f}"
-
-
-def format_return(number: float) -> str:
-    """
-    A return, with one decimal if it is small, with three digits if it is large.
-
-    :param number: the return
-    :return: a cell
-    """
-    return f"{number:.1f}" if abs(number) < 100 else f"{number:.0f}" if abs(number) < 1e5 else f"{number:.3g}"
-
-
-def format_p(p: float) -> str:
-    """
-    A p-value, which is drawn at random, so that no more digits are certain.
-
-    :param p: the p-value
-    :return: a cell
-    """
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-# Cells: a number, or a difference, and its 95% interval
-
-
-def _interval(center: float, half_width: float, sign: str = "") -> str:
-    return f"{format_score(center, sign)} ({format_score(center - half_width)} to {format_score(center + half_width)})"
-
-
-def format_mean(scores: np.ndarray) -> str:
-    """The mean score, and its 95% interval."""
-    return _interval(float(statistics.mean(scores)), statistics.half_width(scores))
-
-
-def format_difference(scores: np.ndarray, others: np.ndarray) -> str:
-    """The difference of two mean scores, and its 95% interval."""
-    return _interval(float(statistics.difference(scores, others)), statistics.half_width(scores, others), sign="+")
-
-
-def format_without_largest(scores: np.ndarray, others: np.ndarray) -> str:
-    """The difference without the task that contributes most to it."""
-    differences = scores.mean(axis=1) - others.mean(axis=1)
-    largest = int((np.sign(differences.mean()) * differences).argmax())
-    rest = format_difference(np.delete(scores, largest, axis=0), np.delete(others, largest, axis=0))
-    return f"{rest} without {_short(TASKS[largest])}"
-
-
 def _difference_to_paper(scores: np.ndarray, paper: float, level: float = 0.95) -> tuple[float, float]:
     """The difference, and half the width of its interval if the paper's mean varies as ours would with as many seeds."""
     half_width = statistics.half_width(scores, level=level) * math.sqrt(1 + scores.shape[1] / PAPER_SEEDS)
     return float(statistics.mean(scores)) - paper, half_width
-
-
-def format_bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> str:
-    """A statistic of scores, and its 95% interval by the bootstrap."""
-    low, high = statistics.bootstrap(statistic, samples, np.random.default_rng(SEED), n_resamples=2000)
-    return f"{format_score(float(statistic(*samples)))} ({format_score(float(low))} to {format_score(float(high))})"
-
-
-def format_returns_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:
-    """Mean return and standard deviation over seeds in each task, marked where a run ended early."""
-    cells = []
-    for env, runs in zip(scores.tasks, scores.returns(setting, variant), strict=True):
-        early = EARLY if scores.ended_early(env, setting, variant).any() else ""
-        cells.append(f"{format_return(runs.mean())} ± {format_return(runs.std(ddof=1))}{early}")
-    return cells
-
-
-def p_value(one: np.ndarray, other: np.ndarray) -> float:
-    """That of the difference of two mean scores."""
-    return statistics.permutation_test(one, other, np.random.default_rng(SEED))
 
 
 def _paper(setting: str, minus: str | None = None) -> str:
@@ -186,10 +59,6 @@ def _label(setting: str, minus: str | None = None) -> str:
     return label if minus is None else f"{label}, minus {_label(minus)}"
 
 
-def _short(env: str) -> str:
-    return env.removesuffix("-v4")
-
-
 def _returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "paper") -> str:
     runs = zip(scores.returns_in(env, setting, variant), scores.ended_early(env, setting, variant), strict=True)
     return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in runs)
@@ -197,7 +66,7 @@ def _returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pap
 
 def _equivalence(difference: float, half_width: float) -> list[str]:
     """Cells: a difference with its 90% interval, and the smallest margin within which two one-sided tests at 5% put it."""
-    return [_interval(difference, half_width, sign="+"), f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"]
+    return [interval(difference, half_width, sign="+"), f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"]
 
 
 def _n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
@@ -208,9 +77,6 @@ def _n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper
     return int((scores.returns_in(env, setting, variant) < start).sum())
 
 
-# Tables
-
-
 def _table_1(study: Study) -> str:
     """Table 1 beside the paper's, with the paper's number of seeds and with more."""
     three, ten, rows = study.table_1, study.ten_seeds, []
@@ -218,7 +84,7 @@ def _table_1(study: Study) -> str:
         if setting == "policy_gradient":
             continue
         runs, paper = three.normalized(setting), paper_scores().get(setting)
-        difference = "" if paper is None else _interval(*_difference_to_paper(runs, paper), sign="+")
+        difference = "" if paper is None else interval(*_difference_to_paper(runs, paper), sign="+")
         more = format_mean(ten.normalized(setting)) if setting in ten.settings() else ""
         rows.append([_label(setting), _paper(setting), format_mean(runs), difference, more])
     return table(["setting", "paper", "here, 3 seeds", "here - paper", "here, 10 seeds"], rows)
@@ -363,7 +229,7 @@ def _normalization(scores: Scores) -> str:
         holders = {name: _label(of_env[f"{name}_of"]) for name in BEST_CHOICES}
         holders["best_run"] = holders["best_run"] if n_best == 1 else f"{n_best} runs"
         best = [f"{format_return(of_env[name])} ({holder})" for name, holder in holders.items()]
-        rows.append([_short(env), *(format_return(of_env[name]) for name in RANDOM_CHOICES), *best])
+        rows.append([short(env), *(format_return(of_env[name]) for name in RANDOM_CHOICES), *best])
     header = [*(f"0: {label}" for label in RANDOM_CHOICES.values()), *(f"1: {label}" for label in BEST_CHOICES.values())]
     return table(["task", *header], rows)
 
@@ -388,13 +254,13 @@ def _no_clipping(scores: Scores) -> str:
     both = [scores.normalized("none", random=random) for random in RANDOM_CHOICES]
     n_below = [_n_below_start(scores, "none", env) for env in scores.tasks]
     rows = [
-        [_short(env), _returns_by_seed(scores, "none", env), *(format_score(runs[i].mean()) for runs in both), str(n)]
+        [short(env), _returns_by_seed(scores, "none", env), *(format_score(runs[i].mean()) for runs in both), str(n)]
         for i, (env, n) in enumerate(zip(scores.tasks, n_below, strict=True))
     ]
     rows.append(["all", "", *map(format_mean, both), f"{sum(n_below)} of {both[0].size}"])
     lowest = int(both[0].mean(axis=1).argmin())
     rows.append(
-        [f"all but {_short(scores.tasks[lowest])}", "", *(format_mean(np.delete(runs, lowest, axis=0)) for runs in both), ""]
+        [f"all but {short(scores.tasks[lowest])}", "", *(format_mean(np.delete(runs, lowest, axis=0)) for runs in both), ""]
     )
     header = ["task", "returns by seed", *(f"score if 0 is {label}" for label in RANDOM_CHOICES.values())]
     return table([*header, "runs below the policy before training"], rows)
@@ -427,7 +293,7 @@ def _details(scores: Scores) -> str:
 def _by_task(scores: Scores, settings: Sequence[str]) -> str:
     """Mean returns and standard deviations over seeds in each task."""
     rows = [[_label(setting), *format_returns_by_task(scores, setting)] for setting in settings]
-    return table(["", *map(_short, scores.tasks)], rows)
+    return table(["", *map(short, scores.tasks)], rows)
 
 
 def _details_by_task(scores: Scores) -> str:
@@ -436,7 +302,7 @@ def _details_by_task(scores: Scores) -> str:
         [f"{_label(setting)}; {VARIANTS[variant].label}", *format_returns_by_task(scores, setting, variant)]
         for setting, variant in _variants(scores, whole=True)
     ]
-    return table(["", *map(_short, scores.tasks)], rows)
+    return table(["", *map(short, scores.tasks)], rows)
 
 
 def _adaptation(study: Study) -> str:
@@ -469,7 +335,7 @@ def _other_libraries(scores: Scores) -> str:
         for other in csv.DictReader(file):
             numbers = [format_return(float(other[env])) if other[env] else "" for env in scores.tasks]
             rows.append([f"[{other['library']}]({other['source']}) ({other['details']})", *numbers])
-    return table(["", *map(_short, scores.tasks)], rows)
+    return table(["", *map(short, scores.tasks)], rows)
 
 
 def _parts(study: Study) -> str:
@@ -481,7 +347,7 @@ def _parts(study: Study) -> str:
 def _ended_early(scores: Scores) -> str:
     """The runs that did not reach their end."""
     rows = [
-        [_label(run.setting), VARIANTS[run.variant].label, _short(run.env), str(run.seed), f"{row['steps']:,}"]
+        [_label(run.setting), VARIANTS[run.variant].label, short(run.env), str(run.seed), f"{row['steps']:,}"]
         for run, row in scores.rows.items()
         if row["diverged"]
     ]
