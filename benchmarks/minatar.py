@@ -29,7 +29,7 @@ from torch import nn
 from benchmarks import runs
 from benchmarks.contestants.rmsprop import RMSPROP
 from benchmarks.paper import statistics, wins
-from benchmarks.paper.cells import table
+from benchmarks.paper.cells import format_bootstrapped, table
 from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "minatar.csv"
@@ -176,18 +176,14 @@ def scores(rows: Sequence[dict[str, str]], criterion: str) -> dict[str, dict[str
     """
     Scores by one criterion.
 
-    :param rows: of the results, with as many runs of each algorithm in each game
+    :param rows: of the results, with as many runs of each algorithm in each of the games
     :param criterion: ``training`` or ``last``
     :return: of each game, of each algorithm, one for each seed
     """
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         found[row["env"], row["algorithm"]].append(float(row[criterion]))
-    return {
-        game: {name: np.array(found[game, name]) for name in PUBLISHED if (game, name) in found}
-        for game in GAMES
-        if any(env == game for env, _ in found)
-    }
+    return {game: {name: np.array(found[game, name]) for name in PUBLISHED if (game, name) in found} for game in GAMES}
 
 
 def printed_means(of_games: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, float]]:
@@ -230,10 +226,8 @@ def leads(rows: Sequence[dict[str, str]], criterion: str) -> str:
     for one, other in combinations(names, 2):
         won, lost = wins.compare(means, one, other)
         samples = [np.stack([of_game[name] for of_game in of_games.values()]) for name in (one, other)]
-        better = statistics.probability_of_improvement(*samples)
-        low, high = statistics.bootstrap(statistics.probability_of_improvement, samples, np.random.default_rng(0))
-        p = wins.sign_test(won, lost)
-        lines.append([f"{one} over {other}", f"{won} to {lost}", f"p = {p:.2f}", f"{better:.2f} ({low:.2f} to {high:.2f})"])
+        better = format_bootstrapped(statistics.probability_of_improvement, *samples)
+        lines.append([f"{one} over {other}", f"{won} to {lost}", f"p = {wins.sign_test(won, lost):.2f}", better])
     return table(["lead", "games won", "sign test", "better run (95% interval)"], lines)
 
 

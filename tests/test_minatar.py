@@ -14,9 +14,10 @@ def row(algorithm, env, seed, training, last):
     return {"algorithm": algorithm, "env": env, "seed": str(seed), **values}
 
 
-def test_tables():
+def test_tables(monkeypatch):
     # Means by the last 100 episodes: asterix 2, 4, 3, freeway 5, 1, 5, seaquest 1, 2, 2.004
     scores = {"asterix": (2, 4, 3), "freeway": (5, 1, 5), "seaquest": (1, 2, 2.004)}
+    monkeypatch.setattr(minatar, "GAMES", tuple(scores))
     rows = [
         row(name, game, seed, -score, score + (seed - 0.5))
         for game, of_game in scores.items()
