@@ -4,8 +4,7 @@ import argparse
 import csv
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +26,38 @@ def load(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _attempt(train: Callable[..., dict[str, Any]], *run: Any) -> dict[str, Any] | str:
-    """The row of a run, or how it failed."""
+def _attempt(train: Callable[..., Any], run: Sequence[Any]) -> Any:
+    """What a run returns, or, as text, how it failed."""
     try:
         return train(*run)
     # Whatever it is: the others go on
     except Exception:
-        return f"{run} failed:\n{traceback.format_exc()}"
+        return f"{', '.join(map(str, run))} failed:\n{traceback.format_exc()}"
 
 
-def _finished(
-    train: Callable[..., dict[str, Any] | str], planned: Sequence[Sequence[Any]], jobs: int, backend: str
-) -> Iterator[dict[str, Any] | str]:
-    """What becomes of runs, as they end."""
+def finished(train: Callable[..., Any], planned: Iterable[Sequence[Any]], jobs: int, backend: str = "joblib") -> Iterator[Any]:
+    """
+    Make runs side by side. What a process that is killed was at is lost, and ends the iteration with an error.
+
+    :param train: makes a run
+    :param planned: its arguments, for each run
+    :param jobs: number of processes; -1 for one for each core
+    :param backend: ``joblib`` for processes, ``ray`` for a cluster, whose size counts instead of ``jobs``
+    :return: as each run ends, what ``train`` returns, or, as text, how it failed
+    """
     if backend == "ray":
         # joblib's backend for Ray returns nothing before all have ended
         import ray
 
-        @ray.remote
-        def call(run: Sequence[Any]) -> dict[str, Any] | str:
-            return train(*run)
-
-        pending: list[Any] = [call.remote(run) for run in planned]
+        attempt = ray.remote(_attempt)
+        pending: list[Any] = [attempt.remote(train, run) for run in planned]
         while pending:
             ended, pending = ray.wait(pending)
             yield from ray.get(ended)
     else:
         from joblib import Parallel, delayed
 
-        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(train)(*run) for run in planned)
+        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_attempt)(train, run) for run in planned)
 
 
 def run_missing(
@@ -71,15 +73,15 @@ def run_missing(
     :param path: the file of the results
     :param train: makes the row of a run of an algorithm, a task and a seed
     :param planned: all runs
-    :param jobs: number of processes
-    :param backend: ``joblib`` for processes, ``ray`` for a cluster, whose size counts instead of ``jobs``
+    :param jobs: as in ``finished``
+    :param backend: likewise
     """
     done = {tuple(row[name] for name in KEY) for row in load(path)}
     missing = [run for run in planned if tuple(map(str, run)) not in done]
     path.parent.mkdir(exist_ok=True)
     # That of the code that runs: others may come meanwhile
     commit = current_commit()
-    for row in _finished(partial(_attempt, train), missing, jobs, backend):
+    for row in finished(train, missing, jobs, backend):
         if isinstance(row, str):
             print(row, file=sys.stderr, flush=True)
             continue

@@ -192,7 +192,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     runs.run_missing(path, train, planned, jobs=2)
     rows = runs.load(path)
     assert {(row["seed"], row["commit"]) for row in rows} == {("0", "at the start"), ("2", "at the start")}
-    assert "('PPO', 'a', 1) failed" in capsys.readouterr().err
+    assert "PPO, a, 1 failed" in capsys.readouterr().err
     # It remains missing, and is made once it can be
     runs.run_missing(path, lambda *run: dict(zip(runs.KEY, run, strict=True)) | {"commit": ""}, planned, jobs=1)
     assert sorted(row["seed"] for row in runs.load(path)) == ["0", "1", "2"]

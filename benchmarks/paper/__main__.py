@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, results: Results) -> int:
         raise ValueError("The study has no such run")
     failed = run_all(runs, args.timesteps, results, args.jobs)
     for name in failed:
-        print(f"FAILED twice: {name}", file=sys.stderr)
+        print(f"FAILED: {name}", file=sys.stderr)
     return 1 if failed else 0
 
 
