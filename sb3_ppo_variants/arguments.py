@@ -12,7 +12,8 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_ppo_variants import checks, masks
+from sb3_ppo_variants import checks, masks, recurrent_policies
+from sb3_ppo_variants.buffers import OWN_BUFFERS
 
 
 class Default(int):
@@ -34,7 +35,7 @@ def as_errors(what: str) -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
-        raise error if isinstance(error, checks.ArgumentError) else checks.ArgumentError(f"{what}: {error}") from error
+        raise checks.ArgumentError(f"{what}: {error}") from error
 
 
 def check_arguments(algorithm: Any) -> None:
@@ -43,7 +44,7 @@ def check_arguments(algorithm: Any) -> None:
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy | MaskableActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"
         raise ValueError(f"policy must be an ActorCriticPolicy, or contrib's with masks, but is {cls}: {why}")
-    if isinstance(inspect.getattr_static(a, "objective"), FunctionType):
+    if isinstance(inspect.getattr_static(a, "objective", None), FunctionType | None):
         raise TypeError(f"objective of {type(a).__name__} must be a static method: objective = staticmethod(...)")
     for name in ("n_steps", "batch_size"):
         if issubclass(cls, RecurrentActorCriticPolicy) and isinstance(getattr(a, name), Default):
@@ -81,7 +82,7 @@ def check_arguments(algorithm: Any) -> None:
         # SB3 looks at this in its constructor, not in load
         raise ValueError(f"use_sde must be False where actions are not continuous, but those of env are {a.action_space}")
     space = a.observation_space
-    if masks.takes_masks(cls):
+    if recurrent_policies.takes_masks(cls):
         masks.heads_of(a.action_space)
         space = masks.visible_space(cls, space)
     has_extractor = "features_extractor_class" in a.policy_kwargs
@@ -100,6 +101,8 @@ def _check_sequence_length(algorithm: Any) -> None:
     a.sequence_length = length = checks.check_integer("sequence_length", length, minimum=1)
     if not issubclass(a.policy_class, RecurrentActorCriticPolicy):
         raise ValueError(f"sequence_length must be None with {a.policy_class.__name__}, which has no memory, but is {length}")
+    if a.rollout_buffer_class not in (None, *OWN_BUFFERS):
+        raise ValueError(f"sequence_length must be None with {a.rollout_buffer_class}, which cuts its own, but is {length}")
     for name in ("n_steps", "batch_size"):
         if getattr(a, name) % length > 0:
             raise ValueError(f"{name} must be a multiple of sequence_length={length}, but is {getattr(a, name)}")

@@ -26,19 +26,16 @@ class AnnealLogStd(BaseCallback):
             raise ValueError("AnnealLogStd needs a policy with Gaussian actions, that is with a log_std")
         self.log_std = log_std
         self.is_learned = log_std.requires_grad
+        # Until the training ends; `learn` sees to it if it fails
+        log_std.requires_grad_(False)
 
     def _on_rollout_start(self) -> None:
-        self.log_std.requires_grad_(self.is_learned)
         # The model's own count of the progress is still that of the training before
         progress = 1 - self.model.num_timesteps / self.model._total_timesteps
         self.log_std.data.fill_(self.final + (self.initial - self.final) * max(progress, 0.0))
 
     def _on_step(self) -> bool:
         return True
-
-    def _on_rollout_end(self) -> None:
-        # In updates only, so that a training that is interrupted leaves it as it was
-        self.log_std.requires_grad_(False)
 
     def _on_training_end(self) -> None:
         self.log_std.requires_grad_(self.is_learned)

@@ -9,14 +9,14 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
-from sb3_ppo_variants import masks
+from sb3_ppo_variants import masks, recurrent_policies
 from sb3_ppo_variants.buffers import buffer_for
 
 
 def set_up(algorithm: Any) -> None:
     """Make policy and rollout buffer as contrib's ``MaskablePPO`` and ``RecurrentPPO``, but that a mask is no feature."""
     a, cls = algorithm, algorithm.policy_class
-    has_masks, has_memory = masks.takes_masks(cls), issubclass(cls, RecurrentActorCriticPolicy)
+    has_masks, has_memory = recurrent_policies.takes_masks(cls), issubclass(cls, RecurrentActorCriticPolicy)
     a._setup_lr_schedule()
     a.set_random_seed(a.seed)
     is_whole = a._mask_is_feature or not has_masks
@@ -40,7 +40,7 @@ def find_masks(algorithm: Any, is_reset: bool) -> masks.Masks | None:
     known of those of the first step, from before if the environment has not been reset.
     """
     a = algorithm
-    if masks.takes_masks(a.policy_class):
+    if recurrent_policies.takes_masks(a.policy_class):
         found = masks.Masks(a.env)
         a._print(f"Action masks come from {found.source}")
         if is_reset or a._last_action_masks is None:
@@ -79,7 +79,7 @@ def predict(
         action
     """
     options = state, episode_start, deterministic
-    if not masks.takes_masks(self.policy_class):
+    if not recurrent_policies.takes_masks(self.policy_class):
         if action_masks is not None:
             raise ValueError(f"action_masks must be None with {self.policy_class.__name__}, which takes none")
         return self.policy.predict(observation, *options)

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_ppo_variants import masks
+from sb3_ppo_variants import masks, recurrent_policies
 
 
 def evaluate_policy(
@@ -43,7 +43,7 @@ def evaluate_policy(
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     options = n_eval_episodes, deterministic, render, callback, reward_threshold, return_episode_rewards, warn
     policy = getattr(model, "policy", model)
-    if not (isinstance(policy, BasePolicy) and masks.takes_masks(type(policy))):
+    if not (isinstance(policy, BasePolicy) and recurrent_policies.takes_masks(type(policy))):
         return evaluation.evaluate_policy(model, vec_env, *options)
 
     def predict(observation: Any, **kwargs: Any) -> Any:

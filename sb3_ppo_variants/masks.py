@@ -1,6 +1,5 @@
 """Action masks: what they are for an action space, where an environment gives them, and errors that say what is wrong."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -114,12 +113,12 @@ def source_of(env: VecEnv) -> str | None:
     space = env.observation_space
     if isinstance(space, spaces.Dict) and KEY in space.spaces:
         return OBSERVATION
-    if any(KEY in info for info in env.unwrapped.reset_infos):
+    # Vectorized environments of other libraries may lack these, and cannot be asked for attributes
+    if any(KEY in info for info in getattr(env.unwrapped, "reset_infos", ())):
         return INFO
     try:
         return METHOD if is_masking_supported(env) else None
-    except NotImplementedError:
-        # A vectorized environment whose attributes cannot be asked for
+    except (AttributeError, NotImplementedError):
         return None
 
 
@@ -145,7 +144,7 @@ class Masks:
 
     def after_reset(self, observations: Any) -> Any:
         """The masks of the first step of all environments, as far as they are known by now."""
-        return self._of(observations, self.env.unwrapped.reset_infos)
+        return self._of(observations, self.env.unwrapped.reset_infos if self.source == INFO else ())
 
     def after_step(self, observations: Any, infos: Sequence[dict[str, Any]], dones: np.ndarray) -> Any:
         """The masks of the next step, as far as they are known by now: after an automatic reset, of the new episode."""
@@ -174,11 +173,6 @@ class Masks:
             known = [method() for method in self.methods] if self.methods else self.env.env_method(EXPECTED_METHOD_NAME)
         when = "" if timestep is None else f" at timestep {timestep}"
         return checked(known, self.heads, lambda i: f"of environment {i}{when}")
-
-
-def takes_masks(policy_class: type) -> bool:
-    """Whether a class of policies takes masks: contrib's, or those of this package with memory."""
-    return "action_masks" in inspect.signature(policy_class.forward).parameters  # type: ignore[attr-defined]
 
 
 def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces.Space:

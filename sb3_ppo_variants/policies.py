@@ -174,8 +174,7 @@ class FeedForward:
     def _closed_forms(self, chunks: list[tuple[PyTorchObs, Given]]) -> list[ClosedForm]:
         with evaluation_mode(self.policy):
             # Copies, as a policy may change its input in place
-            copies = [(pytree.tree_map(th.clone, observations), given) for observations, given in chunks]
-            return [closed_form(self._distribution(observations, given)) for observations, given in copies]
+            return [closed_form(self._distribution(pytree.tree_map(th.clone, obs), given)) for obs, given in chunks]
 
     def acts_otherwise(self, batch: Batch) -> bool:
         """Whether a custom policy has acted by another distribution than its ``get_distribution``, in some of the samples."""

@@ -44,7 +44,7 @@ from sb3_ppo_variants.objectives import WITHOUT_KL, Objective
 from sb3_ppo_variants.optimizer import Step
 from sb3_ppo_variants.policies import FeedForward
 from sb3_ppo_variants.rollout import Rollout
-from sb3_ppo_variants.transaction import transaction
+from sb3_ppo_variants.transaction import kept_trainable, transaction
 
 SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
@@ -302,9 +302,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     def _after_update(self, kl: float | None, coef: Mapping[str, float]) -> None:
         """What changes once per policy update, after the last epoch, by its mean KL[pi_old, pi] in nats, if that is known."""
         if isinstance(self.learning_rate, AdaptiveLearningRate):
-            if kl is None or self.adapted_learning_rate is None:
+            if kl is None:
                 raise NotImplementedError("AdaptiveLearningRate needs KL[pi_old, pi], of which no closed form is known")
-            self.adapted_learning_rate = self.learning_rate.adapt(self.adapted_learning_rate, kl)
+            present = self.adapted_learning_rate or self.learning_rate.initial
+            self.adapted_learning_rate = self.learning_rate.adapt(present, kl)
             self._setup_lr_schedule()
 
     def _record(self, epochs: list[th.Tensor], coef: Mapping[str, float], kl: float | None) -> None:
@@ -370,7 +371,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         arguments.check_rollout_size(self)
         # Until a callback ends it, if it is infinite
         n_timesteps: Any = total_timesteps if math.isinf(total_timesteps) else math.ceil(total_timesteps)
-        with self._chosen_path(n_timesteps):
+        with self._chosen_path(n_timesteps), kept_trainable(self.policy):
             name = type(self).__name__ if tb_log_name is None else tb_log_name
             return super().learn(n_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 

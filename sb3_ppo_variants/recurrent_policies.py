@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution, MaybeMasks, make_masked_proba_distribution
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticCnnPolicy,
     RecurrentActorCriticPolicy,
@@ -214,6 +215,11 @@ class MaskableCnnLstmPolicy(MaskableMlpLstmPolicy, CnnLstmPolicy):
 
 class MaskableMultiInputLstmPolicy(MaskableMlpLstmPolicy, MultiInputLstmPolicy):
     """As ``MaskableMlpLstmPolicy``, for Dict observations."""
+
+
+def takes_masks(policy_class: type) -> bool:
+    """Whether a class of policies takes masks: contrib's, or those with memory."""
+    return issubclass(policy_class, MaskableActorCriticPolicy | MaskableMlpLstmPolicy)
 
 
 # By the names that they have

@@ -139,18 +139,17 @@ class Rollout:
         self.measured: list[Batch] = []
         #: The whole rollout; ``None`` for a custom buffer, which may give other samples in each epoch
         self.data: Batch | None = None
+        self.is_thinned = not needs_kl and "lstm_states" not in kind.takes
         if type(buffer) not in OWN_BUFFERS:
             self.module = PolicyFunction(policy, kind.distributions)
             self.theta_old = {name: tensor.detach().clone() for name, tensor in by_place(self.module).items()}
             return
         data = self._batch(whole_rollout(buffer))
-        is_thinned = not needs_kl and type(buffer) not in RECURRENT_BUFFERS
-        some = th.arange(0, len(data.returns), KL_STRIDE, device=data.returns.device)
-        whole = data.select(some) if is_thinned else kind.whole(data, buffer.buffer_size)
+        whole = _thinned(data) if self.is_thinned else kind.whole(data, buffer.buffer_size)
         form = kind.distributions(whole.observations, whole.given)
         old_parameters = () if form is None else form.parameters
         self.measured = [whole._replace(old_parameters=old_parameters)]
-        self.data = data._replace(old_parameters=() if is_thinned else old_parameters)
+        self.data = data._replace(old_parameters=() if self.is_thinned else old_parameters)
         if kind.acts_otherwise(whole):
             warnings.warn(
                 "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
@@ -174,11 +173,12 @@ class Rollout:
         self.measured = self.measured or epoch
         for samples in self.buffer.get(batch_size):
             batch = self._batch(samples)
-            old = functional_call(self.module, self.theta_old, (batch.observations, batch.given), tie_weights=False)
-            batch = batch._replace(old_parameters=() if old is None else old.parameters)
+            measured = _thinned(batch) if self.is_thinned else batch
+            old = functional_call(self.module, self.theta_old, (measured.observations, measured.given), tie_weights=False)
+            measured = measured._replace(old_parameters=() if old is None else old.parameters)
             # A policy may change its input in place
-            epoch.append(batch._replace(observations=pytree.tree_map(th.clone, batch.observations)))
-            yield batch
+            epoch.append(measured._replace(observations=pytree.tree_map(th.clone, measured.observations)))
+            yield batch if self.is_thinned else measured
         self.measured = epoch
 
     def mean_kl(self) -> float | None:
@@ -204,6 +204,10 @@ class Rollout:
         valid = None if mask is None else mask > 0
         given = {name: getattr(samples, name) for name in self.kind.takes if hasattr(samples, name)}
         return Batch(samples.observations, actions, *others, (), given, valid)
+
+
+def _thinned(batch: Batch) -> Batch:
+    return batch.select(th.arange(0, len(batch.returns), KL_STRIDE, device=batch.returns.device))
 
 
 # The arrays of rollout buffers that samples are made of

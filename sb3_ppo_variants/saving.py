@@ -25,8 +25,8 @@ def load(
 ) -> Algorithm:
     """
     Load a model from a zip-file, as SB3, but with errors that name what is wrong. The file may be of its ``PPO``, of contrib's
-    ``MaskablePPO`` or of another of the variants: a ``clip_range`` or ``kl_coef`` that means something else there is not
-    taken from it.
+    ``MaskablePPO`` and ``RecurrentPPO``, or of another of the variants: a ``clip_range`` or ``kl_coef`` that means something
+    else there is not taken from it.
 
     :param cls: the class of the algorithm
     :param path: path to the file (or a file-like)

@@ -31,6 +31,21 @@ def transaction(algorithm: OnPolicyAlgorithm) -> Iterator["Snapshot"]:
         raise
 
 
+@contextmanager
+def kept_trainable(policy: th.nn.Module) -> Iterator[None]:
+    """
+    After an error, let each parameter be trained or not as before: a callback that has frozen some for an update is not told
+    that it has failed.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
+    try:
+        yield
+    except BaseException:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
+        raise
+
+
 class Snapshot:
     """What an update changes, as it is before."""
 

@@ -177,7 +177,10 @@ class PPOKLPen(KLPenaltyPPO):
             raise TypeError(f"kl_coef_bounds must be a pair of numbers, but is {self.kl_coef_bounds!r}") from None
         checks.check_number("kl_coef_bounds[0]", low, above=0)
         checks.check_number("kl_coef_bounds[1]", high, minimum=low)
-        checks.check_number("init_kl_coef", self.init_kl_coef, minimum=low, maximum=high)
+        checks.check_number("init_kl_coef", self.init_kl_coef, above=0)
+        if self._n_updates == 0:
+            # Later, beta has gone on, and `load` may be given other bounds
+            checks.check_number("init_kl_coef", self.init_kl_coef, minimum=low, maximum=high)
         checks.check_number("kl_coef", self.__dict__["kl_coef"], minimum=0)
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_ppo_variants import masks
+from sb3_ppo_variants import masks, recurrent_policies
 from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 from sb3_ppo_variants.variants import KLPenaltyPPO, PPOClip, PPOFixedKL, PPOKLPen
@@ -110,7 +110,7 @@ def _takes_masks(policy: Any) -> bool:
 
     if isinstance(policy, str) and "." in policy:
         policy = get_class_by_name(policy)
-    return masks.takes_masks(policy) if isinstance(policy, type) else str(policy).startswith("Maskable")
+    return recurrent_policies.takes_masks(policy) if isinstance(policy, type) else str(policy).startswith("Maskable")
 
 
 def _experiment_manager(base: Any) -> Any:

@@ -115,6 +115,14 @@ def test_step_size_changes_once_per_update():
     assert [row["train/learning_rate"] for row in updates(rows)] == [3e-4, 1.5e-4, 0.75e-4]
 
 
+def test_step_size_that_is_assigned_begins_with_its_first_value():
+    model = make_model()
+    model.learning_rate = DOUBLES
+    model.learn(104)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 2e-4
+    assert model.adapted_learning_rate == 4e-4
+
+
 def test_step_size_survives(tmp_path):
     def assert_goes_on(model):
         assert model.adapted_learning_rate == 4e-4

@@ -44,15 +44,18 @@ def test_policies_without_a_standard_deviation(action):
 
 
 @pytest.mark.parametrize("is_learned", [True, False])
-def test_interrupted_training_leaves_log_std_as_it_was(is_learned):
-    def interrupt(model):
-        if model.num_timesteps > 52:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("where", ["rollout", "update"])
+def test_interrupted_training_leaves_log_std_as_it_was(where, is_learned, monkeypatch):
+    def interrupt(model=None):
+        raise KeyboardInterrupt
 
-    model = make_model()
+    model = make_model(compile=False)
     model.policy.log_std.requires_grad_(is_learned)
-    with pytest.raises(KeyboardInterrupt):
-        model.learn(104, [AnnealLogStd(), InEachStep(interrupt)])
+    callbacks = [AnnealLogStd(), *([InEachStep(interrupt)] if where == "rollout" else [])]
+    with monkeypatch.context() as patch:
+        patch.setattr(model.policy, "set_training_mode", lambda mode: mode and interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(104, callbacks)
     assert model.policy.log_std.requires_grad == is_learned
     model.learn(52, AnnealLogStd())
     assert model.policy.log_std.requires_grad == is_learned

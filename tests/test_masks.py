@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from support import (
     ACTION_SPACES,
     POLICIES,
@@ -108,7 +108,10 @@ def test_normalised_observations_and_rewards(monkeypatch):
 
 
 class Derived(MaskableActorCriticPolicy):
-    """A policy of a user's, with an evaluation of its own."""
+    """A policy of a user's, with an evaluation of its own, and a method whose parameters have no names."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
 
     def evaluate_actions(self, obs, actions, action_masks=None):
         values, log_prob, entropy = super().evaluate_actions(obs, actions, action_masks)
@@ -122,6 +125,32 @@ def test_derived_policies():
         actual = train(PPOClip, Derived, masked_env("box", "multibinary", way), compile=False, **kwargs)
         assert_same_training(expected, actual)
         assert actual[1][-1]["train/kl"] > 0
+
+
+class Foreign(VecEnvWrapper):
+    """A vectorized environment of another library, which has no ``reset_infos`` and cannot be asked for attributes."""
+
+    unwrapped = None
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+    def has_attr(self, attr_name):
+        raise AttributeError(attr_name)
+
+
+def test_vectorized_environments_of_other_libraries():
+    plain = space_env("box", "discrete")
+    expected = train(PPO, "MlpPolicy", plain)
+    assert_same_training(expected, train(PPOClip, "MlpPolicy", lambda: Foreign(plain()), compile=False))
+    masked = masked_env("box", "discrete", "observation")
+    expected = train(PPOClip, "MaskableMlpPolicy", masked, compile=False)
+    assert_same_training(expected, train(PPOClip, "MaskableMlpPolicy", lambda: Foreign(masked()), compile=False))
+    with pytest.raises(ValueError, match="The policy takes action masks, but the environment gives none"):
+        train(PPOClip, "MaskableMlpPolicy", lambda: Foreign(plain()))
 
 
 def test_variants_are_each_other_in_places():

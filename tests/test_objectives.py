@@ -105,6 +105,8 @@ def test_objectives_that_are_not_static_or_not_per_sample():
     cls = type("Bound", (PPOClip,), {"objective": clipped_surrogate})
     with pytest.raises(TypeError, match=r"objective of Bound must be a static method: objective = staticmethod\(...\)"):
         cls("MlpPolicy", "CartPole-v1")
+    with pytest.raises(TypeError, match="objective of ProximalPolicyOptimization must be a static method"):
+        ProximalPolicyOptimization("MlpPolicy", "CartPole-v1")
     cls = type("Column", (PPOClip,), {"objective": staticmethod(lambda terms, coef: terms.ratio[:, None])})
     with pytest.raises(ValueError, match=r"objective must return a tensor of shape \(64,\), .* but its shape is \(64, 1\)"):
         cls("MlpPolicy", "CartPole-v1", n_steps=64).learn(64)

@@ -216,6 +216,10 @@ def test_sequences_of_a_given_length(cls, compile_):
             {"sequence_length": 6, "n_steps": 20, "batch_size": 24},
             "n_steps must be a multiple of sequence_length=6, but is 20",
         ),
+        (
+            {"sequence_length": 13, "rollout_buffer_class": OwnBuffer},
+            "sequence_length must be None with .*OwnBuffer.*, which cuts its own, but is 13",
+        ),
     ],
 )
 def test_bad_sequence_lengths(options, match):

@@ -14,7 +14,7 @@ from support import InEachRollout, LinearExtractor, equal, make_model, space_env
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sb3_ppo_variants import PPOClip, PPOKLPen
+from sb3_ppo_variants import PPOClip, PPOKLPen, policies
 from sb3_ppo_variants.buffers import STATES
 from sb3_ppo_variants.compiled import lstm
 from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
@@ -166,6 +166,25 @@ def test_kl_of_the_whole_rollout():
     quick.measured = [batch._replace(old_parameters=old.measured[0].old_parameters) for batch in quick.measured]
     assert quick.mean_kl() == pytest.approx(old.mean_kl(), rel=1e-4)
     assert old.mean_kl() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"share_features_extractor": False}])
+def test_features_of_a_rollout_are_made_in_parts(options, monkeypatch):
+    seen = []
+
+    class Counts(LinearExtractor):
+        def forward(self, observations):
+            seen.append(len(observations))
+            return super().forward(observations)
+
+    policy_kwargs = {**SMALL, "features_extractor_class": Counts, **options}
+    model = make_model(policy="MlpLstmPolicy", policy_kwargs=policy_kwargs, compile=False).learn(52)
+    expected = Rollout(model.rollout_buffer, OneCall(model.policy)).measured[0]
+    monkeypatch.setattr(policies, "CHUNK_SIZE", 20)
+    seen.clear()
+    parts = Rollout(model.rollout_buffer, OneCall(model.policy)).measured[0]
+    assert seen == [n for n in (20, 20, 12) for _ in range(1 + len(options))]
+    th.testing.assert_close(parts.old_parameters, expected.old_parameters)
 
 
 @pytest.mark.parametrize("options", [name for name in OPTIONS if name not in ("GRU", "own extractors")])

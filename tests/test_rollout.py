@@ -1,6 +1,7 @@
 """The rollout: what reaches the environment and the buffer, whose fault NaN is, and pi_old."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from sb3_ppo_variants import (
     PPOClip,
     PPOFixedKL,
     PPOKLPen,
+    policies,
 )
 from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.rollout import KL_STRIDE, Rollout
@@ -203,6 +205,37 @@ def test_kl_that_is_only_logged_is_that_of_some_of_the_images(needs_kl):
     with th.no_grad():
         model.policy.action_net.bias.add_(0.5)
     assert old.mean_kl() == pytest.approx(0.375, rel=0.05)
+
+
+def test_kl_that_is_only_logged_is_that_of_some_of_the_images_of_a_custom_buffer():
+    own_buffer = type("OwnBuffer", (RolloutBuffer,), {})
+    model = one_rollout("CnnPolicy", "image", rollout_buffer_class=own_buffer)
+    old = Rollout(model.rollout_buffer, kind_of(model.policy), needs_kl=False)
+    with th.no_grad():
+        model.policy.action_net.bias.add_(0.5)
+    batches = list(old.epoch(20))
+    assert [(len(batch.observations), batch.old_parameters) for batch in batches] == [(20, ()), (20, ()), (12, ())]
+    assert [len(measured.observations) for measured in old.measured] == [3, 3, 2]
+    assert th.equal(old.measured[1].observations, batches[1].observations[::8])
+    # Of pi_old, not of the policy in the meantime
+    assert old.mean_kl() == pytest.approx(0.375, rel=0.05)
+
+
+def test_parts_of_a_rollout_are_copied_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(policies, "CHUNK_SIZE", 10)
+    model = one_rollout("CnnPolicy", "image")
+    kind = kind_of(model.policy)
+    copies, alive = [], []
+
+    def get_distribution(observations):
+        copies.append(weakref.ref(observations))
+        alive.append(sum(copy() is not None for copy in copies))
+        return type(model.policy).get_distribution(model.policy, observations)
+
+    monkeypatch.setattr(model.policy, "get_distribution", get_distribution)
+    Rollout(model.rollout_buffer, kind)
+    # 52 samples
+    assert alive == [1] * 6
 
 
 def test_measuring_the_kl_leaves_no_trace():

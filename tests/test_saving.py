@@ -137,6 +137,9 @@ def test_beta_of_a_loaded_model(tmp_path):
     assert PPOKLPen.load(tmp_path / "model", kl_coef_bounds=(0.1, 2.0), init_kl_coef=1.0).kl_coef == 2.0
     with pytest.raises(ValueError, match=r"kl_coef must be .*, but is 10000000\.0"):
         PPOKLPen.load(tmp_path / "model", kl_coef=1e7)
+    # Once beta has been adapted, its first value need not be within them
+    pendulum(PPOKLPen, n_steps=16, batch_size=16).learn(16).save(tmp_path / "trained")
+    assert PPOKLPen.load(tmp_path / "trained", kl_coef_bounds=(2.0, 10.0), kl_coef=3.0).kl_coef == 3.0
     pendulum(PPO).save(tmp_path / "model")
     assert PPOKLPen.load(tmp_path / "model", init_kl_coef=8.0, kl_coef_bounds=(4, 16)).kl_coef == 8.0
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants.kinds import Recurrent, states_at
 from sb3_ppo_variants.kl import closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.policies import Given
+from sb3_ppo_variants.policies import NOTHING, FeedForward, Given
 
 
 class OneCall(Recurrent):
@@ -63,8 +63,10 @@ class OneCall(Recurrent):
 
     def _distribution(self, observations: PyTorchObs, given: Given) -> Any:
         policy: Any = self.policy
-        features = policy.extract_features(observations)
-        pi = features if policy.share_features_extractor else features[0]
+        # Features have no memory, so that those of images need not be made at once
+        chunks = FeedForward._chunks(self, observations, NOTHING)
+        features = [policy.extract_features(chunk) for chunk, _ in chunks]
+        pi = th.cat(features if policy.share_features_extractor else [of_pi for of_pi, _ in features])
         return self._from_latent(self.remembered(policy.lstm_actor, pi, given["lstm_states"].pi, given), given)
 
     def _from_latent(self, latent_pi: th.Tensor, given: Given) -> Any:
