@@ -1,7 +1,7 @@
 import pytest
 import torch as th
 
-from sb3_ppo_variants import PPOClip, Terms
+from sb3_ppo_variants import PPOClip, ProximalPolicyOptimization, Terms
 from sb3_ppo_variants.objectives import (
     clipped_surrogate,
     conservative_policy_iteration,
