@@ -376,6 +376,24 @@ def test_units_at_a_kink_may_be_on_either_side(monkeypatch):
         assert verification.difference(SimpleNamespace(settings=settings), kind, batch, [], state, expected.row) is None
 
 
+def test_gradients_of_the_same_norm_may_be_far_from_each_other():
+    """As with a clip range of 0 at the end of a schedule, where rounding decides which samples count."""
+
+    def step_of(*gradient):
+        row = th.zeros(len(verification.NAMES))
+        row[-1] = th.tensor(gradient).norm()
+        return verification.ExpectedStep(row, list(th.tensor(gradient)), set())
+
+    # A limit of the KL that ends the comparison with the metrics
+    step = SimpleNamespace(settings=SimpleNamespace(max_approx_kl=-1.0))
+    expected, compiled = step_of(3.0, 4.0), step_of(3.0, 3.5)
+    # Of norm 5, too: off by sqrt(2), of which 10 times are allowed
+    nearby = step_of(4.0, 3.0)
+    assert verification._difference(step, [], expected, expected, compiled.row) == "grad_norm is 4.60977 instead of 5"
+    assert verification._difference(step, [], expected, nearby, compiled.row) is None
+    assert verification._difference(step, [], expected, nearby, step_of(19.2, 0.0).row) == "grad_norm is 19.2 instead of 5"
+
+
 def test_numbers_that_do_not_show_while_the_ratio_is_one():
     """Epsilon that an objective reads from elsewhere has no effect on the first step of an update."""
     numbers = {"clip_range": 0.5}

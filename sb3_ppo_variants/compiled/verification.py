@@ -129,7 +129,10 @@ def _difference(
     found, right, near = (numbers[COMPARED] for numbers in (row, expected.row, nearby.row))
     scale = right.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1)
     is_same = (found == right) | (found.isnan() & right.isnan())
-    limits = (TOLERANCE * right.abs() + FLOOR * scale + SLACK * (near - right).abs()).nan_to_num()
+    roundings = (near - right).abs()
+    # Gradients that are not the same may have the same norm
+    roundings[-1] = th.nn.utils.get_total_norm([a - b for a, b in zip(nearby.gradients, expected.gradients, strict=True)])
+    limits = (TOLERANCE * right.abs() + FLOOR * scale + SLACK * roundings).nan_to_num()
     i = _exceeding((found - right).abs().masked_fill(is_same, 0), limits)
     if i is not None:
         return f"{NAMES[COMPARED[i]]} is {found[i]:.6g} instead of {right[i]:.6g}"
