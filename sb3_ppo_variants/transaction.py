@@ -34,7 +34,7 @@ def transaction(algorithm: OnPolicyAlgorithm) -> Iterator["Snapshot"]:
 @contextmanager
 def kept_trainable(policy: th.nn.Module) -> Iterator[None]:
     """
-    After an error, let each parameter be trained or not as before: a callback that has frozen some for an update is not told
+    After an error, let each parameter be trained or not as before: a callback that has frozen some for a training is not told
     that it has failed.
     """
     before = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
