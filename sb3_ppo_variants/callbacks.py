@@ -26,7 +26,7 @@ class AnnealLogStd(BaseCallback):
             raise ValueError("AnnealLogStd needs a policy with Gaussian actions, that is with a log_std")
         self.log_std = log_std
         self.is_learned = log_std.requires_grad
-        # Until the training ends; `learn` sees to it if it fails
+        # Until the training ends; if it fails, `learn` of this package's algorithms puts it back
         log_std.requires_grad_(False)
 
     def _on_rollout_start(self) -> None:

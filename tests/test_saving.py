@@ -8,12 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from sb3_contrib import TRPO
+from masked_support import masked_env
+from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
-from support import BOX_ENV, equal, make_model
+from support import BOX_ENV, equal, make_model, space_env
 
 from sb3_ppo_variants import PPOClip, PPOFixedKL, PPOKLPen
 
@@ -77,6 +78,22 @@ def test_model_of_sb3_ppo(tmp_path):
     make_model(PPO).learn(104).save(tmp_path / "ppo")
     models = [cls.load(tmp_path / "ppo", env=BOX_ENV(), device="cpu").learn(104) for cls in (PPO, PPOClip)]
     assert equal(models[0].policy.state_dict(), models[1].policy.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("cls", "policy", "make_env"),
+    [
+        (PPO, "MlpPolicy", BOX_ENV),
+        (MaskablePPO, "MaskableMlpPolicy", masked_env("box", "discrete")),
+        (RecurrentPPO, "MlpLstmPolicy", space_env("box", "discrete")),
+    ],
+)
+def test_way_back_to_sb3_and_contrib(cls, policy, make_env, tmp_path):
+    model = make_model(policy=policy, env=make_env()).learn(52)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=make_env())
+    assert equal(loaded.policy.state_dict(), model.policy.state_dict())
+    assert loaded.learn(52, reset_num_timesteps=False).num_timesteps == 104
 
 
 def test_bad_arguments_of_load(tmp_path):
