@@ -20,7 +20,7 @@ from sb3_ppo_variants.compiled.support import CompilationError
 from sb3_ppo_variants.kinds import kind_of
 from sb3_ppo_variants.loss import Settings
 from sb3_ppo_variants.objectives import clipped_surrogate
-from sb3_ppo_variants.optimizer import trainable
+from sb3_ppo_variants.optimizer import FlatParameters, trainable
 from sb3_ppo_variants.rollout import Rollout
 
 pytestmark = [needs_new_torch, pytest.mark.usefixtures("interpreted")]
@@ -379,19 +379,32 @@ def test_units_at_a_kink_may_be_on_either_side(monkeypatch):
 def test_gradients_of_the_same_norm_may_be_far_from_each_other():
     """As with a clip range of 0 at the end of a schedule, where rounding decides which samples count."""
 
-    def step_of(*gradient):
+    def expected_of(a, *b):
         row = th.zeros(len(verification.NAMES))
-        row[-1] = th.tensor(gradient).norm()
-        return verification.ExpectedStep(row, list(th.tensor(gradient)), set())
+        row[-1] = th.tensor([a, *b]).norm()
+        return verification.ExpectedStep(row, [th.tensor([a]), th.tensor(b)], set())
 
-    # A limit of the KL that ends the comparison with the metrics
-    step = SimpleNamespace(settings=SimpleNamespace(max_approx_kl=-1.0))
-    expected, compiled = step_of(3.0, 4.0), step_of(3.0, 3.5)
-    # Of norm 5, too: off by sqrt(2), of which 10 times are allowed
-    nearby = step_of(4.0, 3.0)
-    assert verification._difference(step, [], expected, expected, compiled.row) == "grad_norm is 4.60977 instead of 5"
-    assert verification._difference(step, [], expected, nearby, compiled.row) is None
-    assert verification._difference(step, [], expected, nearby, step_of(19.2, 0.0).row) == "grad_norm is 19.2 instead of 5"
+    def difference(nearby, compiled, clipped):
+        """Clipped at a norm of 1, with Adam's betas of 0.9 and 0.999, from moments that are 0, to a step of size 0."""
+        policy = th.nn.ParameterDict({"a": th.nn.Parameter(th.zeros(1)), "b": th.nn.Parameter(th.zeros(2))})
+        policy.optimizer = th.optim.Adam(policy.parameters(), lr=0.0)
+        layout = FlatParameters(policy)
+        gradient = layout.concatenate([th.tensor(clipped[:1]), th.tensor(clipped[1:])])
+        zeros = th.zeros_like(gradient)
+        step = SimpleNamespace(policy=policy, layout=layout, n_steps=0, parameters=zeros)
+        step.exp_avg, step.exp_avg_sq = 0.1 * gradient, 0.001 * gradient**2
+        step.settings = SimpleNamespace(max_approx_kl=np.inf, max_grad_norm=1.0)
+        return verification._difference(step, [zeros, zeros, zeros], expected, nearby, compiled.row)
+
+    # Norm 5; one of norm 5, too, which is off by sqrt(32); and what is to be judged, of norm sqrt(19) = 4.3589
+    expected, nearby, compiled = expected_of(3.0, 4.0, 0.0), expected_of(3.0, 0.0, 4.0), expected_of(3.0, 3.0, 1.0)
+    right = [3 / 4.3589, 3 / 4.3589, 1 / 4.3589]
+    assert difference(expected, compiled, right) == "grad_norm is 4.3589 instead of 5"
+    assert difference(nearby, compiled, right) is None
+    # 10 times sqrt(32) is allowed
+    assert difference(nearby, expected_of(62.0, 0.0, 0.0), right) == "grad_norm is 62 instead of 5"
+    # All of the gradient is clipped by its own norm: 3 / 5 would be another's
+    assert difference(nearby, compiled, [3 / 5, *right[1:]]) == "exp_avg of policy.a is off by 0.0882 of 0.688"
 
 
 def test_numbers_that_do_not_show_while_the_ratio_is_one():

@@ -140,10 +140,10 @@ def _difference(
         # No step has been made, or one that ends the training
         return None
     limit = math.inf if step.settings.max_grad_norm is None else step.settings.max_grad_norm
-    scales = [th.clamp(limit / (numbers[-1] + 1e-6), max=1.0) for numbers in (right, near)]
-    gradients = [scale * step.layout.concatenate(one.gradients) for scale, one in zip(scales, (expected, nearby), strict=True)]
-    moments = _difference_of_moments(step, before, expected.unused, *gradients)
-    return moments or _difference_of_parameters(step, before[0])
+    # The step's own norm, which has been compared: if gradients differ by roundings, all is scaled otherwise
+    scale = th.clamp(limit / (found[-1] + 1e-6), max=1.0)
+    gradients = [scale * step.layout.concatenate(one.gradients) for one in (expected, nearby)]
+    return _difference_of_moments(step, before, expected.unused, *gradients) or _difference_of_parameters(step, before[0])
 
 
 def _exceeding(differences: th.Tensor, limits: th.Tensor) -> int | None:
