@@ -12,9 +12,10 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
-from compiled_support import needs_new_torch
+from compiled_support import Update, needs_new_torch, reference_and_compiled, trained
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import FloatSchedule
 from support import (
     ACTION_SPACES,
     BOX_ENV,
@@ -238,6 +239,20 @@ def test_compiling_waits_while_anomalies_are_looked_for(interpreted):
     model.learn(52)
     assert len(interpreted) == 1
     assert model._n_updates == 4
+
+
+@pytest.mark.parametrize("name", ["clip_range", "clip_range_vf"])
+def test_updates_with_a_clip_range_of_0_are_the_reference_paths(name, interpreted):
+    """Of equal ratios or values, those count which rounding lets lie on the right side."""
+    model = trained(PPOClip)
+    setattr(model, name, FloatSchedule(0.0))
+    reference, update = reference_and_compiled(model)
+    assert not interpreted
+    assert equal(update.parameters, reference.parameters)
+    assert equal(update.optimizer, reference.optimizer)
+    setattr(model, name, FloatSchedule(0.1))
+    assert Update(model, True).is_compiled
+    assert len(interpreted) == 1
 
 
 def test_layers_frozen_or_replaced_in_between():

@@ -77,8 +77,8 @@ class Backend:
     def optimize(self, old: Rollout, settings: Settings) -> list[th.Tensor] | None:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
         policy = old.kind.policy
-        if th.is_anomaly_enabled():
-            # Autograd is being watched, and compiled code has none
+        if th.is_anomaly_enabled() or 0 in map(settings.coef.get, ("clip_range", "clip_range_vf")):
+            # There is no autograd to be watched; or rounding decides which samples have a gradient, so that no step is sure
             return None
         # A callback may have added hooks, say, and may take them away
         reason = unsupported_policy(policy, old.buffer)
