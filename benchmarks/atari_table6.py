@@ -18,19 +18,14 @@ from benchmarks.paper import wins
 
 RESULTS = Path(__file__).parent / "results" / "atari_table6.csv"
 TIMESTEPS = 10_000_000
+PLANNED = [(algorithm, game, seed) for seed in atari.SEEDS for game in wins.table6() for algorithm in PUBLISHED]
 
 
-def report() -> int:
-    """
-    Print the numbers of games won by both criteria of Table 2.
-
-    :return: number of runs that are missing
-    """
+def report() -> None:
+    """Print the numbers of games won by both criteria of Table 2, once all runs are there."""
+    if runs.missing(RESULTS, PLANNED):
+        return
     rows = runs.load(RESULTS)
-    planned = len(wins.table6()) * len(PUBLISHED) * len(atari.SEEDS)
-    if len(rows) < planned:
-        print(f"{planned - len(rows)} runs are missing: python -m benchmarks.atari_table6 --backend ray")
-        return planned - len(rows)
     for criterion in wins.Criteria._fields:
         means: dict[str, dict[str, float]] = {}
         for game in wins.table6():
@@ -38,13 +33,11 @@ def report() -> int:
                 own = [float(row[criterion]) for row in rows if (row["env"], row["algorithm"]) == (game, name)]
                 means.setdefault(game, {})[name] = round(sum(own) / len(own), 1)
         print(criterion, *wins.count_wins(means))
-    return 0
 
 
 def main() -> None:
     """Run and report."""
-    planned = [(algorithm, game, seed) for seed in atari.SEEDS for game in wins.table6() for algorithm in PUBLISHED]
-    runs.command(__doc__, RESULTS, partial(atari.train, timesteps=TIMESTEPS), planned, report)
+    runs.command(__doc__, RESULTS, partial(atari.train, timesteps=TIMESTEPS), PLANNED, report)
 
 
 if __name__ == "__main__":

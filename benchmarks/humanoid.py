@@ -30,6 +30,7 @@ ENV = "HumanoidBulletEnv-v0"
 # Three. The 32 environments of a run have the seeds from its own on
 SEEDS = range(0, 300, 100)
 TIMESTEPS = 5_000_000
+PLANNED = [("ppo_clip", ENV, seed) for seed in SEEDS]
 # Points of the curve
 N_WINDOWS = 20
 PACKAGES = ("stable-baselines3", "rl-zoo3", "torch", "gymnasium", "pybullet", "pybullet_envs_gymnasium", "numpy")
@@ -145,37 +146,27 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
     plt.close(figure)
 
 
-def report() -> int:
-    """
-    Print the table.
-
-    :return: number of runs that are missing
-    """
-    rows = runs.load(RESULTS)
-    if rows:
+def report() -> None:
+    """Print the table."""
+    if rows := runs.load(RESULTS):
         n_rows = 5
         means = curves(rows)[:, N_WINDOWS // n_rows - 1 :: N_WINDOWS // n_rows]
         print(f"| timesteps | mean return, {len(rows)} seeds |\n|---|---|")
         for i, of_runs in enumerate(means.T, start=1):
             seeds = ", ".join(f"{mean:.0f}" for mean in of_runs)
             print(f"| {i * TIMESTEPS // n_rows / 1e6:.0f} million | {of_runs.mean():.0f} ({seeds}) |")
-    missing = len(SEEDS) - len(rows)
-    if missing:
-        print(f"\n{missing} runs are missing: python -m benchmarks.humanoid")
-    return missing
 
 
-def report_and_draw() -> int:
+def report_and_draw() -> None:
     """As ``report``, and the figure of the runs that there are."""
-    rows = runs.load(RESULTS)
-    if rows:
+    if rows := runs.load(RESULTS):
         draw(rows, FIGURE)
-    return report()
+    report()
 
 
 def main() -> None:
     """Run, report and draw."""
-    runs.command(__doc__, RESULTS, train, [("ppo_clip", ENV, seed) for seed in SEEDS], report_and_draw)
+    runs.command(__doc__, RESULTS, train, PLANNED, report_and_draw)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks import runs
-from benchmarks.learning_masks import welch_interval
+from benchmarks.paper.statistics import welch_interval
 from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "learning_cleanrl.csv"
@@ -52,6 +52,7 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "all four": ({"vf_coef": 0.25, "clip_range_vf": 0.2, "learning_rate": "annealed"}, True),
 }
 ALGORITHMS = ("CleanRL", "SB3 PPO", *CHANGES)
+PLANNED = [(algorithm, ENV, seed) for seed in SEEDS for algorithm in ALGORITHMS]
 
 
 def train_cleanrl(seed: int) -> tuple[int, list[float]]:
@@ -144,12 +145,8 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     }
 
 
-def report() -> int:
-    """
-    Print the table.
-
-    :return: number of runs that are missing
-    """
+def report() -> None:
+    """Print the table."""
     rows = runs.load(RESULTS)
     scores = {name: np.array([float(row["score"]) for row in rows if row["algorithm"] == name]) for name in ALGORITHMS}
     print(f"| {ENV}, {TIMESTEPS:_} timesteps | score | less that of PPOClip (95% interval) |")
@@ -157,19 +154,14 @@ def report() -> int:
     for name, own in scores.items():
         if min(len(own), len(scores["PPOClip"])) < 2:
             continue
-        difference, low, high = welch_interval(own, scores["PPOClip"], 0.95)
+        difference, low, high = welch_interval(own, scores["PPOClip"])
         interval = "" if name == "PPOClip" else f"{difference:+.0f} ({low:+.0f} to {high:+.0f})"
         print(f"| {name} | {own.mean():.0f} ± {own.std(ddof=1):.0f} ({len(own)} seeds) | {interval} |")
-    missing = len(ALGORITHMS) * len(SEEDS) - len(rows)
-    if missing:
-        print(f"\n{missing} runs are missing: python -m benchmarks.learning_cleanrl")
-    return missing
 
 
 def main() -> None:
     """Run and report."""
-    planned = [(algorithm, ENV, seed) for seed in SEEDS for algorithm in ALGORITHMS]
-    runs.command(__doc__, RESULTS, train, planned, report)
+    runs.command(__doc__, RESULTS, train, PLANNED, report)
 
 
 if __name__ == "__main__":

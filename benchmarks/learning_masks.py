@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import runs
+from benchmarks.paper.statistics import welch_interval
 
 RESULTS = Path(__file__).parent / "results" / "learning_masks.csv"
 ALGORITHMS = ("MaskablePPO", "PPOClip", "PPOClip without masks")
 SEEDS = range(10)
-FIELDS = ("algorithm", "env", "seed", "timesteps", "episodes", "score", "seconds", "sb3_contrib", "torch", "gymnasium")
 # Of the range of the returns
 MARGIN = 0.05
 N_ENVS = 8
@@ -67,6 +67,7 @@ TASKS = {
         61_440, -200, 7.9, {"n_steps": 128, "batch_size": 256, "gamma": 0.98, "learning_rate": 3e-3, "ent_coef": 0.01}, {}
     ),
 }
+PLANNED = [(algorithm, env, seed) for seed in SEEDS for env in TASKS for algorithm in ALGORITHMS]
 
 
 def make_env(env: str, with_method: bool) -> Any:
@@ -124,39 +125,22 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     if algorithm == "PPOClip":
         assert NumpyPolicy.supports(model.policy)
     returns = [episode["r"] for episode in model.ep_info_buffer]
-    seconds = round(time.perf_counter() - start, 1)
-    versions = (version("sb3-contrib"), version("torch"), version("gymnasium"))
-    values = (algorithm, env, seed, model.num_timesteps, len(returns), round(float(np.mean(returns)), 3), seconds, *versions)
-    return dict(zip(FIELDS, values, strict=True))
+    return {
+        "algorithm": algorithm,
+        "env": env,
+        "seed": seed,
+        "timesteps": model.num_timesteps,
+        "episodes": len(returns),
+        "score": round(float(np.mean(returns)), 3),
+        "seconds": round(time.perf_counter() - start, 1),
+        "sb3_contrib": version("sb3-contrib"),
+        "torch": version("torch"),
+        "gymnasium": version("gymnasium"),
+    }
 
 
-def welch_interval(ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.9) -> tuple[float, float, float]:
-    """
-    Difference of the mean scores with Welch's interval.
-
-    :param ours: scores, one per seed
-    :param theirs: scores of the other
-    :param confidence: probability that the interval covers the difference
-    :return: the difference, lower and upper end
-    """
-    from scipy.stats import t
-
-    # Of the means. Where everybody solves the task there is no spread, of which SciPy's own test warns
-    variances = [scores.var(ddof=1) / len(scores) for scores in (ours, theirs)]
-    total, difference = sum(variances), float(ours.mean() - theirs.mean())
-    if total == 0:
-        return difference, difference, difference
-    squares = (variance**2 / (len(x) - 1) for variance, x in zip(variances, (ours, theirs), strict=True))
-    half_width = float(t.ppf((1 + confidence) / 2, total**2 / sum(squares)) * np.sqrt(total))
-    return difference, difference - half_width, difference + half_width
-
-
-def report() -> int:
-    """
-    Print the table.
-
-    :return: number of runs that are missing
-    """
+def report() -> None:
+    """Print the table."""
     rows = runs.load(RESULTS)
     columns = ("difference (90% interval)", f"equivalent within {MARGIN:.0%} of the range", "what masks buy (90% interval)")
     print(f"| task, timesteps | {' | '.join((*ALGORITHMS, *columns))} |")
@@ -169,21 +153,16 @@ def report() -> int:
         if min(map(len, (theirs, ours, without))) < 2:
             continue
         scores = [f"{x.mean():.1f} ± {x.std(ddof=1):.1f} ({len(x)} seeds)" for x in (theirs, ours, without)]
-        (difference, low, high), bought = welch_interval(ours, theirs), welch_interval(ours, without)
+        (difference, low, high), bought = (welch_interval(ours, others, level=0.9) for others in (theirs, without))
         margin = MARGIN * (task.highest - task.lowest)
         verdict = f"{'yes' if -margin < low and high < margin else 'not shown'}: {margin:.1f}"
         intervals = [f"{x[0]:+.1f} ({x[1]:+.1f} to {x[2]:+.1f})" for x in ((difference, low, high), bought)]
         print(f"| {env}, {task.timesteps:_} | {' | '.join((*scores, intervals[0], verdict, intervals[1]))} |")
-    missing = len(TASKS) * len(ALGORITHMS) * len(SEEDS) - len(rows)
-    if missing:
-        print(f"\n{missing} runs are missing: python -m benchmarks.learning_masks")
-    return missing
 
 
 def main() -> None:
     """Run and report."""
-    planned = [(algorithm, env, seed) for seed in SEEDS for env in TASKS for algorithm in ALGORITHMS]
-    runs.command(__doc__, RESULTS, train, planned, report)
+    runs.command(__doc__, RESULTS, train, PLANNED, report)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import runs
-from benchmarks.learning_masks import welch_interval
+from benchmarks.paper.statistics import welch_interval
 from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "learning_recurrent.csv"
@@ -74,6 +74,7 @@ TASKS = {
     "Recall-v0": Task(1 / 3, 1, "MlpLstmPolicy"),
     "MaskedRecall-v0": Task(1 / 3, 1, "MaskableMlpLstmPolicy"),
 }
+PLANNED = [(name, env, seed) for seed in SEEDS for env, task in TASKS.items() for name in task.algorithms()]
 
 
 def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
@@ -137,12 +138,8 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     }
 
 
-def report() -> int:
-    """
-    Print the table.
-
-    :return: number of runs that are missing
-    """
+def report() -> None:
+    """Print the table."""
     rows = runs.load(RESULTS)
     columns = ("PPOClip - RecurrentPPO (90% interval)", f"equivalent within {MARGIN:.0%} of the range")
     print(f"| task, timesteps | {' | '.join((*ALGORITHMS, *columns))} |")
@@ -155,23 +152,18 @@ def report() -> int:
         digits = 2 if task.highest == 1 else 1
         cells = [f"{x.mean():.{digits}f} ± {x.std(ddof=1):.{digits}f}" if len(x) else "" for x in scores.values()]
         if "RecurrentPPO" in task.algorithms():
-            difference, low, high = welch_interval(scores["PPOClip"], scores["RecurrentPPO"])
+            difference, low, high = welch_interval(scores["PPOClip"], scores["RecurrentPPO"], level=0.9)
             margin = MARGIN * (task.highest - task.lowest)
             verdict = "yes" if -margin < low and high < margin else "not shown"
             cells += [f"{difference:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})", f"{verdict}: {margin:.{digits}f}"]
         else:
             cells += ["", ""]
         print(f"| {env}, {int(own[0]['timesteps']):_} | {' | '.join(cells)} |")
-    missing = len(SEEDS) * sum(len(task.algorithms()) for task in TASKS.values()) - len(rows)
-    if missing:
-        print(f"\n{missing} runs are missing: python -m benchmarks.learning_recurrent")
-    return missing
 
 
 def main() -> None:
     """Run and report."""
-    planned = [(name, env, seed) for seed in SEEDS for env, task in TASKS.items() for name in task.algorithms()]
-    runs.command(__doc__, RESULTS, train, planned, report)
+    runs.command(__doc__, RESULTS, train, PLANNED, report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Runs are appended to benchmarks/results/minatar.csv as they end, so that an inte
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -46,6 +46,9 @@ CRITERIA = {"training": "mean return of all episodes", "last": "mean return of t
 PUBLISHED = {"PPO": 2.5e-4, "A2C": 7e-4, "ACER": 7e-4}
 # By what the pilot multiplies them
 FACTORS = {"PPO": 16.0, "A2C": 16.0, "ACER": 16.0}
+# PPO and A2C can be compared before ACER, which takes longest
+GROUPS = (("PPO", "A2C"), ("ACER",))
+PLANNED = [(algorithm, game, seed) for group in GROUPS for seed in SEEDS for game in GAMES for algorithm in group]
 # Table 5, whose alpha goes from 1 to 0; openai/baselines, whose A2C halved the squared error at its release, and whose ACER
 # counts the steps of each environment
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
@@ -112,16 +115,16 @@ class MinAtarCNN(BaseFeaturesExtractor):
         return self.linear(self.cnn(observations))
 
 
-def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, factor: float | None = None) -> dict[str, Any]:
+def make_model(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, factor: float | None = None) -> Any:
     """
-    A run.
+    What a run trains.
 
     :param algorithm: name of the algorithm
     :param env: name of the game
     :param seed: the seed
     :param timesteps: length of the training
     :param factor: of the published step size; ``None`` for that of ``FACTORS``
-    :return: a row of the results
+    :return: the model, which keeps the returns of all episodes
     """
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.utils import LinearSchedule
@@ -130,24 +133,35 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
     from benchmarks.contestants.quick_rollouts import A2C
     from sb3_ppo_variants import PPOClip
 
-    th.set_num_threads(1)
-    start = time.perf_counter()
     vec_env = make_vec_env(lambda: MinAtar(env), N_ENVS, seed=seed)
-    learning_rate = PUBLISHED[algorithm] * (FACTORS[algorithm] if factor is None else factor)
     annealed = partial(LinearSchedule, end=0.0, end_fraction=1.0)
     kwargs: dict[str, Any] = {
-        "learning_rate": annealed(learning_rate),
+        "learning_rate": annealed(PUBLISHED[algorithm] * (FACTORS[algorithm] if factor is None else factor)),
         "policy_kwargs": {"features_extractor_class": MinAtarCNN, "net_arch": [], **OPTIMIZERS[algorithm]},
         "seed": seed,
         "device": "cpu",
-        # All episodes
         "stats_window_size": timesteps,
         **HYPERPARAMETERS[algorithm],
     }
     if algorithm == "PPO":
-        model: Any = PPOClip("MlpPolicy", vec_env, clip_range=annealed(0.1), compile=True, **kwargs)
-    else:
-        model = {"A2C": A2C, "ACER": ACER}[algorithm]("MlpPolicy", vec_env, **kwargs)
+        return PPOClip("MlpPolicy", vec_env, clip_range=annealed(0.1), compile=True, **kwargs)
+    return {"A2C": A2C, "ACER": ACER}[algorithm]("MlpPolicy", vec_env, **kwargs)
+
+
+def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, factor: float | None = None) -> dict[str, Any]:
+    """
+    A run.
+
+    :param algorithm: as in ``make_model``, as the others
+    :param env: likewise
+    :param seed: likewise
+    :param timesteps: likewise
+    :param factor: likewise
+    :return: a row of the results
+    """
+    th.set_num_threads(1)
+    start = time.perf_counter()
+    model = make_model(algorithm, env, seed, timesteps, factor)
     model.learn(timesteps, log_interval=None)
     returns = [episode["r"] for episode in model.ep_info_buffer]
     by_training, by_last = wins.criteria(returns)
@@ -155,7 +169,7 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
         "algorithm": algorithm,
         "env": env,
         "seed": seed,
-        "learning_rate": learning_rate,
+        "learning_rate": model.lr_schedule(1.0),
         "timesteps": model.num_timesteps,
         "in_episodes": sum(episode["l"] for episode in model.ep_info_buffer),
         "episodes": len(returns),
@@ -166,10 +180,10 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
     }
 
 
-def complete(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of the algorithms all of whose runs are there."""
-    n_runs = Counter(row["algorithm"] for row in rows)
-    return [row for row in rows if n_runs[row["algorithm"]] == len(GAMES) * len(SEEDS)]
+def complete_rows() -> list[dict[str, str]]:
+    """The results of the algorithms all of whose runs are there."""
+    incomplete = {algorithm for algorithm, _, _ in runs.missing(RESULTS, PLANNED)}
+    return [row for row in runs.load(RESULTS) if row["algorithm"] not in incomplete]
 
 
 def scores(rows: Sequence[dict[str, str]], criterion: str) -> dict[str, dict[str, np.ndarray]]:
@@ -258,30 +272,18 @@ def stuck(rows: list[dict[str, str]]) -> list[str]:
     return [f"{row['algorithm']} {row['env']} {row['seed']} ({x:.0%})" for row, x in fractions if x < 0.9]
 
 
-def report() -> int:
-    """
-    Print the tables of the algorithms all of whose runs are there.
-
-    :return: number of runs that are missing
-    """
-    rows = runs.load(RESULTS)
-    missing = len(GAMES) * len(PUBLISHED) * len(SEEDS) - len(rows)
-    if rows := complete(rows):
+def report() -> None:
+    """Print the tables of the algorithms all of whose runs are there."""
+    if rows := complete_rows():
         print(wins_table(rows))
         for criterion, title in CRITERIA.items():
             print(f"\n{title.capitalize()}\n\n{scores_table(rows, criterion)}\n\n{leads(rows, criterion)}")
         print(f"\nLess than 90% of the timesteps in episodes that ended: {', '.join(stuck(rows)) or 'none'}")
-    if missing:
-        print(f"\n{missing} runs are missing: python -m benchmarks.minatar")
-    return missing
 
 
 def main() -> None:
     """Run and report."""
-    # PPO and A2C can be compared before ACER, which takes longest
-    groups = (("PPO", "A2C"), ("ACER",))
-    planned = [(algorithm, game, seed) for group in groups for seed in SEEDS for game in GAMES for algorithm in group]
-    runs.command(__doc__, RESULTS, train, planned, report)
+    runs.command(__doc__, RESULTS, train, PLANNED, report)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ TIMESTEPS = 500_000
 
 # (algorithm, factor) by the name of the candidate
 CANDIDATES = {f"{algorithm} x {factor:g}": (algorithm, factor) for algorithm in minatar.PUBLISHED for factor in FACTORS}
+PLANNED = [(candidate, game, seed) for seed in SEEDS for game in minatar.GAMES for candidate in CANDIDATES]
 
 
 def train(candidate: str, game: str, seed: int) -> dict[str, Any]:
@@ -76,22 +77,15 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return cells.table(["candidate", *minatar.GAMES, "normalised"], lines)
 
 
-def report() -> int:
-    """
-    Print the table.
-
-    :return: number of runs that are missing
-    """
-    rows = runs.load(RESULTS)
-    missing = len(CANDIDATES) * len(minatar.GAMES) * len(SEEDS) - len(rows)
-    print(f"{missing} runs are missing: python -m benchmarks.minatar_pilot" if missing else table(rows))
-    return missing
+def report() -> None:
+    """Print the table, once all runs are there."""
+    if not runs.missing(RESULTS, PLANNED):
+        print(table(runs.load(RESULTS)))
 
 
 def main() -> None:
     """Run and report."""
-    planned = [(candidate, game, seed) for seed in SEEDS for game in minatar.GAMES for candidate in CANDIDATES]
-    runs.command(__doc__, RESULTS, train, planned, report)
+    runs.command(__doc__, RESULTS, train, PLANNED, report)
 
 
 if __name__ == "__main__":

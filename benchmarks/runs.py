@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from benchmarks.provenance import current_commit
 
 KEY = ("algorithm", "env", "seed")
+# The values of KEY
+Run = tuple[str, str, int]
 
 
 def load(path: Path) -> list[dict[str, str]]:
@@ -19,11 +23,31 @@ def load(path: Path) -> list[dict[str, str]]:
 
     :param path: the file of the results
     :return: a row for each run
+    :raises ValueError: if a line is not whole, as where a call was killed while it wrote, or if a run is there twice
     """
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    seen = set()
+    for number, row in enumerate(rows, start=2):
+        key = tuple(row.get(name) for name in KEY)
+        if None in row or None in row.values() or key in seen:
+            raise ValueError(f"{path}, line {number}, is not whole, or its run is there twice: delete it")
+        seen.add(key)
+    return rows
+
+
+def missing(path: Path, planned: Sequence[Run]) -> list[Run]:
+    """
+    The runs that are not in the results.
+
+    :param path: the file of the results
+    :param planned: all runs
+    :return: those, in the same order
+    """
+    done = {tuple(row[name] for name in KEY) for row in load(path)}
+    return [run for run in planned if tuple(map(str, run)) not in done]
 
 
 def _attempt(train: Callable[..., Any], run: Sequence[Any]) -> Any:
@@ -63,7 +87,7 @@ def finished(train: Callable[..., Any], planned: Iterable[Sequence[Any]], jobs: 
 def run_missing(
     path: Path,
     train: Callable[..., dict[str, Any]],
-    planned: Sequence[tuple[str, str, int]],
+    planned: Sequence[Run],
     jobs: int,
     backend: str = "joblib",
 ) -> None:
@@ -75,42 +99,51 @@ def run_missing(
     :param planned: all runs
     :param jobs: as in ``finished``
     :param backend: likewise
+    :raises ValueError: if another program adds to the results, or if rows have other columns than those that are there
     """
-    done = {tuple(row[name] for name in KEY) for row in load(path)}
-    missing = [run for run in planned if tuple(map(str, run)) not in done]
     path.parent.mkdir(exist_ok=True)
     # That of the code that runs: others may come meanwhile
     commit = current_commit()
-    for row in finished(train, missing, jobs, backend):
-        if isinstance(row, str):
-            print(row, file=sys.stderr, flush=True)
-            continue
-        if "commit" in row:
-            row["commit"] = commit
-        is_new = not path.is_file()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-        print(*row.values(), flush=True)
+    try:
+        with FileLock(path.with_suffix(".lock"), timeout=0):
+            for row in finished(train, missing(path, planned), jobs, backend):
+                if isinstance(row, str):
+                    print(row, file=sys.stderr, flush=True)
+                    continue
+                if "commit" in row:
+                    row["commit"] = commit
+                _append(path, row)
+                print(*row.values(), flush=True)
+    except Timeout:
+        raise ValueError(f"Another program adds to {path}") from None
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    rows = load(path)
+    if rows and rows[0].keys() != row.keys():
+        raise ValueError(f"{path} has the columns {', '.join(rows[0])}, but new rows have {', '.join(row)}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0] if rows else row, lineterminator="\n")
+        if not rows:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def command(
     description: str | None,
     path: Path,
     train: Callable[..., dict[str, Any]],
-    planned: Sequence[tuple[str, str, int]],
-    report: Callable[[], int],
+    planned: Sequence[Run],
+    report: Callable[[], None],
 ) -> None:
     """
-    The command of a benchmark: make the runs that are missing, and report.
+    The command of a benchmark: make the runs that are missing, report, and say how many are missing still.
 
     :param description: of the command
     :param path: the file of the results
     :param train: as in ``run_missing``
     :param planned: all runs
-    :param report: prints the results; returns the number of runs that are missing
+    :param report: prints the results
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
@@ -119,4 +152,7 @@ def command(
     args = parser.parse_args()
     if not args.report:
         run_missing(path, train, planned, args.jobs, args.backend)
-    sys.exit(1 if report() else 0)
+    report()
+    if n_missing := len(missing(path, planned)):
+        print(f"\n{n_missing} of {len(planned)} runs are missing: the same command without --report makes them")
+        sys.exit(1)

@@ -30,10 +30,11 @@ def test_the_whole_table(monkeypatch, capsys):
     scores = wins.table6()
     rows = [row(name, game, scores[game][name], seed) for game in scores for name in PUBLISHED for seed in atari.SEEDS]
     monkeypatch.setattr(runs, "load", lambda path: rows)
-    assert atari_table6.report() == 0
+    atari_table6.report()
     # With the paper's own scores, its wins; by the other criterion, where all have 1, nothing but ties
     training, last = capsys.readouterr().out.splitlines()
     assert training.startswith("training {'PPO': 0, 'A2C': 0, 'ACER': 0} ['Alien'")
     assert last == "last {'PPO': 19, 'A2C': 1, 'ACER': 27} ['Pong', 'Venture']"
     rows.pop()
-    assert atari_table6.report() == 1
+    atari_table6.report()
+    assert not capsys.readouterr().out

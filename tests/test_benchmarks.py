@@ -1,18 +1,19 @@
 """What the benchmarks measure with: tasks, contestants, intervals."""
 
 import re
+import sys
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from compiled_support import needs_new_torch
+from filelock import FileLock
 from gymnasium.utils.env_checker import check_env
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.recall  # noqa: F401
 from benchmarks import learning_cleanrl, learning_recurrent, runs, speed_cases, speed_report, speed_worker
-from benchmarks.learning_masks import welch_interval
 
 
 def play(env, seed, choose):
@@ -75,16 +76,6 @@ def test_masked_recall_needs_memory_and_masks():
     assert mean_return(env, lambda first, mask: 2 * the_cue(first, mask) + int(mask[2 * the_cue(first, mask) + 1])) == 1
     assert mean_return(env, lambda first, mask: 2 * the_cue(first, mask)) == pytest.approx(1 / 2, abs=0.06)
     assert mean_return(env, lambda _, mask: int(mask.argmax())) == pytest.approx(1 / 3, abs=0.06)
-
-
-def test_welch_interval():
-    # Variances 1 and 4, standard error sqrt(1/3 + 4/3) = 1.29099, 2.94118 degrees of freedom, of which 95% are below 2.37268
-    expected = (-2.0, -2 - 1.29099 * 2.37268, -2 + 1.29099 * 2.37268)
-    assert welch_interval(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(expected, rel=1e-4)
-    # Where all runs have the same score
-    assert welch_interval(np.ones(3), np.full(3, 0.5)) == (0.5, 0.5, 0.5)
-    # The quantile of t with 2 degrees of freedom is 2.91999, the standard error 1 / sqrt(3)
-    assert welch_interval(np.array([1.0, 2, 3]), np.ones(3)) == pytest.approx((1, 1 - 1.685854, 1 + 1.685854), rel=1e-5)
 
 
 def test_who_takes_part_in_the_learning_of_recurrent_policies():
@@ -175,9 +166,10 @@ def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
         learning_cleanrl.train("CleanRL", learning_cleanrl.ENV, 0)
     monkeypatch.setattr(learning_cleanrl, "RESULTS", tmp_path / "runs.csv")
     rows = [f"{name},{score}" for name in ("CleanRL", "PPOClip") for score in (1, 2, 3 + 3 * (name == "CleanRL"))]
-    (tmp_path / "runs.csv").write_text("\n".join(["algorithm,score", *rows]))
+    rows = [f"{row},HalfCheetah-v4,{seed}" for seed, row in enumerate(rows)]
+    (tmp_path / "runs.csv").write_text("\n".join(["algorithm,score,env,seed", *rows]))
     # The mean of CleanRL is 3
-    assert learning_cleanrl.report() == 8 * 10 - 6
+    learning_cleanrl.report()
     assert "| CleanRL | 3 ± 3 (3 seeds) | +1 (" in capsys.readouterr().out
 
 
@@ -194,5 +186,41 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert {(row["seed"], row["commit"]) for row in rows} == {("0", "at the start"), ("2", "at the start")}
     assert "PPO, a, 1 failed" in capsys.readouterr().err
     # It remains missing, and is made once it can be
+    assert runs.missing(path, planned) == [("PPO", "a", 1)]
     runs.run_missing(path, lambda *run: dict(zip(runs.KEY, run, strict=True)) | {"commit": ""}, planned, jobs=1)
     assert sorted(row["seed"] for row in runs.load(path)) == ["0", "1", "2"]
+    assert runs.missing(path, planned) == []
+
+
+@pytest.mark.parametrize("line", ["PPO,a,0,9", "PPO,a", "PPO,a,1,2,3"])
+def test_runs_that_are_there_twice_or_in_part_are_named(line, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(f"algorithm,env,seed,score\nPPO,a,0,1\n{line}\n")
+    with pytest.raises(ValueError, match=r"runs\.csv, line 3, is not whole, or its run is there twice"):
+        runs.load(path)
+
+
+def test_results_are_added_to_by_one_program_and_have_one_kind_of_row(tmp_path):
+    def row(algorithm, env, seed):
+        return {"algorithm": algorithm, "env": env, "seed": seed, "score": seed}
+
+    path = tmp_path / "runs.csv"
+    with FileLock(path.with_suffix(".lock")), pytest.raises(ValueError, match="Another program adds to"):
+        runs.run_missing(path, row, [("PPO", "a", 0)], jobs=1)
+    runs.run_missing(path, row, [("PPO", "a", 0)], jobs=1)
+    # Another order is put right
+    runs.run_missing(path, lambda *run: dict(reversed(row(*run).items())), [("PPO", "a", 1)], jobs=1)
+    assert path.read_text() == "algorithm,env,seed,score\nPPO,a,0,0\nPPO,a,1,1\n"
+    with pytest.raises(ValueError, match=r"has the columns algorithm, env, seed, score, but new rows have .*, seconds"):
+        runs.run_missing(path, lambda *run: row(*run) | {"seconds": 1}, [("PPO", "a", 2)], jobs=1)
+
+
+def test_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "runs.csv"
+    path.write_text("algorithm,env,seed\nPPO,a,0\n")
+    monkeypatch.setattr(sys, "argv", ["", "--report"])
+    with pytest.raises(SystemExit, match="1"):
+        runs.command(None, path, None, [("PPO", "a", seed) for seed in range(3)], lambda: print("table"))
+    assert capsys.readouterr().out.startswith("table\n\n2 of 3 runs are missing")
+    runs.command(None, path, None, [("PPO", "a", 0)], lambda: print("table"))
+    assert capsys.readouterr().out == "table\n"

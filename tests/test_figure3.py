@@ -301,7 +301,7 @@ def test_comparison(study):
     ppo, trpo, a2c, *others = cells(figure3_report.TABLES["figure3"](study))
     assert ppo[:6] == ["PPO", "0.80 (0.80 to 0.80)", "", "", "", ""]
     # TRPO has the same scores: of each ten by ten pairs 45 are won and 10 tied. Both win all of the seven tasks
-    assert trpo[2:5] == ["+0.00 (0.00 to 0.00)", "1.00", "+0.00 (0.00 to 0.00) without HalfCheetah"]
+    assert trpo[2:5] == ["+0.00 (-0.00 to 0.00)", "1.00", "+0.00 (-0.00 to 0.00) without HalfCheetah"]
     assert trpo[5].startswith("0.50 (")
     assert trpo[6] == "7"
     assert ppo[6] == "7"

@@ -1,10 +1,14 @@
 """What is run and counted in MinAtar."""
 
 import csv
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from benchmarks import minatar, minatar_pilot, runs
 
@@ -45,8 +49,9 @@ def test_tables(monkeypatch):
 
 def test_report_leaves_out_an_algorithm_until_all_its_runs_are_there(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(minatar, "RESULTS", tmp_path / "minatar.csv")
-    assert minatar.report() == 150
-    assert "|" not in capsys.readouterr().out
+    assert len(runs.missing(minatar.RESULTS, minatar.PLANNED)) == 150
+    minatar.report()
+    assert not capsys.readouterr().out
     lengths = {"timesteps": "1", "in_episodes": "1"}
     made = [(name, game, seed) for name in ("PPO", "A2C") for game in minatar.GAMES for seed in minatar.SEEDS]
     rows = [{**row(*run, 1, 2), **lengths} for run in [*made, ("ACER", "asterix", 0)]]
@@ -54,7 +59,8 @@ def test_report_leaves_out_an_algorithm_until_all_its_runs_are_there(monkeypatch
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert minatar.report() == 49
+    assert len(runs.missing(minatar.RESULTS, minatar.PLANNED)) == 49
+    minatar.report()
     assert "| game | PPO | A2C |" in capsys.readouterr().out
 
 
@@ -111,6 +117,50 @@ def test_environment(game, channels, n_actions):
 
     assert (play(0) == play(0)).all()
     assert not (play(0) == play(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "learning_rate", "numbers"),
+    [
+        # Table 5, but for the step size
+        ("PPO", 4e-3, {"n_steps": 128, "batch_size": 256, "n_epochs": 3, "gae_lambda": 0.95, "vf_coef": 1.0}),
+        ("A2C", 1.12e-2, {"n_steps": 5, "vf_coef": 0.25, "gae_lambda": 1.0, "max_grad_norm": 0.5}),
+        ("ACER", 1.12e-2, {"n_steps": 20, "vf_coef": 0.5, "max_grad_norm": 10.0, "buffer_size": 400_000, "delta": 1.0}),
+    ],
+)
+def test_what_is_trained(algorithm, learning_rate, numbers, monkeypatch):
+    class Game:
+        """Of the shape of breakout: MinAtar need not be installed."""
+
+        def __init__(self, name):
+            assert name == "breakout"
+
+        def state_shape(self):
+            return 10, 10, 4
+
+        def minimal_action_set(self):
+            return [0, 1, 3]
+
+    monkeypatch.setitem(sys.modules, "minatar", SimpleNamespace(Environment=Game))
+    model = minatar.make_model(algorithm, "breakout", 0)
+    assert {name: getattr(model, name) for name in numbers} == numbers
+    assert (model.n_envs, model.gamma, model.ent_coef) == (8, 0.99, 0.01)
+    assert [model.lr_schedule(progress) for progress in (1, 0.5, 0)] == pytest.approx([learning_rate, learning_rate / 2, 0])
+    if algorithm == "PPO":
+        assert [model.clip_range(progress) for progress in (1, 0.5, 0)] == pytest.approx([0.1, 0.05, 0])
+        assert (type(model.policy.optimizer), model.compile) == (th.optim.Adam, True)
+    else:
+        # TensorFlow's, with the numbers of openai/baselines
+        (group,) = model.policy.optimizer.param_groups
+        assert (type(model.policy.optimizer), group["alpha"], group["eps"]) == (RMSpropTFLike, 0.99, 1e-5)
+    # 16 filters of 3x3 on 4 channels, 128 units, then linear in these: 3 actions, and the value or one for each
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.policy.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "features_extractor.cnn.0.weight": (16, 4, 3, 3),
+        "features_extractor.linear.0.weight": (128, 16 * 8 * 8),
+        "action_net.weight": (3, 128),
+        "value_net.weight": (3 if algorithm == "ACER" else 1, 128),
+    }
 
 
 @pytest.mark.parametrize("algorithm", ["A2C", "ACER"])

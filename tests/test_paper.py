@@ -15,10 +15,10 @@ import pytest
 import torch as th
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from paper_support import Inspect, statistics_of_ppo1
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks.paper import documents, experiments, figure3_report, figures, runner, tables, training, verification
-from benchmarks.paper.__main__ import main
+from benchmarks.paper import cells, documents, experiments, figure3_report, figures, runner, tables, training, verification
+from benchmarks.paper.__main__ import main, parser, selected
 from benchmarks.paper.documents import FIGURES
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
@@ -120,17 +120,51 @@ def test_observation_filter_is_that_of_ppo1():
     assert model.env.obs_rms.var.min() == 1e-2
 
 
-def test_variants_change_one_thing():
-    def details(variant):
-        model = make_model("none", "HalfCheetah-v4", variant=variant)
-        eps = model.policy.optimizer.param_groups[0]["eps"]
-        return type(model.env), model.lr_schedule(0.5), eps, model.normalize_advantage
+FOUR_OF_SB3 = {"bounds": True, "advantages": True, "max_grad_norm": 0.5, "vf_coef": 0.5}
 
-    assert details("paper") == (VecNormalize, 3e-4, 1e-5, "batch")
-    assert details("raw_observations") == (DummyVecEnv, 3e-4, 1e-5, "batch")
-    assert details("annealed") == (VecNormalize, 1.5e-4, 1e-5, "batch")
-    assert details("small_epsilon") == (VecNormalize, 3e-4, 1e-8, "batch")
-    assert details("raw_advantages") == (VecNormalize, 3e-4, 1e-5, False)
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("paper", {}),
+        ("sb3", FOUR_OF_SB3),
+        ("bounded_actions", {"bounds": True}),
+        ("minibatch_advantages", {"advantages": True}),
+        ("clipped_gradient", {"max_grad_norm": 0.5, "vf_coef": 0.5}),
+        ("normalized_rewards", {"rewards": True}),
+        ("raw_observations", {"observations": False}),
+        ("raw_advantages", {"advantages": False}),
+        ("raw", {"observations": False, "advantages": False}),
+        ("annealed", {"halfway": 1.5e-4}),
+        ("small_epsilon", {"eps": 1e-8}),
+        ("clipped_values", {"clip_range_vf": 0.2, "vf_coef": 0.5}),
+    ],
+)
+def test_variants_change_what_they_say(variant, changes):
+    model = make_model("none", "HalfCheetah-v4", variant=variant)
+    wrappers, env = [], model.env
+    while isinstance(env, VecNormalize):
+        wrappers.append(env)
+        env = env.venv
+    found = {
+        "observations": any(wrapper.norm_obs for wrapper in wrappers),
+        "rewards": any(wrapper.norm_reward for wrapper in wrappers),
+        "bounds": bool((env.action_space.high == 1).all()),
+        "halfway": model.lr_schedule(0.5),
+        "eps": model.policy.optimizer.param_groups[0]["eps"],
+        "advantages": model.normalize_advantage,
+        "max_grad_norm": model.max_grad_norm,
+        "vf_coef": model.vf_coef,
+        "clip_range_vf": model.clip_range_vf and model.clip_range_vf(1),
+    }
+    # As in ppo1
+    paper = {"observations": True, "rewards": False, "bounds": False, "halfway": 3e-4, "eps": 1e-5, "advantages": "batch"}
+    assert found == paper | {"max_grad_norm": None, "vf_coef": 1.0, "clip_range_vf": None} | changes
+
+
+def test_all_variants_are_tested():
+    (mark,) = test_variants_change_what_they_say.pytestmark
+    assert [variant for variant, _ in mark.args[1]] == list(experiments.VARIANTS)
 
 
 def test_initial_policy_is_that_of_ppo1():
@@ -205,6 +239,14 @@ def test_commands_unset_what_a_run_did_not_have(monkeypatch):
     assert experiments.command(run, row) == f"env -u A -u B -u C python -m benchmarks.paper run {tail}"
     command = experiments.command(run, {**row, "variables": "A=Zen; C=g++ -O"})
     assert command == f"env -u B A=Zen C='g++ -O' python -m benchmarks.paper run {tail}"
+
+
+def test_commands_of_a_pilot_find_its_runs():
+    run = experiments.PILOTS["figure3_later_pilot"][0]
+    command = experiments.command(run, {"commit": "unknown", "timesteps": 200_000})
+    arguments = shlex.split(command.split("python -m benchmarks.paper ")[1])
+    assert selected(parser().parse_args(arguments)) == [run]
+    assert arguments[arguments.index("--timesteps") + 1] == "200000"
 
 
 @pytest.fixture
@@ -374,6 +416,36 @@ def test_cells_of_equivalence_and_power():
     # The standard error is sqrt(14 * 0.01 / 3) / 7 = 0.0309: 0.08 is 2.59 of it, and 2.05 (t, 28 degrees of freedom) is
     # exceeded with a probability of about Phi(0.54) = 0.71; 0.80 takes 2.05 + 0.84 = 2.89 of it, 0.089
     assert tables._power(study).splitlines()[2].split(" | ")[1:] == ["+0.08", "0.71", "0.71", "0.09", "0.09 |"]
+
+
+def test_part_of_half_cheetah_is_from_the_policy_before_training_with_the_same_bounds():
+    scores = made_up_scores({"clip_0.2": [79, 80, 81]})
+    rows = dict(scores.rows)
+    for env in TASKS:
+        for seed in SEEDS:
+            for variant, setting, score in (("sb3", "clip_0.2", 60), ("bounded_actions", "untrained", -50 - seed)):
+                rows[Run(variant, setting, env, seed)] = {"score": score, "timesteps": 1, "diverged": False}
+    # 80 + 200 of 100 + 200 in one of seven tasks, 0.13; bounded, 60 + 51 of 100 + 51, 0.105
+    paper, sb3 = tables._details(Scores(rows, scores.constants)).splitlines()[2:]
+    assert paper.endswith("| 79.0, 80.0, 81.0 | 0 | +0.13 |")
+    assert sb3.endswith("| 60.0, 60.0, 60.0 | 0 | +0.11 |")
+
+
+def test_ends_of_intervals_keep_the_sign_of_a_rounded_zero():
+    assert cells.interval(0.0396, 0.0442, sign="+") == "+0.04 (-0.00 to 0.08)"
+    assert cells.interval(-0.002, 0.001) == "0.00 (-0.00 to -0.00)"
+
+
+def test_running_scores(monkeypatch):
+    monkeypatch.setattr(figures, "LAST_EPISODES", 2)
+    run = Run("paper", "none", "Reacher-v4", 0)
+    curves = {"lengths": np.array([10, 10, 10]), "returns": np.array([1.0, 2.0, 6.0])}
+    results = SimpleNamespace(load=lambda _: SimpleNamespace(curves=curves))
+    scores = SimpleNamespace(rows=[run, Run("paper", "clip_0.2", "Reacher-v4", 0)])
+    # Of the first episode, of the first two, of the last two
+    expected = [[np.nan, 1, 1, 1.5, 1.5, 4, 4]]
+    grid = np.array([9, 10, 19, 20, 29, 30, 99])
+    np.testing.assert_array_equal(figures.running_scores(results, scores, "none", "Reacher-v4", grid), expected)
 
 
 def test_runs_that_tie_for_the_best_are_counted():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from benchmarks import learning
 from benchmarks.paper import statistics
 
 
@@ -108,16 +107,14 @@ def test_rank_correlation():
     np.testing.assert_allclose(statistics.rank_correlation(x, np.array([1.0, 3.0, 2.0, 4.0])), [0.8, -0.8])
 
 
-def test_probability_of_improvement_in_one_task():
-    # Of six pairs, 3 > 2 and twice 5 > 2, 5 > 4, and a tie of 2 with 2: (3 + 0.5) / 6
-    assert learning.probability_of_improvement(np.array([2.0, 3.0, 5.0]), np.array([2.0, 4.0])) == pytest.approx(3.5 / 6)
-
-
-def test_bootstrap_difference():
-    rng = np.random.default_rng(0)
-    ours, theirs = rng.normal(3, 1, 400), rng.normal(1, 1, 400)
-    difference, low, high = learning.bootstrap_difference(ours, theirs, rng)
-    assert difference == pytest.approx(ours.mean() - theirs.mean())
-    # The standard error of the difference of two means of 400 is sqrt(2 / 400) = 0.0707
-    assert high - low == pytest.approx(2 * 1.96 * 0.0707, rel=0.1)
-    assert low < difference < high
+def test_welch_interval():
+    # Variances 1 and 4, standard error sqrt(1/3 + 4/3) = 1.29099, 2.94118 degrees of freedom, of which 97.5% are below 3.21876
+    # and 95% below 2.37268
+    scores, others = np.array([1.0, 2, 3]), np.array([2.0, 4, 6])
+    for quantile, level in ((3.21876, {}), (2.37268, {"level": 0.9})):
+        expected = (-2.0, -2 - 1.29099 * quantile, -2 + 1.29099 * quantile)
+        assert statistics.welch_interval(scores, others, **level) == pytest.approx(expected, rel=1e-4)
+    # Where all runs have the same score
+    assert statistics.welch_interval(np.ones(3), np.full(3, 0.5)) == (0.5, 0.5, 0.5)
+    # The quantile of t with 2 degrees of freedom is 4.30265, the standard error 1 / sqrt(3)
+    assert statistics.welch_interval(scores, np.ones(3)) == pytest.approx((1, 1 - 2.484137, 1 + 2.484137), rel=1e-5)

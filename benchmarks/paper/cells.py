@@ -34,7 +34,11 @@ def format_score(score: float, sign: str = "") -> str:
     :return: a cell
     """
     # No minus before a zero
-    return f"{score:{sign}.2g}" if abs(score) >= 100 else f"{round(score, 2) + 0.0:{sign}.2f}"
+    return _rounded(score if abs(score) >= 100 else round(score, 2) + 0.0, sign)
+
+
+def _rounded(score: float, sign: str = "") -> str:
+    return f"{score:{sign}.2g}" if abs(score) >= 100 else f"{score:{sign}.2f}"
 
 
 def format_return(number: float) -> str:
@@ -58,8 +62,13 @@ def format_p(p: float) -> str:
 
 
 def interval(center: float, half_width: float, sign: str = "") -> str:
-    """A score, or a difference, and its interval."""
-    return f"{format_score(center, sign)} ({format_score(center - half_width)} to {format_score(center + half_width)})"
+    """A score, or a difference, and its interval, as ``with_ends``."""
+    return with_ends(center, center - half_width, center + half_width, sign)
+
+
+def with_ends(center: float, low: float, high: float, sign: str = "") -> str:
+    """A number and its interval, whose ends keep their sign where they round to 0: it tells on which side 0 is."""
+    return f"{format_score(center, sign)} ({_rounded(low)} to {_rounded(high)})"
 
 
 def format_mean(scores: np.ndarray) -> str:
@@ -83,7 +92,7 @@ def format_without_largest(scores: np.ndarray, others: np.ndarray) -> str:
 def format_bootstrapped(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> str:
     """A statistic of scores, and its 95% interval by the bootstrap."""
     low, high = statistics.bootstrap(statistic, samples, np.random.default_rng(SEED), n_resamples=2000)
-    return f"{format_score(float(statistic(*samples)))} ({format_score(float(low))} to {format_score(float(high))})"
+    return with_ends(float(statistic(*samples)), float(low), float(high))
 
 
 def format_returns_by_task(scores: Scores, setting: str, variant: str = "paper") -> list[str]:

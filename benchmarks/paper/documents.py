@@ -17,10 +17,9 @@ DOCUMENTS = (TABLE_1_PAGE, TABLE_2_PAGE, FIGURE_3_PAGE, ROOT / "README.md")
 
 
 def _minatar() -> list[dict[str, str]]:
-    rows = minatar.complete(runs.load(minatar.RESULTS))
-    if not rows:
-        raise MissingRunsError("Runs of each algorithm are missing: python -m benchmarks.minatar")
-    return rows
+    if rows := minatar.complete_rows():
+        return rows
+    raise MissingRunsError("Runs of each algorithm are missing: python -m benchmarks.minatar")
 
 
 TABLES: dict[str, Callable[[Study], str]] = {

@@ -296,7 +296,9 @@ def command(run: Run, row: Mapping[str, Any]) -> str:
     variables = dict(part.split("=", 1) for part in row.get("variables", "").split("; ") if part)
     unset = [f"-u {name}" for name in VARIABLES if name not in variables]
     environment = " ".join(["env", *unset, *(f"{name}={shlex.quote(value)}" for name, value in variables.items())])
-    selection = f"--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
+    # A pilot's run is in no other stage, and in none that is run without being named
+    stage = next((f"--stages {name} " for name, runs in PILOTS.items() if run in runs), "")
+    selection = f"{stage}--variants {run.variant} --settings {run.setting} --envs {run.env} --seeds {run.seed}"
     length = "" if timesteps == TIMESTEPS else f" --timesteps {timesteps}"
     changed = "  # with changes that had not been committed" if commit.endswith("+") else ""
     return f"{checkout}{environment} python -m benchmarks.paper run {selection}{length} --results ../again{changed}"

@@ -23,7 +23,6 @@ SEEDS = tuple(range(10))
 # The pilot: neither tasks nor seeds of Figure 3
 PILOT_TASKS = ("Ant-v4", "Pendulum-v1")
 PILOT_SEEDS = (100, 101)
-PILOT_TIMESTEPS = 200_000
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,19 @@ def half_width(*samples: np.ndarray, level: float = 0.95) -> float:
     return float(stats.t.ppf((1 + level) / 2, freedom) * error)
 
 
+def welch_interval(scores: np.ndarray, others: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """
+    The difference of the means in a single task, and its interval.
+
+    :param scores: one for each run
+    :param others: likewise
+    :param level: of confidence
+    :return: the difference, and the lower and the upper end
+    """
+    center, half = float(scores.mean() - others.mean()), half_width(scores[None], others[None], level=level)
+    return center, center - half, center + half
+
+
 def power(true_difference: float, scores: np.ndarray, others: np.ndarray) -> float:
     """
     The probability that a two-sided t-test at the level 0.05 finds a difference of means, if runs vary as these do.

@@ -69,12 +69,16 @@ def _equivalence(difference: float, half_width: float) -> list[str]:
     return [interval(difference, half_width, sign="+"), f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"]
 
 
+def _start(scores: Scores, env: str, variant: str) -> float:
+    """The score of the policy before training, with actions that are bounded, or not, as in the variant."""
+    if VARIANTS[variant].bounded_actions:
+        return float(scores.returns_in(env, "untrained", "bounded_actions").mean())
+    return float(scores.constants[env]["untrained"])
+
+
 def _n_below_start(scores: Scores, setting: str, env: str, variant: str = "paper") -> int:
     """How many runs end with a score below that of the policy before training."""
-    start = scores.constants[env]["untrained"]
-    if VARIANTS[variant].bounded_actions:
-        start = scores.returns_in(env, "untrained", "bounded_actions").mean()
-    return int((scores.returns_in(env, setting, variant) < start).sum())
+    return int((scores.returns_in(env, setting, variant) < _start(scores, env, variant)).sum())
 
 
 def _table_1(study: Study) -> str:
@@ -275,15 +279,16 @@ def _variants(scores: Scores, whole: bool) -> list[tuple[str, str]]:
 
 def _details(scores: Scores) -> str:
     """What other conventions make of the scores, and of HalfCheetah."""
-    of_env, rows = scores.constants[CHEETAH], []
+    rows = []
     for setting, variant in _variants(scores, whole=False):
         cells = ["", "", ""]
         if (setting, variant) in _variants(scores, whole=True):
             own, papers = scores.normalized(setting, variant), scores.normalized(setting)
             comparison = ["", ""] if variant == "paper" else [format_difference(own, papers), format_p(p_value(own, papers))]
             cells = [format_mean(own), *comparison]
-        gain = scores.returns_in(CHEETAH, setting, variant).mean() - of_env["untrained"]
-        part = gain / (of_env["best_run"] - of_env["untrained"]) / len(scores.tasks)
+        start = _start(scores, CHEETAH, variant)
+        gain = scores.returns_in(CHEETAH, setting, variant).mean() - start
+        part = gain / (scores.constants[CHEETAH]["best_run"] - start) / len(scores.tasks)
         cells += [_returns_by_seed(scores, setting, CHEETAH, variant), str(_n_below_start(scores, setting, CHEETAH, variant))]
         rows.append([f"{_label(setting)}; {VARIANTS[variant].label}", *cells, format_score(part, sign="+")])
     header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "below the policy before training"]

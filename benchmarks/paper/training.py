@@ -177,8 +177,7 @@ def train(run: Run, timesteps: int, commit: str) -> Result:
     th.set_num_threads(1)
     start = time.perf_counter()
     n_envs = figure3.ALL[run.setting].n_envs if run.setting in figure3.ALL else 1
-    # SB3 seeds them again, environment i with run.seed + i, when it makes a model
-    env = make_vec_env(lambda: make_env(run), n_envs=n_envs, seed=run.seed * n_envs)
+    env = make_vec_env(lambda: make_env(run), n_envs=n_envs, seed=run.seed)
     recorder = Recorder()
     diverged = False
     if run.setting in REFERENCES:
