@@ -4,6 +4,7 @@ import csv
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -127,38 +128,54 @@ def _power(study: Study) -> str:
     return table([*header, "found with power 0.80, 3 seeds", "found with power 0.80, 10 seeds"], rows)
 
 
-def _pairs(study: Study) -> str:
-    """Settings, and kinds of settings, that the paper compares; p-values are adjusted within each of three groups."""
+class _Comparison(NamedTuple):
+    """
+    What the paper compares.
+
+    :param label: what is less what
+    :param paper: the difference there
+    :param scores: of the one and of the other
+    :param new: those with new seeds alone, if there are any
+    """
+
+    label: str
+    paper: str
+    scores: Sequence[np.ndarray]
+    new: Sequence[np.ndarray] = ()
+
+
+def _comparisons(study: Study) -> list[list[_Comparison]]:
+    """Pairs of settings, kinds of settings, and L^PG: the groups within which p-values are adjusted."""
     three, ten, paper = study.table_1, study.ten_seeds, paper_scores()
     new = ten.only([run for run in ten.rows if run.seed not in SEEDS])
-    names = {kind: [name for name in paper if name.startswith(kind)] for kind in ("clip", *PENALTIES)}
-    runs = {kind: np.mean([three.normalized(name) for name in of_kind], axis=0) for kind, of_kind in names.items()}
-    of_paper = {kind: np.mean([paper[name] for name in of_kind]) for kind, of_kind in names.items()}
-    # Each with what the paper has, the scores of both, and those of both with new seeds alone
-    settings = [
-        (_label(*pair), _paper(*pair), [ten.normalized(name) for name in pair], [new.normalized(name) for name in pair])
-        for pair in PAIRS
-    ]
-    kinds = [
-        (
-            f"Clipping, minus {label}: means over the settings",
-            f"{of_paper['clip'] - of_paper[kind]:+.2f}",
-            [runs["clip"], runs[kind]],
-            None,
-        )
-        for kind, label in PENALTIES.items()
-    ]
-    gradient = ("none", "policy_gradient")
-    groups = (settings, kinds, [(_label(*gradient), _paper(*gradient), [three.normalized(name) for name in gradient], None)])
+
+    def of(pair: tuple[str, str], *some: Scores) -> _Comparison:
+        return _Comparison(_label(*pair), _paper(*pair), *([one.normalized(name) for name in pair] for one in some))
+
+    def of_kind(kind: str) -> tuple[float, np.ndarray]:
+        names = [name for name in paper if name.startswith(kind)]
+        return float(np.mean([paper[name] for name in names])), np.mean([three.normalized(name) for name in names], axis=0)
+
+    in_paper, clipping = of_kind("clip")
+    kinds = []
+    for kind, label in PENALTIES.items():
+        other, penalty = of_kind(kind)
+        title = f"Clipping, minus {label}: means over the settings"
+        kinds.append(_Comparison(title, f"{in_paper - other:+.2f}", [clipping, penalty]))
+    return [[of(pair, ten, new) for pair in PAIRS], kinds, [of(("none", "policy_gradient"), three)]]
+
+
+def _pairs(study: Study) -> str:
+    """Settings, and kinds of settings, that the paper compares."""
     rows = []
-    for group in groups:
-        p_values = [p_value(*pair) for _, _, pair, _ in group]
-        for (label, papers, pair, of_new), p, adjusted in zip(group, p_values, statistics.holm(p_values), strict=True):
-            cells = [format_difference(*pair), format_without_largest(*pair)]
-            cells += [format_bootstrapped(statistics.probability_of_improvement, *pair)]
-            cells += [f"{statistics.tasks_won(*pair)} of {len(TASKS)}"]
-            cells += [format_p(p_value(*of_new)) if of_new else "", format_p(p), format_p(adjusted)]
-            rows.append([label, str(pair[0].shape[1]), papers, *cells])
+    for group in _comparisons(study):
+        p_values = [p_value(*one.scores) for one in group]
+        for one, p, adjusted in zip(group, p_values, statistics.holm(p_values), strict=True):
+            cells = [format_difference(*one.scores), format_without_largest(*one.scores)]
+            cells += [format_bootstrapped(statistics.probability_of_improvement, *one.scores)]
+            cells += [f"{statistics.tasks_won(*one.scores)} of {len(TASKS)}"]
+            cells += [format_p(p_value(*one.new)) if one.new else "", format_p(p), format_p(adjusted)]
+            rows.append([one.label, str(one.scores[0].shape[1]), one.paper, *cells])
     header = [
         "",
         "seeds",
