@@ -2,7 +2,7 @@
 Section 6.4 itself, as far as a small machine goes: PPO and A2C in six games, three seeds of 1 million timesteps each, a tenth
 of the paper's. So only signs are compared: in which games PPO is ahead of A2C, here and in Table 6.
 
-    pip install ".[atari]"
+    pip install -c constraints.txt -e ".[benchmarks,atari]"
     python -m benchmarks.atari [--jobs 2]     # runs what is missing in the results, some days, then reports
     python -m benchmarks.atari --report       # reports only
 
@@ -109,9 +109,9 @@ def table(rows: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    rows = runs.load(RESULTS)
+    rows = runs.load(results)
     print("\n".join(table(rows)))
 
 

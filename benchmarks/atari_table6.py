@@ -1,7 +1,7 @@
 """
 The whole of Table 6, for a cluster: PPO, A2C and ACER in 49 games, three seeds of 10 million timesteps each.
 
-    pip install ".[atari]" ray
+    pip install -c constraints.txt -e ".[benchmarks,atari]" ray
     python -m benchmarks.atari_table6 --backend ray     # runs what is missing in the results, then reports
     python -m benchmarks.atari_table6 --report          # reports only
 
@@ -21,11 +21,11 @@ TIMESTEPS = 10_000_000
 PLANNED = [(algorithm, game, seed) for seed in atari.SEEDS for game in wins.table6() for algorithm in PUBLISHED]
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the numbers of games won by both criteria of Table 2, once all runs are there."""
-    if runs.missing(RESULTS, PLANNED):
+    if runs.missing(results, PLANNED):
         return
-    rows = runs.load(RESULTS)
+    rows = runs.load(results)
     for criterion in wins.Criteria._fields:
         means: dict[str, dict[str, float]] = {}
         for game in wins.table6():

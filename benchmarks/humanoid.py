@@ -1,7 +1,7 @@
 """
 Section 6.3 of the paper in small: a humanoid learns to run forward, with the hyperparameters of Table 4 as they are written.
 
-    pip install ".[bullet]"
+    pip install -c constraints.txt -e ".[benchmarks,bullet]"
     python -m benchmarks.humanoid [--jobs 2]     # runs what is missing in the results, some hours, then reports and draws
     python -m benchmarks.humanoid --report       # reports and draws only
 
@@ -146,9 +146,9 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
     plt.close(figure)
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    if rows := runs.load(RESULTS):
+    if rows := runs.load(results):
         n_rows = 5
         means = curves(rows)[:, N_WINDOWS // n_rows - 1 :: N_WINDOWS // n_rows]
         print(f"| timesteps | mean return, {len(rows)} seeds |\n|---|---|")
@@ -157,11 +157,11 @@ def report() -> None:
             print(f"| {i * TIMESTEPS // n_rows / 1e6:.0f} million | {of_runs.mean():.0f} ({seeds}) |")
 
 
-def report_and_draw() -> None:
+def report_and_draw(results: Path = RESULTS) -> None:
     """As ``report``, and the figure of the runs that there are."""
-    if rows := runs.load(RESULTS):
+    if rows := runs.load(results):
         draw(rows, FIGURE)
-    report()
+    report(results)
 
 
 def main() -> None:

@@ -63,9 +63,9 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     }
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    rows = runs.load(RESULTS)
+    rows = runs.load(results)
     print(
         f"| task, {TIMESTEPS} timesteps | SB3's PPO | PPOClip(compile=True) | difference (95% interval) | P(PPOClip > SB3) |"
     )

@@ -145,9 +145,9 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     }
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    rows = runs.load(RESULTS)
+    rows = runs.load(results)
     scores = {name: np.array([float(row["score"]) for row in rows if row["algorithm"] == name]) for name in ALGORITHMS}
     print(f"| {ENV}, {TIMESTEPS:_} timesteps | score | less that of PPOClip (95% interval) |")
     print("|---|---|---|")

@@ -139,9 +139,9 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
     }
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    rows = runs.load(RESULTS)
+    rows = runs.load(results)
     columns = ("difference (90% interval)", f"equivalent within {MARGIN:.0%} of the range", "what masks buy (90% interval)")
     print(f"| task, timesteps | {' | '.join((*ALGORITHMS, *columns))} |")
     print("|---" * (1 + len(ALGORITHMS) + len(columns)) + "|")

@@ -2,7 +2,7 @@
 Section 6.4 in small: the win counts of PPO, A2C and ACER in the five games of MinAtar (Young and Tian 2019,
 https://arxiv.org/abs/1903.03176), ten seeds each.
 
-    pip install ".[minatar]"
+    pip install -c constraints.txt -e ".[benchmarks,minatar]"
     python -m benchmarks.minatar [--jobs 2]     # runs what is missing in the results, then reports
     python -m benchmarks.minatar --report       # reports only
 
@@ -180,10 +180,10 @@ def train(algorithm: str, env: str, seed: int, timesteps: int = TIMESTEPS, facto
     }
 
 
-def complete_rows() -> list[dict[str, str]]:
+def complete_rows(results: Path = RESULTS) -> list[dict[str, str]]:
     """The results of the algorithms all of whose runs are there."""
-    incomplete = {algorithm for algorithm, _, _ in runs.missing(RESULTS, PLANNED)}
-    return [row for row in runs.load(RESULTS) if row["algorithm"] not in incomplete]
+    incomplete = {algorithm for algorithm, _, _ in runs.missing(results, PLANNED)}
+    return [row for row in runs.load(results) if row["algorithm"] not in incomplete]
 
 
 def scores(rows: Sequence[dict[str, str]], criterion: str) -> dict[str, dict[str, np.ndarray]]:
@@ -241,8 +241,10 @@ def leads(rows: Sequence[dict[str, str]], criterion: str) -> str:
         won, lost = wins.compare(means, one, other)
         samples = [np.stack([of_game[name] for of_game in of_games.values()]) for name in (one, other)]
         better = format_bootstrapped(statistics.probability_of_improvement, *samples)
-        lines.append([f"{one} over {other}", f"{won} to {lost}", f"p = {wins.sign_test(won, lost):.2f}", better])
-    return table(["lead", "games won", "sign test", "better run (95% interval)"], lines)
+        by_game = statistics.probability_of_improvement(*(of_game[:, None] for of_game in samples))
+        cells = [f"{won} to {lost}", f"p = {wins.sign_test(won, lost):.2f}", better, *(f"{x:.2f}" for x in by_game)]
+        lines.append([f"{one} over {other}", *cells])
+    return table(["lead", "games won", "sign test", "better run (95% interval)", *(f"in {game}" for game in of_games)], lines)
 
 
 def wins_table(rows: Sequence[dict[str, str]]) -> str:
@@ -272,9 +274,9 @@ def stuck(rows: list[dict[str, str]]) -> list[str]:
     return [f"{row['algorithm']} {row['env']} {row['seed']} ({x:.0%})" for row, x in fractions if x < 0.9]
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the tables of the algorithms all of whose runs are there."""
-    if rows := complete_rows():
+    if rows := complete_rows(results):
         print(wins_table(rows))
         for criterion, title in CRITERIA.items():
             print(f"\n{title.capitalize()}\n\n{scores_table(rows, criterion)}\n\n{leads(rows, criterion)}")

@@ -77,10 +77,10 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return cells.table(["candidate", *minatar.GAMES, "normalised"], lines)
 
 
-def report() -> None:
+def report(results: Path = RESULTS) -> None:
     """Print the table, once all runs are there."""
-    if not runs.missing(RESULTS, PLANNED):
-        print(table(runs.load(RESULTS)))
+    if not runs.missing(results, PLANNED):
+        print(table(runs.load(results)))
 
 
 def main() -> None:

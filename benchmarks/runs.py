@@ -134,25 +134,26 @@ def command(
     path: Path,
     train: Callable[..., dict[str, Any]],
     planned: Sequence[Run],
-    report: Callable[[], None],
+    report: Callable[[Path], None],
 ) -> None:
     """
     The command of a benchmark: make the runs that are missing, report, and say how many are missing still.
 
     :param description: of the command
-    :param path: the file of the results
+    :param path: the file of the results, unless the command line names another
     :param train: as in ``run_missing``
     :param planned: all runs
-    :param report: prints the results
+    :param report: prints the results in a file
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
     parser.add_argument("--backend", choices=("joblib", "ray"), default="joblib", help="processes, or a cluster")
+    parser.add_argument("--results", type=Path, default=path, help="file of the results; another one begins anew")
     parser.add_argument("--report", action="store_true", help="only report")
     args = parser.parse_args()
     if not args.report:
-        run_missing(path, train, planned, args.jobs, args.backend)
-    report()
-    if n_missing := len(missing(path, planned)):
+        run_missing(args.results, train, planned, args.jobs, args.backend)
+    report(args.results)
+    if n_missing := len(missing(args.results, planned)):
         print(f"\n{n_missing} of {len(planned)} runs are missing: the same command without --report makes them")
         sys.exit(1)

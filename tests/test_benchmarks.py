@@ -164,12 +164,11 @@ def test_runs_beside_cleanrl(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CLEANRL", str(tmp_path))
     with pytest.raises(ValueError, match="CLEANRL must name a checkout"):
         learning_cleanrl.train("CleanRL", learning_cleanrl.ENV, 0)
-    monkeypatch.setattr(learning_cleanrl, "RESULTS", tmp_path / "runs.csv")
     rows = [f"{name},{score}" for name in ("CleanRL", "PPOClip") for score in (1, 2, 3 + 3 * (name == "CleanRL"))]
     rows = [f"{row},HalfCheetah-v4,{seed}" for seed, row in enumerate(rows)]
     (tmp_path / "runs.csv").write_text("\n".join(["algorithm,score,env,seed", *rows]))
     # The mean of CleanRL is 3
-    learning_cleanrl.report()
+    learning_cleanrl.report(tmp_path / "runs.csv")
     assert "| CleanRL | 3 ± 3 (3 seeds) | +1 (" in capsys.readouterr().out
 
 
@@ -220,7 +219,8 @@ def test_command_says_what_is_missing(tmp_path, monkeypatch, capsys):
     path.write_text("algorithm,env,seed\nPPO,a,0\n")
     monkeypatch.setattr(sys, "argv", ["", "--report"])
     with pytest.raises(SystemExit, match="1"):
-        runs.command(None, path, None, [("PPO", "a", seed) for seed in range(3)], lambda: print("table"))
-    assert capsys.readouterr().out.startswith("table\n\n2 of 3 runs are missing")
-    runs.command(None, path, None, [("PPO", "a", 0)], lambda: print("table"))
-    assert capsys.readouterr().out == "table\n"
+        runs.command(None, path, None, [("PPO", "a", seed) for seed in range(3)], lambda path: print(path.name))
+    assert capsys.readouterr().out.startswith("runs.csv\n\n2 of 3 runs are missing")
+    monkeypatch.setattr(sys, "argv", ["", "--report", "--results", str(path)])
+    runs.command(None, tmp_path / "others.csv", None, [("PPO", "a", 0)], lambda path: print(path.name))
+    assert capsys.readouterr().out == "runs.csv\n"
