@@ -81,8 +81,8 @@ def checked(masks: Any, heads: tuple[int, ...], whose: Callable[[int], str]) -> 
     :raises ValueError: if they are something else, or leave no action
     """
     n = sum(heads)
-    # Rows of different lengths are no array
-    rows = [np.asarray(mask) for mask in masks]
+    # Rows of different lengths are no array, nor are parts, which Gymnasium has in tuples
+    rows = [np.hstack(mask) if isinstance(mask, tuple) else np.asarray(mask) for mask in masks]
     for i, row in enumerate(rows):
         if row.dtype.kind not in "biuf":
             raise ValueError(f"The action mask {whose(i)} must be of bool or of 0 and 1, but is {row}")

@@ -11,14 +11,14 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy, MaskableMultiInputActorCriticPolicy
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -29,12 +29,7 @@ from torch.utils import _pytree as pytree
 from sb3_ppo_variants import checks, masks, recurrent_policies
 from sb3_ppo_variants.kl import ClosedForm, closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
-from sb3_ppo_variants.recurrent_policies import (
-    MaskableMlpLstmPolicy,
-    MaskableMultiInputLstmPolicy,
-    MlpLstmPolicy,
-    MultiInputLstmPolicy,
-)
+from sb3_ppo_variants.recurrent_policies import MaskableMlpLstmPolicy
 
 # What an environment returns, of shape (n_envs, ...)
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -49,12 +44,6 @@ CHUNK_SIZE = 1024
 CHUNK_BYTES = 2**22
 # contrib's logit of an invalid action, which thus has probability 0
 INVALID = -1e8
-# Policies that may see nothing but vectors
-OF_VECTORS = (
-    *(ActorCriticPolicy, MaskableActorCriticPolicy, RecurrentActorCriticPolicy, MlpLstmPolicy, MaskableMlpLstmPolicy),
-    *(MultiInputActorCriticPolicy, MaskableMultiInputActorCriticPolicy, RecurrentMultiInputActorCriticPolicy),
-    *(MultiInputLstmPolicy, MaskableMultiInputLstmPolicy),
-)
 DISTRIBUTIONS = (DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution)
 # Samples on which is checked whether a custom policy acts as it says
 N_CHECKED = 64
@@ -281,10 +270,9 @@ def has_hooks(policy: ActorCriticPolicy) -> bool:
 
 
 def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy is one of ``OF_VECTORS`` that sees a vector, Gaussian or categorical, on a CPU."""
+    """Whether the policy is one of the libraries' that sees a vector, Gaussian or categorical, on a CPU."""
     return (
-        type(policy) in OF_VECTORS
-        and is_of_libraries(policy)
+        is_of_libraries(policy)
         and not has_hooks(policy)
         and policy.device.type == "cpu"
         and sees_vector(policy)

@@ -23,8 +23,6 @@ def transaction(algorithm: OnPolicyAlgorithm) -> Iterator["Snapshot"]:
     except BaseException as error:
         names = before.not_finite(algorithm)
         before.restore(algorithm)
-        if isinstance(error, RuntimeError) and "without overflow" in str(error):
-            raise NonFiniteUpdateError.of(["the optimizer's step"], algorithm.num_timesteps) from error
         # As torch's distributions say it
         if "to satisfy the constraint" in str(error):
             raise NonFiniteUpdateError.of(names or ["the action distribution"], algorithm.num_timesteps) from error
@@ -67,12 +65,9 @@ class Snapshot:
 
     def not_finite(self, algorithm: OnPolicyAlgorithm) -> list[str]:
         """What has become NaN or infinite."""
-        after = {name: tensor.detach() for name, tensor in by_place(algorithm.policy).items()}
-        # Quicker than to look at each number
-        if all(map(math.isfinite, th._foreach_norm([tensor for tensor in after.values() if tensor.is_floating_point()]))):
-            return []
-        were_finite = [name for name, old in self.tensors.items() if th.isfinite(old).all()]
-        return [f"policy.{name}" for name in were_finite if name in after and not th.isfinite(after[name]).all()]
+        finite = {name for name, old in self.tensors.items() if th.isfinite(old).all()}
+        after = by_place(algorithm.policy).items()
+        return [f"policy.{name}" for name, tensor in after if name in finite and not th.isfinite(tensor).all()]
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
         """Check what the update has made of it."""

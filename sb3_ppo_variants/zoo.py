@@ -32,9 +32,6 @@ SCHEDULES: dict[type[BaseAlgorithm], tuple[str, ...]] = {
     PPOKLPen: ("kl_target",),
 }
 
-# Trial attribute by which the experiment manager tells the samplers that clipping is on: they see nothing else of it
-CLIPPING = "clipping"
-
 
 def hyperparams_path(algo: str) -> Path:
     """Where the hyperparameters of an algorithm are: inside the package once installed, beside it in the source tree."""
@@ -56,33 +53,22 @@ class _WithoutClipRange:
         return None if name == "clip_range" else self._trial.suggest_categorical(name, choices)
 
 
-def _sample_ppo_kl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """
-    The search space of the Zoo's PPO, with ``clip_range`` only where clipping is on. ``others`` is what the Zoo hands to every
-    sampler.
-    """
+def sample_ppo_fixedkl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
+    """Search space of ``PPOFixedKL``: the Zoo's of PPO, and beta, about the paper's 0.3 to 10."""
     from rl_zoo3.hyperparams_opt import sample_ppo_params
 
-    if trial.user_attrs.get(CLIPPING, False):
-        return sample_ppo_params(trial, *others)
-    params = sample_ppo_params(_WithoutClipRange(trial), *others)  # type: ignore[arg-type]
-    del params["clip_range"]
-    return params
-
-
-def sample_ppo_fixedkl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """Search space of ``PPOFixedKL``: also beta, about the paper's 0.3 to 10."""
-    params = _sample_ppo_kl_params(trial, *others)
-    params["kl_coef"] = trial.suggest_float("kl_coef", 0.1, 30, log=True)
-    return params
+    return {**sample_ppo_params(trial, *others), "kl_coef": trial.suggest_float("kl_coef", 0.1, 30, log=True)}
 
 
 def sample_ppo_klpen_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """Search space of ``PPOKLPen``: also d_targ, about the paper's 0.003 to 0.03, and beta's first value."""
-    params = _sample_ppo_kl_params(trial, *others)
-    params["kl_target"] = trial.suggest_float("kl_target", 0.001, 0.1, log=True)
-    params["init_kl_coef"] = trial.suggest_float("init_kl_coef", 0.1, 10, log=True)
-    return params
+    """Search space of ``PPOKLPen``: the Zoo's of PPO, d_targ, about the paper's 0.003 to 0.03, and beta's first value."""
+    from rl_zoo3.hyperparams_opt import sample_ppo_params
+
+    return {
+        **sample_ppo_params(trial, *others),
+        "kl_target": trial.suggest_float("kl_target", 0.001, 0.1, log=True),
+        "init_kl_coef": trial.suggest_float("init_kl_coef", 0.1, 10, log=True),
+    }
 
 
 def _schedule(name: str, text: str) -> Any:
@@ -145,8 +131,8 @@ def _experiment_manager(base: Any) -> Any:
             return (result, *others)
 
         def objective(self, trial: "optuna.Trial") -> float:
-            if self._is_a(KLPenaltyPPO):
-                trial.set_user_attr(CLIPPING, self._hyperparams.get("clip_range") is not None)
+            if self._is_a(KLPenaltyPPO) and self._hyperparams.get("clip_range") is None:
+                trial = _WithoutClipRange(trial)  # type: ignore[assignment]
             return float(super().objective(trial))
 
         def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:

@@ -232,6 +232,23 @@ class Ends(InEachStep):
         return self.n_calls < 20
 
 
+def test_tuples_of_the_masks_of_parts():
+    """As Gymnasium's ``MultiDiscrete.sample`` takes them."""
+
+    class InParts(SpaceEnv):
+        def reset(self, **kwargs):
+            return super().reset(**kwargs)[0], {masks.KEY: (np.array([0, 1], np.int8), np.array([1, 0, 1], np.int8))}
+
+        def step(self, action):
+            assert action[0] == 1
+            assert action[1] in (0, 2)
+            return *super().step(action)[:4], self.reset()[1]
+
+    env = InParts(spaces.Box(-1, 1, (3,)), spaces.MultiDiscrete([2, 3]))
+    model, _ = train(PPOClip, "MaskableMlpPolicy", lambda: DummyVecEnv([lambda: env]), n_updates=1)
+    assert (model.rollout_buffer.action_masks.reshape(-1, 5) == [False, True, True, False, True]).all()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_masks_after_a_training_that_ends_in_the_midst_of_a_rollout(way):
     # Episodes of 13 steps: it ends within the second

@@ -182,7 +182,6 @@ def test_a_seed_gives_the_trials_of_the_zoos_ppo(exp_manager):
         found = []
         for number in range(6):
             trial = study.ask()
-            trial.set_user_attr(zoo.CLIPPING, True)
             found.append((HYPERPARAMS_SAMPLER[algo](trial, 1, 1, {}), trial.params))
             study.tell(trial, float(number % 3))
         return found

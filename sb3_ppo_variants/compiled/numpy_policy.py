@@ -1,6 +1,5 @@
 """Rollouts of policies that see a vector in NumPy: up to rounding the numbers of SB3, with other random draws."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -100,8 +99,7 @@ class NumpyPolicy(FeedForward):
     def act(self, observations: Observations, given: Given = NOTHING) -> Action:
         """The next step of the rollout, as ``FeedForward.act``."""
         vector = self.encode(observations)
-        # The sum of the squares is quick to compute, and not finite if one of them is not
-        if not math.isfinite(np.vdot(vector, vector)):
+        if not checks.all_finite(vector):
             checks.check_observation(observations)
         latent = self._inputs(vector, given)
         for layer in self.layers:
@@ -110,7 +108,7 @@ class NumpyPolicy(FeedForward):
                 latent += layer[1]
             else:
                 layer(latent, out=latent)
-        if not math.isfinite(np.vdot(latent, latent)) and not checks.all_finite(latent):
+        if not checks.all_finite(latent):
             raise checks.NonFinitePolicyError.of(self.policy)
         step, self.step = self.step, self.step + 1
         outputs = latent[:, : self.n_outputs]

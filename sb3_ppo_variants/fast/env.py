@@ -21,19 +21,9 @@ def lane(env: VecEnv) -> EnvStep | None:
     """A function that does what ``env.step`` does."""
     if type(env) is DummyVecEnv and not isinstance(env.observation_space, spaces.Tuple):
         return partial(_step_dummy, env)
-    if (
-        type(env) is VecNormalize
-        and isinstance(env.observation_space, spaces.Box | spaces.Dict)
-        and all(type(statistics) is RunningMeanStd for statistics in [env.ret_rms, *_statistics(env)])
-    ):
-        return partial(_step_normalize, env, lane(env.venv) or partial(_step_in_parts, env.venv))
+    if type(env) is VecNormalize and isinstance(env.observation_space, spaces.Box | spaces.Dict):
+        return partial(_step_normalize, env, lane(env.venv) or env.venv.step)
     return None
-
-
-def _step_in_parts(env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-    """What a wrapper calls, which need not be ``env.step``."""
-    env.step_async(actions)
-    return env.step_wait()
 
 
 def _step_dummy(env: DummyVecEnv, actions: np.ndarray) -> VecEnvStepReturn:
@@ -99,13 +89,6 @@ def _step_normalize(env: VecNormalize, step: EnvStep, actions: np.ndarray) -> Ve
             infos[i]["terminal_observation"] = env.normalize_obs(infos[i]["terminal_observation"])
     env.returns[dones] = 0
     return normalized, rewards.astype(np.float32), dones, infos
-
-
-def _statistics(env: VecNormalize) -> list[RunningMeanStd]:
-    """Those of the observations, or of their parts."""
-    if not env.norm_obs:
-        return []
-    return [*env.obs_rms.values()] if isinstance(env.obs_rms, dict) else [env.obs_rms]
 
 
 def _normalized(env: VecNormalize, obs: np.ndarray, statistics: RunningMeanStd) -> np.ndarray:
