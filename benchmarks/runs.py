@@ -122,9 +122,10 @@ def _append(path: Path, row: dict[str, Any]) -> None:
     rows = load(path)
     if rows and rows[0].keys() != row.keys():
         raise ValueError(f"{path} has the columns {', '.join(rows[0])}, but new rows have {', '.join(row)}")
+    is_new = not path.is_file()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, rows[0] if rows else row, lineterminator="\n")
-        if not rows:
+        if is_new:
             writer.writeheader()
         writer.writerow(row)
 
