@@ -4,7 +4,9 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -23,7 +25,6 @@ from benchmarks.paper.documents import FIGURES
 from benchmarks.paper.experiments import SEEDS, SETTINGS, STAGES, TASKS, Run
 from benchmarks.paper.results import DEFAULT, Results
 from benchmarks.paper.scores import CONSTANTS, Scores, Study, freeze, paper_scores, read_constants
-from benchmarks.provenance import current_commit
 from sb3_ppo_variants import NonFiniteUpdateError, PPOFixedKL
 from sb3_ppo_variants.objectives import Terms, policy_gradient
 
@@ -242,19 +243,39 @@ def test_commands_of_a_pilot_find_its_runs():
     assert arguments[arguments.index("--timesteps") + 1] == "200000"
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository of what is checked out, and the commit of it."""
+    root = tmp_path_factory.mktemp("repository")
+    for name in ("benchmarks", "hyperparams", "sb3_ppo_variants"):
+        shutil.copytree(verification.ROOT / name, root / name, ignore=shutil.ignore_patterns("results", "__pycache__"))
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=b", *arguments]
+        return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", "--all")
+    git("commit", "--message=1")
+    return root, git("rev-parse", "--short=12", "HEAD")
+
+
 @pytest.fixture
-def changed(directory, tmp_path):
+def changed(directory, repository, tmp_path, monkeypatch):
     """Two of the tiny runs in another directory: one as an older commit left it, and one with another last bit."""
+    root, commit = repository
+    monkeypatch.setattr(verification, "ROOT", root)
     results = Results(tmp_path / "changed")
     results.curves.mkdir(parents=True)
     for setting in ("clip_0.2", "adaptive_kl_0.01"):
         run = Run("paper", setting, "InvertedPendulum-v4", 0)
         result = Results(directory).load(run)
+        result.row["commit"] = commit
         if setting == "clip_0.2":
             # As older rows
             for name in ("processor", "blas", "cpu_capability", "variables"):
                 del result.row[name]
-            result.row.update(commit="before", versions=f"torch 1.0; {result.row['versions']}")
+            result.row.update(versions=f"torch 1.0; {result.row['versions']}")
         else:
             result.curves["returns"][-1] = np.nextafter(result.curves["returns"][-1], np.float32(np.inf))
         results.save(run, result)
@@ -262,21 +283,45 @@ def changed(directory, tmp_path):
 
 
 def test_verify_tells_which_runs_are_exact(changed, capsys, call):
-    assert call("verify", "1", "--results", changed, "--settings", "clip_0.2", "--jobs", "1") == 0
-    exact = capsys.readouterr().out
-    assert exact.startswith(f"Made again by commit {current_commit()}, which is checked out")
-    assert "paper-clip_0.2-InvertedPendulum-v4-0: exact\n" in exact
-    assert f"    commit: before, now {current_commit()}\n    versions: torch 1.0, now none\n" in exact
-    assert "    blas: not recorded, now " in exact
-    assert exact.endswith("1 of 1 are exact\n")
-    assert call("verify", "2", "--seed", "0", "--results", changed, "--jobs", "1") == 1
+    assert call("verify", "2", "--results", changed, "--jobs", "2") == 1
     both = capsys.readouterr().out
+    # By the same commit
+    versions = "    versions: torch 1.0, now none\n    processor: not recorded, now "
+    assert f"paper-clip_0.2-InvertedPendulum-v4-0: exact\n{versions}" in both
+    assert "    blas: not recorded, now " in both
     n_episodes = len(Results(changed).load(Run("paper", "adaptive_kl_0.01", "InvertedPendulum-v4", 0)).curves["returns"])
     change = f"returns: the same up to number {n_episodes - 1} of {n_episodes}"
     # Nothing else is, not even in the environment
     assert f"paper-adaptive_kl_0.01-InvertedPendulum-v4-0: NOT EXACT\n    {change}\n" in both
     assert both.count("not recorded") == 4
     assert both.endswith("1 of 2 are exact\n")
+
+
+def test_verify_takes_the_code_of_the_commit(repository, changed, capsys, call):
+    # What is checked out now cannot make runs
+    path = repository[0] / "benchmarks" / "paper" / "training.py"
+    text = path.read_text(encoding="utf-8")
+    path.write_text("raise SystemExit(3)\n", encoding="utf-8")
+    try:
+        assert call("verify", "1", "--results", changed, "--settings", "clip_0.2", "--jobs", "1") == 0
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert capsys.readouterr().out.endswith("1 of 1 are exact\n")
+
+
+@pytest.mark.parametrize(
+    ("commit", "message"),
+    [("0123456789ab", "0123456789ab"), ("unknown", "its commit is unknown"), ("0123456789ab+", "its commit is 0123456789ab+")],
+)
+def test_verify_says_what_it_cannot_make(commit, message, changed, capsys, call):
+    results, run = Results(changed), Run("paper", "clip_0.2", "InvertedPendulum-v4", 0)
+    result = results.load(run)
+    result.row["commit"] = commit
+    results.save(run, result)
+    assert call("verify", "1", "--results", changed, "--settings", "clip_0.2", "--jobs", "1") != 0
+    found = capsys.readouterr()
+    assert message in found.err
+    assert "1 of 1" not in found.out
 
 
 def test_verify_draws_at_random(changed, capsys, call):

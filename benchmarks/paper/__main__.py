@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "run": "make the runs that are missing",
         "status": "tell which are missing",
         "commands": "print for each run that is there the command that makes it again",
-        "verify": "make some runs again, drawn at random, by the code that is checked out, and tell which are exact",
+        "verify": "make some runs again, drawn at random, each by the code of its own commit, and tell which are exact",
         "freeze": "write the constants of the normalisation, once and for all",
         "tables": "put the tables in README.md, docs/paper.md, figure3.md and minatar.md, or print those that are named",
         "figures": "draw the figures of docs/paper.md and README.md",

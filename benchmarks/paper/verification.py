@@ -1,16 +1,21 @@
 """Makes some runs again, and compares them with the rows and curves that are there."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.experiments import Run
+from benchmarks import runs as in_parallel
+from benchmarks.paper.experiments import Run, command
 from benchmarks.paper.results import Results
-from benchmarks.paper.runner import run_all
 from benchmarks.paper.training import Result
-from benchmarks.provenance import current_commit
+
+ROOT = Path(__file__).parents[2]
 
 # What a run comes to: all of its row but time and provenance
 OUTCOME = ("timesteps", "steps", "diverged", "episodes", "score")
@@ -34,23 +39,27 @@ def draw(runs: Sequence[Run], number: int, seed: int | None) -> list[Run]:
 
 def verify(results: Results, runs: Sequence[Run], jobs: int) -> bool:
     """
-    Make runs again with the code that is checked out, and print which are exact.
+    Make runs again, each by the code of the commit that its row names, and print which are exact.
 
     :param results: what is there
     :param runs: which of them
     :param jobs: number of processes
     :return: whether all are exact
+    :raises ValueError: if a row names no commit, or changes that have not been committed
     """
-    print(f"Made again by commit {current_commit()}, which is checked out; each row names the commit that made it.")
+    for run in runs:
+        commit = results.load(run).row["commit"]
+        if commit == "unknown" or commit.endswith("+"):
+            raise ValueError(f"{run.name} cannot be made again by its own code, as its commit is {commit}")
     n_exact = 0
     with TemporaryDirectory() as folder:
-        again = Results(Path(folder))
-        failed = run_all(runs, results.load(runs[0]).row["timesteps"], again, jobs)
-        for run in runs:
-            if run.name in failed:
-                print(f"{run.name}: FAILED")
+        planned = [(run, results.load(run).row, Path(folder) / run.name) for run in runs]
+        for ended in in_parallel.finished(make_again, planned, jobs):
+            if isinstance(ended, str):
+                print(ended, file=sys.stderr)
                 continue
-            recorded, made = results.load(run), again.load(run)
+            run, made = ended
+            recorded = results.load(run)
             found = differences(recorded, made)
             n_exact += not found
             print(f"{run.name}: {'exact' if not found else 'NOT EXACT'}")
@@ -58,6 +67,26 @@ def verify(results: Results, runs: Sequence[Run], jobs: int) -> bool:
                 print(f"    {line}")
     print(f"{n_exact} of {len(runs)} are exact")
     return n_exact == len(runs)
+
+
+def make_again(run: Run, row: Mapping[str, Any], folder: Path) -> tuple[Run, Result]:
+    """
+    Make a run by the code of its own commit, with the command that ``commands`` prints for it.
+
+    :param run: the run
+    :param row: its row
+    :param folder: where a clone of the repository goes, and the result
+    :return: the run and its result
+    :raises RuntimeError: if that fails
+    """
+    clone = folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--shared", "--no-checkout", ROOT, clone], check=True)
+    variables = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    again = f"{command(run, row)} --jobs 1"
+    process = subprocess.run(again, shell=True, cwd=clone, env=variables, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{again}\n{process.stderr}")
+    return run, Results(folder / "again").load(run)
 
 
 def differences(recorded: Result, made: Result) -> list[str]:
