@@ -51,7 +51,7 @@ def scores_of(study: Study, runs: Sequence[Run] = RUNS) -> Scores:
 
 
 def readings() -> dict[str, np.ndarray]:
-    """The returns that a third party has read from the paper's plot, in the order of ``TASKS``, by contestant."""
+    """The returns that Tianshou's authors have read from the paper's plot, in the order of ``TASKS``, by contestant."""
     with (DATA / "figure3_readings.csv").open(newline="") as file:
         rows = {row["env"]: row for row in csv.DictReader(file)}
     names = [name for name in rows[TASKS[0]] if name != "env"]

@@ -114,16 +114,17 @@ def provenance(recorded: Mapping[str, str], made: Mapping[str, str]) -> list[str
     """
     What of the environment is not the same.
 
-    :param recorded: the row as it is in the results; older ones record less
+    :param recorded: the row as it is in the results
     :param made: the row of the run that was made again
-    :return: a line for each part that differs or was not recorded
+    :return: a line for each part that differs, and one for those that the code of older rows does not record
     """
-    lines = []
+    lines, unknown = [], []
     for name in PROVENANCE:
-        before, now = (set(filter(None, row.get(name, "").split("; "))) for row in (recorded, made))
         if name not in recorded:
-            lines.append(f"{name}: not recorded, now {made[name] or 'none set'}")
-        elif before != now:
+            unknown.append(name)
+            continue
+        before, now = (set(filter(None, row[name].split("; "))) for row in (recorded, made))
+        if before != now:
             old, new = ("; ".join(sorted(part)) or "none" for part in (before - now, now - before))
             lines.append(f"{name}: {old}, now {new}")
-    return lines
+    return [*lines, f"not recorded: {', '.join(unknown)}"] if unknown else lines
