@@ -29,8 +29,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, bounds: tuple[flo
 class AdaptiveLearningRate:
     """
     A ``learning_rate`` that follows the KL, as in Table 4 ("Adam stepsize: adjusted based on the target value of the KL
-    divergence"): divided by a factor if the KL of an update is above ``band * kl_target``, multiplied by it if the KL is below
-    ``kl_target / band``. The paper prints no numbers; these are those of rsl_rl, but for the initial step size, SB3's.
+    divergence"): divided by a factor if the KL of an update is above ``band * kl_target``, multiplied by it if below
+    ``kl_target / band``. The paper prints no numbers; these are rsl_rl's (there in each minibatch), the initial one is SB3's.
 
     The current step size belongs to the model, ``model.adapted_learning_rate``, and is saved with it; ``load(path,
     adapted_learning_rate=1e-3)`` sets another.

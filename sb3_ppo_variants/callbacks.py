@@ -9,8 +9,8 @@ class AnnealLogStd(BaseCallback):
     Anneals the logarithm of the standard deviation of Gaussian actions linearly in the course of a training instead of
     learning it: "LinearAnneal(-0.7, -1.6)" in Table 4 of https://arxiv.org/abs/1707.06347.
 
-    :param initial: its value in the first rollout
-    :param final: its value when the training ends
+    :param initial: its value at timestep 0
+    :param final: its value behind the last timestep; it is set when a rollout starts
     :param verbose: as in every callback
     :raises ValueError: when the training starts, if the policy has no ``log_std``
     """

@@ -64,6 +64,16 @@ def test_auto_compiles_long_trainings_only():
     assert is_compiled(PPOClip("MlpPolicy", make_vec_env("CartPole-v1", 8), n_steps=4096, batch_size=16), 100)
 
 
+def test_verbose_says_whether_updates_are_compiled(capsys):
+    model = make_model(n_steps=512, batch_size=64, n_epochs=10, verbose=1)
+    capsys.readouterr()
+    # Of 2 x 512 timesteps, as above
+    model._chosen_path(1000)
+    assert capsys.readouterr().out == "Not compiled: the training is as 160 minibatch steps, fewer than 12,000\n"
+    model._chosen_path(1e6)
+    assert capsys.readouterr().out == "Compiling the updates\n"
+
+
 def test_auto_compiles_earlier_for_images():
     def model():
         env = SpaceEnv(spaces.Box(0, 255, (4, 84, 84), np.uint8), ACTION_SPACES["box"])

@@ -44,20 +44,20 @@ class Backend:
 
     def begin(self, algorithm: Any, n_timesteps: float) -> bool:
         """Whether the coming training compiles its updates; a ``RuntimeError`` if it must and cannot."""
-        a = algorithm
-        self._must, self._say = a.compile is True, a._print
-        rollout_size = a.n_steps * a.n_envs
+        self._must, self._say = algorithm.compile is True, algorithm._print
+        policy, rollout_size = algorithm.policy, algorithm.n_steps * algorithm.n_envs
         n_rollouts = n_timesteps if math.isinf(n_timesteps) else math.ceil(n_timesteps / rollout_size)
-        n_steps = max(math.ceil(rollout_size / a.batch_size), rollout_size * image_work(a.policy) / IMAGES_PER_STEP)
+        n_steps = max(math.ceil(rollout_size / algorithm.batch_size), rollout_size * image_work(policy) / IMAGES_PER_STEP)
         # A training in many short pieces is a long one
-        self._n_steps_planned += n_rollouts * a.n_epochs * n_steps
+        self._n_steps_planned += n_rollouts * algorithm.n_epochs * n_steps
         if self.step is not None:
             self.step.n_compilations = self.step.n_changes = 0
         self.is_on = self._must or self._n_steps_planned >= MIN_STEPS_TO_COMPILE
-        reason = (self._failure or unsupported_reason(a.policy, a.rollout_buffer)) if self.is_on else None
-        if reason is not None and self._must:
-            raise RuntimeError(f"compile=True is not possible: {reason}")
-        if reason is not None:
+        too_short = f"the training is as {self._n_steps_planned:,.0f} minibatch steps, fewer than {MIN_STEPS_TO_COMPILE:,}"
+        reason = (self._failure or unsupported_reason(policy, algorithm.rollout_buffer)) if self.is_on else too_short
+        if reason is None:
+            self._say("Compiling the updates")
+        else:
             self._end(reason)
         return self.is_on
 
@@ -112,7 +112,7 @@ class Backend:
     def _end(self, reason: str, cause: CompilationError | None = None) -> None:
         """Go on without in this training, or not at all if the updates must be compiled."""
         if self._must:
-            raise cause or CompilationError(reason)
+            raise cause or CompilationError(f"compile=True is not possible: {reason}")
         self.is_on = False
         self._say(f"Not compiled: {reason}")
 
