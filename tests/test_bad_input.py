@@ -69,7 +69,7 @@ BAD_ARGUMENTS = [
 
 @pytest.mark.parametrize(("cls", "name", "value", "error"), BAD_ARGUMENTS)
 def test_bad_arguments(cls, name, value, error):
-    with pytest.raises(error, match=name) as raised:
+    with pytest.raises(error, match=rf"\b{name}\b") as raised:
         cls("MlpPolicy", "Pendulum-v1", **{name: value})
     if not isinstance(value, tuple):
         assert str(value) in str(raised.value)

@@ -1,19 +1,33 @@
 """What the benchmarks measure with: tasks, contestants, intervals."""
 
 import re
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from compiled_support import needs_new_torch
 from filelock import FileLock
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.recall  # noqa: F401
-from benchmarks import learning_cleanrl, learning_recurrent, runs, speed_cases, speed_report, speed_worker
+from benchmarks import (
+    learning_cleanrl,
+    learning_masks,
+    learning_recurrent,
+    mask_draws,
+    runs,
+    speed,
+    speed_cases,
+    speed_report,
+    speed_worker,
+)
 
 
 def play(env, seed, choose):
@@ -197,6 +211,78 @@ def test_runs_that_are_there_twice_or_in_part_are_named(line, tmp_path):
     path.write_text(f"algorithm,env,seed,score\nPPO,a,0,1\n{line}\n")
     with pytest.raises(ValueError, match=r"runs\.csv, line 3, is not whole, or its run is there twice"):
         runs.load(path)
+
+
+def test_commit_has_a_plus_where_code_has_been_changed(tmp_path):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    def found():
+        code = "from benchmarks.provenance import current_commit; print(current_commit())"
+        return subprocess.run(
+            [sys.executable, "-B", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    for path in ("benchmarks/results", "docs"):
+        (tmp_path / path).mkdir(parents=True)
+    package = Path(runs.__file__).parent
+    for name in ("__init__.py", "provenance.py"):
+        (tmp_path / "benchmarks" / name).write_bytes((package / name).read_bytes())
+    git("init")
+    git("add", "--all")
+    git("commit", "--message=1")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    for path in ("docs/page.md", "benchmarks/results/runs.csv"):
+        (tmp_path / path).touch()
+        assert found() == f"{commit}\n"
+    (tmp_path / "setup.py").touch()
+    assert found() == f"{commit}+\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        (3, "+3.0 (+1.3 to +4.7) | yes: 5.0"),
+        (4, "+4.0 (+2.3 to +5.7) | not shown: 5.0"),
+        (-4, "-4.0 (-5.7 to -2.3) | not shown: 5.0"),
+    ],
+)
+def test_equivalence_is_shown_where_the_interval_is_within_the_margin(more, verdict, tmp_path, capsys):
+    # Variances of 1: a standard error of sqrt(2 / 3) = 0.816, by t = 2.132 of 4 degrees of freedom 1.74. The range is 100
+    scores = {"MaskablePPO": 50, "PPOClip": 50 + more, "PPOClip without masks": 0}
+    rows = [f"{name},InvalidActionEnvDiscrete,{seed},{score + seed}" for name, score in scores.items() for seed in range(3)]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(["algorithm,env,seed,score", *rows]) + "\n")
+    learning_masks.report(path)
+    assert f"| {verdict} |" in capsys.readouterr().out
+
+
+def test_speed_is_the_median_of_the_ratios_of_the_turns():
+    turns = [
+        {
+            "SB3 PPO": {"rollout_us": 0.75 * peer, "update_us": 0.25 * peer},
+            "PPOClip": {"rollout_us": own / 2, "update_us": own / 2},
+        }
+        for peer, own in ((100, 50), (150, 25), (80, 40))
+    ]
+    # 2, 6 and 2; the ratio of the medians would be 2.5
+    row = speed.summary("case", "PPOClip", turns)
+    assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (2, 2, 6)
+    assert (row["rollout_us"], row["update_us"]) == (20, 20)
+    assert speed.summary("case", "SB3 PPO", turns)["ratio"] == 1
+
+
+@pytest.mark.parametrize(("action", "is_valid"), [(0, False), (1, True), (2, False), (-1, False)])
+def test_invalid_draws_are_counted(action, is_valid, monkeypatch):
+    class Actor:
+        def act(self, observations, given):
+            return SimpleNamespace(actions=np.full(len(observations), action))
+
+    monkeypatch.setattr(mask_draws, "acting", lambda *_: Actor())
+    monkeypatch.setattr(mask_draws, "random_masks", lambda heads, n, *_: np.tile([False, True], (n, 1)))
+    draws, invalid = mask_draws.count_invalid("numpy", spaces.Discrete(2), 64, np.random.default_rng(0))
+    assert (draws, invalid) == (64, 0 if is_valid else 64)
 
 
 def test_results_are_added_to_by_one_program_and_have_one_kind_of_row(tmp_path):

@@ -298,7 +298,7 @@ def test_saved_model_does_not_depend_on_the_path(tmp_path):
 
 @pytest.mark.usefixtures("auto_compiles")
 def test_copies_pickles_and_files_of_a_model_that_has_compiled(tmp_path, monkeypatch, interpreted):
-    model = make_model().learn(52)
+    model = make_model(compile=True).learn(52)
     assert model._backend.step.functions
     model.save(tmp_path / "model")
     copied = copy.deepcopy(model)
@@ -341,10 +341,12 @@ def test_one_model_is_compiled_at_a_time(monkeypatch):
 def test_one_thread_inside_of_learn(monkeypatch):
     n_threads = []
 
-    def learn(n_before):
+    def learn(n_before, policy="MlpPolicy", env=None):
         th.set_num_threads(n_before)
         # Ends at once
-        make_model(compile=True).learn(52, callback=lambda *_: n_threads.append(th.get_num_threads()) is not None)
+        make_model(PPOClip, policy, env, compile=True).learn(
+            52, callback=lambda *_: n_threads.append(th.get_num_threads()) is not None
+        )
         assert th.get_num_threads() == n_before
         return n_threads[-1]
 
@@ -355,6 +357,8 @@ def test_one_thread_inside_of_learn(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     try:
         assert learn(2) == 1
+        # Large networks are quicker with all of them
+        assert learn(2, "CnnPolicy", space_env("image", "box")()) == 2
         # Numbers that the user has set
         assert learn(3) == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "2")

@@ -112,6 +112,37 @@ def test_rollouts_say_where_episodes_end(n_steps, observations, dones):
     assert taken.log().numpy() == pytest.approx(model.rollout_buffer.log_probs, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "reward", "step", "action_values"),
+    [
+        # V = (2 - 6) / 4 = -1. Action 0: the gradient is (1 + 1) / (1 / 4), and a logit moves by pi (z - sum pi z)
+        ({"delta": None}, 1.0, [1.5, -1.5], [1.5, -2]),
+        # Of the entropy, -(1 + log pi) = (0.386294, -0.712318); the advantage is 0
+        ({"delta": None, "ent_coef": 1.0}, -1.0, [0.205990, -0.205990], [0.5, -2]),
+        # g = (-8, 0); of KL[average, pi] k = -(1 / 2) / pi = (-2, -2 / 3); z = g - (16 - 1) / (40 / 9) k = (-1.25, 2.25)
+        ({"delta": 1.0}, -3.0, [-0.65625, 0.65625], [-0.5, -2]),
+    ],
+)
+def test_update_by_hand(kwargs, reward, step, action_values):
+    sgd = {"net_arch": [], "optimizer_class": th.optim.SGD, "optimizer_kwargs": {}}
+    options = {"n_steps": 1, "learning_rate": 1.0, "vf_coef": 0.5, "alpha": 0.75, "max_grad_norm": 1e9, "ent_coef": 0.0}
+    model = ACER("MlpPolicy", make_vec_env(Clock, 1), policy_kwargs=sgd, device="cpu", **options | kwargs).learn(0)
+    logits = np.log([0.25, 0.75])
+    with th.no_grad():
+        for parameter in (*model.policy.parameters(), *model.average_policy.parameters()):
+            parameter.zero_()
+        model.policy.action_net.bias.copy_(th.tensor(logits))
+        model.policy.value_net.bias.copy_(th.tensor([2.0, -2.0]))
+    behaviour = th.tensor([[[0.25, 0.75]]])
+    model._update(
+        Segments(th.zeros(2, 1, 1), th.zeros(1, 1, dtype=th.int64), th.full((1, 1), reward), th.ones(1, 1), behaviour)
+    )
+    assert model.policy.action_net.bias.tolist() == pytest.approx(logits + step, rel=1e-5)
+    # Half the squared error, weighted by a half: half of the way to the reward
+    assert model.policy.value_net.bias.tolist() == pytest.approx(action_values, rel=1e-5)
+    assert model.average_policy.action_net.bias.tolist() == pytest.approx(0.25 * (logits + step), rel=1e-5)
+
+
 def test_trust_region_and_replay():
     def train(**kwargs):
         env = make_vec_env("CartPole-v1", 2, seed=0)

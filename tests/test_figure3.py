@@ -31,6 +31,28 @@ from benchmarks.paper.training import Result
 from sb3_ppo_variants import NonFiniteEnvironmentError, NonFiniteUpdateError
 
 
+def test_settings_are_those_of_the_plan():
+    """Those of docs/figure3.md."""
+    trpo = {"n_steps": 1024, "target_kl": 0.01, "cg_max_steps": 10, "cg_damping": 0.1, "gamma": 0.99, "gae_lambda": 0.98}
+    trpo |= {"n_critic_updates": 5, "learning_rate": 0.001, "batch_size": 64}
+    # Those of trpo_mpi.py, which the page does not name
+    trpo |= {"line_search_shrinking_factor": 0.5, "line_search_max_iter": 10}
+    a2c = {"n_steps": 5, "gamma": 0.99, "ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 0.5, "learning_rate": 0.002}
+    assert figure3.CONTESTANTS["trpo"].kwargs == trpo
+    assert figure3.CONTESTANTS["a2c"].kwargs == a2c
+    assert figure3.CONTESTANTS["a2c_trust_region"].kwargs == a2c | {"delta": 1.0, "alpha": 0.99}
+    assert [one.n_envs for one in figure3.CONTESTANTS.values()] == [1, 8, 8, 1, 1]
+    vanilla = figure3.CONTESTANTS["vanilla"].kwargs
+    assert [vanilla[name] for name in ("n_steps", "gamma", "gae_lambda")] == [2048, 0.99, 0.95]
+    step_size = vanilla["learning_rate"]
+    assert (step_size.kl_target, step_size.initial, step_size.factor, step_size.band) == (0.002, 0.001, 1.5, 2.0)
+    cem = figure3.CONTESTANTS["cem"].kwargs
+    assert [cem[name] for name in ("population_size", "elite_fraction", "initial_std")] == [50, 0.2, 0.1]
+    # A tenth of that at the beginning, none from the middle on
+    assert [cem["extra_std"](left) for left in (1.0, 0.75, 0.5, 0.0)] == pytest.approx([0.01, 0.005, 0, 0])
+    assert cem["policy_kwargs"]["net_arch"]["pi"] == [64, 64]
+
+
 class Target(gym.Env):
     """Episodes of one step, which cost the squared distance of the action from 0.3."""
 
@@ -72,18 +94,19 @@ def test_cem_learns_and_plays_each_candidate_once():
     assert model.std.max() < 0.1
 
 
-def test_cem_noise_decays_with_the_progress():
-    model = CEM("MlpPolicy", Target(), population_size=200, initial_std=0.0, extra_std=lambda left: left, policy_kwargs=LINEAR)
+def test_variances_of_cem_and_its_noise_add():
+    model = CEM("MlpPolicy", Target(), population_size=200, extra_std=lambda left: left, policy_kwargs=LINEAR, seed=0)
     model.learn(0)
     drawn = []
     model._play_episode = lambda callback: drawn.append(parameters_to_vector(model._parameters()).detach().clone()) or 0.0
-    for left in (1.0, 0.5):
+    # 0.75^2 + 1 = 1.25^2
+    for left, expected in ((1.0, 1.25), (0.0, 0.75)):
         drawn.clear()
         model._current_progress_remaining = left
-        model.std = th.zeros(2)
+        model.std = th.full((2,), 0.75)
         model._run_generation(model._init_callback(None))
         # Standard error of the deviation of 400 numbers: 4%
-        assert th.stack(drawn).std(dim=0).mean() == pytest.approx(left, rel=0.15)
+        assert th.stack(drawn).std(dim=0).mean() == pytest.approx(expected, rel=0.12)
 
 
 def test_cem_keeps_its_mean_when_it_is_stopped():
@@ -121,6 +144,31 @@ def test_a2c_with_an_infinite_trust_region_is_a2c():
     # After 20 updates, a narrow one makes a difference
     narrow = trained(A2CTrustRegion, delta=1e-3).policy.action_net.weight
     assert (narrow - expected.policy.action_net.weight).abs().max() > 1e-3
+
+
+def test_trust_region_of_a2c_by_hand():
+    n_active = 0
+    sgd = {"net_arch": [], "optimizer_class": th.optim.SGD, "optimizer_kwargs": {}}
+    kwargs = {"n_steps": 1, "vf_coef": 0.0, "max_grad_norm": 1e9, "learning_rate": 1e-3, "device": "cpu", "policy_kwargs": sgd}
+    for seed in range(8):
+        model = A2CTrustRegion("MlpPolicy", make_vec_env(Target, 1), delta=0.01, seed=seed, **kwargs)
+        policy = model.policy
+        with th.no_grad():
+            model.average_policy.action_net.bias += 2
+            # The observation is 1
+            bias, value = policy.action_net.bias.item(), policy.predict_values(th.ones(1, 1)).item()
+            mean = policy.action_net.weight.item() + bias
+        model.learn(1)
+        distance = model.rollout_buffer.actions.item() - mean
+        advantage = -((distance + mean - 0.3) ** 2) - value
+        # By mean and log std, the deviation being 1: of log pi (x, x^2 - 1), of KL[average, pi] (-2, 1 - (1 + 2^2))
+        gradient, of_kl = advantage * np.array([distance, distance**2 - 1]), np.array([-2.0, -4.0])
+        excess = (of_kl @ gradient - 0.01) / 20
+        step = 1e-3 * (gradient - max(excess, 0) * of_kl)
+        assert policy.action_net.bias.item() - bias == pytest.approx(step[0], rel=2e-3, abs=2e-7)
+        assert policy.log_std.item() == pytest.approx(step[1], rel=2e-3, abs=2e-7)
+        n_active += excess > 0
+    assert 0 < n_active < 8
 
 
 def test_average_policy_follows_the_policy():

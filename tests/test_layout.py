@@ -16,7 +16,7 @@ PACKAGE = Path(sb3_ppo_variants.__file__).parent
 NAME = PACKAGE.name
 
 MAX_LINES_OF_A_FILE = 400
-MAX_LINES = 5_374
+MAX_LINES = 5_500
 MAX_FLOORS = 7
 
 # Prints the number of updates and the digits of two trainings

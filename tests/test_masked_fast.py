@@ -96,6 +96,19 @@ def test_no_invalid_action_in_numpy_and_the_right_frequencies(name):
     assert counts[~masks[0]].sum() == 0
 
 
+@pytest.mark.parametrize("name", ACTION_SPACES)
+@pytest.mark.parametrize(("number", "possible"), [(0.0, "last"), (1 - 2**-24, "first")])
+def test_no_invalid_action_at_the_ends_of_the_uniform_numbers(name, number, possible):
+    space = ACTION_SPACES[name]
+    heads = heads_of(space)
+    quick = NumpyPolicy(policy_of(space, scale=0.0), MaskedRolloutBuffer(1, OBSERVATIONS, space, device="cpu", n_envs=1))
+    quick.uniform[:] = number
+    expected = [n - 1 if possible == "last" else 0 for n in heads]
+    mask = np.concatenate([np.arange(n) == action for n, action in zip(heads, expected, strict=True)])
+    action = quick.act(np.zeros((1, 5), np.float32), {"action_masks": mask[None]})
+    assert action.actions.flatten().tolist() == expected
+
+
 @needs_new_torch
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ CHANGES = {
     "bounded_actions": {"bounds": True},
     "minibatch_advantages": {"advantages": True},
     "clipped_gradient": {"max_grad_norm": 0.5, "vf_coef": 0.5},
-    "normalized_rewards": {"rewards": True},
+    "normalized_rewards": {"rewards": (10.0, 0.99)},
     "raw_observations": {"observations": False},
     "raw_advantages": {"advantages": False},
     "raw": {"observations": False, "advantages": False},
@@ -147,7 +147,7 @@ def test_variants_change_what_they_say(variant):
         env = env.venv
     found = {
         "observations": any(wrapper.norm_obs for wrapper in wrappers),
-        "rewards": any(wrapper.norm_reward for wrapper in wrappers),
+        "rewards": next(((w.clip_reward, w.gamma) for w in wrappers if w.norm_reward), None),
         "bounds": bool((env.action_space.high == 1).all()),
         "halfway": model.lr_schedule(0.5),
         "eps": model.policy.optimizer.param_groups[0]["eps"],
@@ -157,8 +157,15 @@ def test_variants_change_what_they_say(variant):
         "clip_range_vf": model.clip_range_vf and model.clip_range_vf(1),
     }
     # As in ppo1
-    paper = {"observations": True, "rewards": False, "bounds": False, "halfway": 3e-4, "eps": 1e-5, "advantages": "batch"}
+    paper = {"observations": True, "rewards": None, "bounds": False, "halfway": 3e-4, "eps": 1e-5, "advantages": "batch"}
     assert found == paper | {"max_grad_norm": None, "vf_coef": 1.0, "clip_range_vf": None} | CHANGES[variant]
+
+
+def test_episodes_end_for_good_at_the_time_limit():
+    env = training.make_env(Run("paper", "clip_0.2", "Reacher-v4", 0))
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(50)]
+    assert ends == [(False, False)] * 49 + [(True, False)]
 
 
 def test_initial_policy_is_that_of_ppo1():
@@ -331,6 +338,20 @@ def test_verify_draws_at_random(changed, capsys, call):
     assert "number must be from 1 to 2, as there are so many runs, but it is 3" in capsys.readouterr().err
 
 
+def test_one_program_makes_runs_of_one_length(tmp_path):
+    results = Results(tmp_path)
+    with results.lock(), pytest.raises(ValueError, match="Another program is making runs in"), Results(tmp_path).lock():
+        pass
+    (tmp_path / "curves" / "of_a_killed_run.unfinished").touch()
+    with results.lock():
+        assert list(tmp_path.rglob("*.unfinished")) == []
+    run = Run("paper", "none", "Reacher-v4", 0)
+    results.save(run, training.Result({**vars(run), "timesteps": 10}, {}))
+    results.check_timesteps(10)
+    with pytest.raises(ValueError, match=r"timesteps is 11, but .* has runs of 10"):
+        results.check_timesteps(11)
+
+
 def test_constants_are_frozen_once(directory, tmp_path):
     results, path = Results(directory), tmp_path / "constants.csv"
     runs = list(results.rows())
@@ -488,6 +509,19 @@ def test_running_scores(monkeypatch):
 def test_runs_that_tie_for_the_best_are_counted():
     scores = made_up_scores({"clip_0.2": [100, 100, 81], "clip_0.3": [100, 2, 3], "none": [0, 0, 0]})
     assert "| 100 (3 runs) | 90.0 (Clipping, epsilon = 0.3) |" in tables._normalization(scores)
+
+
+def test_how_well_the_adaptive_penalty_meets_its_target():
+    curves = {"kl": np.array([0.5, 1, 2, 5]), "kl_coef": np.array([1.0, 2.0, 1e-6, 4.0])}
+    settings = {name: setting.kwargs["kl_target"] for name, setting in SETTINGS.items() if name.startswith("adaptive_kl")}
+    results = {Run("paper", name, "Hopper-v4", 0): curves | {"kl": curves["kl"] * target} for name, target in settings.items()}
+    study = SimpleNamespace(
+        table_1=SimpleNamespace(rows=results), results=SimpleNamespace(load=lambda run: SimpleNamespace(curves=results[run]))
+    )
+    lines = tables._adaptation(study).splitlines()[2:]
+    # Of 1 / 2, 1, 2 and 5 times the target one is below, one in the band; 95% are 2 + 0.85 * 3. One beta is at its bound
+    cells = "25% | 25% | 50% | 25% | 1.5 | 2.12 | 4.55 | 5 | 1e-06 to 4 | 1 of 4 |"
+    assert [line.split(" | ", 1)[1] for line in lines] == [cells] * 3
 
 
 def made_up_scores(returns):

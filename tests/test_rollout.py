@@ -26,6 +26,7 @@ from support import (
 )
 
 from sb3_ppo_variants import (
+    AdaptiveLearningRate,
     NonFiniteEnvironmentError,
     NonFinitePolicyError,
     NonFiniteUpdateError,
@@ -205,6 +206,12 @@ def test_kl_that_is_only_logged_is_that_of_some_of_the_images(needs_kl):
     with th.no_grad():
         model.policy.action_net.bias.add_(0.5)
     assert old.mean_kl() == pytest.approx(0.375, rel=0.05)
+
+
+@pytest.mark.parametrize(("learning_rate", "needs_kl"), [(3e-4, False), (AdaptiveLearningRate(), True)])
+def test_step_size_goes_by_the_kl_of_all_images(learning_rate, needs_kl):
+    model = make_model(PPOClip, "CnnPolicy", space_env("image", "box")(), learning_rate=learning_rate, compile=False)
+    assert model._needs_kl() == needs_kl
 
 
 def test_kl_that_is_only_logged_is_that_of_some_of_the_images_of_a_custom_buffer():
