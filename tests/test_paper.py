@@ -464,6 +464,30 @@ def test_cells_of_table_1():
     assert "| 0.82 | 0.80 (0.80 to 0.80) | 0.89 (" in tables._readings(scores)
 
 
+def test_cells_of_comparisons(monkeypatch):
+    means = {"none": 0, "policy_gradient": -10, "clip_0.1": 70, "clip_0.2": 80, "clip_0.3": 60}
+    means |= {"adaptive_kl_0.003": 50, "adaptive_kl_0.01": 71, "adaptive_kl_0.03": 62}
+    means |= {"fixed_kl_0.3": 40, "fixed_kl_1": 50, "fixed_kl_3": 60, "fixed_kl_10": 50}
+    runs = {name: [mean - 1, mean, mean + 1, mean] for name, mean in means.items()}
+    three, ten = made_up_scores({name: own[:3] for name, own in runs.items()}), made_up_scores(runs)
+    # Four pairs, two kinds, and L^PG by itself, in the order of the table; that of the seeds that are new is of one run a task
+    p_values = iter([0.01, 0.04, 0.03, 0.5, 0.04, 0.02, 0.03])
+    monkeypatch.setattr(tables, "p_value", lambda one, _: 0.7 if one.shape[1] == 1 else next(p_values))
+    rows = [
+        line.strip("| ").split(" | ") for line in tables._pairs(SimpleNamespace(table_1=three, ten_seeds=ten)).splitlines()[2:]
+    ]
+    assert [row[0].split(", minus ")[0] for row in rows[-3:]] == ["Clipping", "Clipping", "No clipping or penalty"]
+    # The kinds' means are 70, 61 and 50
+    assert [row[3].split(" ")[0] for row in rows] == ["+0.80", "+0.09", "+0.20", "+0.11", "+0.09", "+0.20", "+0.10"]
+    # Of the paper's settings with clipping (0.76, 0.82, 0.70) and a penalty, (0.68, 0.74, 0.71) and (0.62, 0.71, 0.72, 0.69)
+    assert [row[2] for row in rows] == ["+1.21", "+0.08", "+0.10", "+0.02", "+0.05", "+0.08", "not given"]
+    assert [row[5:7] for row in rows] == [["1.00 (1.00 to 1.00)", "7 of 7"]] * 7
+    assert [row[7] for row in rows] == ["0.70"] * 4 + [""] * 3
+    assert [row[8] for row in rows] == ["0.010", "0.040", "0.030", "0.50", "0.040", "0.020", "0.030"]
+    # Holm: 4 * 0.01, 3 * 0.03 and at least that, 0.5; 2 * 0.02 and at least that
+    assert [row[9] for row in rows] == ["0.040", "0.090", "0.090", "0.50", "0.040", "0.040", "0.030"]
+
+
 def test_cells_of_equivalence_and_power():
     scores = made_up_scores({"clip_0.2": [79, 80, 81], "adaptive_kl_0.01": [69, 70, 71], "fixed_kl_3": [71, 72, 73]})
     study = SimpleNamespace(table_1=scores, ten_seeds=scores)
