@@ -69,7 +69,7 @@ def test_verbose_says_whether_updates_are_compiled(capsys):
     capsys.readouterr()
     # Of 2 x 512 timesteps, as above
     model._chosen_path(1000)
-    assert capsys.readouterr().out == "Not compiled: the training is as 160 minibatch steps, fewer than 12,000\n"
+    assert capsys.readouterr().out == "Not compiled: the training amounts to 160 minibatch steps, fewer than 12,000\n"
     model._chosen_path(1e6)
     assert capsys.readouterr().out == "Compiling the updates\n"
 

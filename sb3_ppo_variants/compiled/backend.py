@@ -53,7 +53,9 @@ class Backend:
         if self.step is not None:
             self.step.n_compilations = self.step.n_changes = 0
         self.is_on = self._must or self._n_steps_planned >= MIN_STEPS_TO_COMPILE
-        too_short = f"the training is as {self._n_steps_planned:,.0f} minibatch steps, fewer than {MIN_STEPS_TO_COMPILE:,}"
+        too_short = (
+            f"the training amounts to {self._n_steps_planned:,.0f} minibatch steps, fewer than {MIN_STEPS_TO_COMPILE:,}"
+        )
         reason = (self._failure or unsupported_reason(policy, algorithm.rollout_buffer)) if self.is_on else too_short
         if reason is None:
             self._say("Compiling the updates")
