@@ -47,13 +47,14 @@ def verify(results: Results, runs: Sequence[Run], jobs: int) -> bool:
     :return: whether all are exact
     :raises ValueError: if a row names no commit, or changes that have not been committed
     """
+    rows = results.rows()
     for run in runs:
-        commit = results.load(run).row["commit"]
+        commit = rows[run]["commit"]
         if commit == "unknown" or commit.endswith("+"):
             raise ValueError(f"{run.name} cannot be made again by its own code, as its commit is {commit}")
     n_exact = 0
     with TemporaryDirectory() as folder:
-        planned = [(run, results.load(run).row, Path(folder) / run.name) for run in runs]
+        planned = [(run, rows[run], Path(folder) / run.name) for run in runs]
         for ended in in_parallel.finished(make_again, planned, jobs):
             if isinstance(ended, str):
                 print(ended, file=sys.stderr)
