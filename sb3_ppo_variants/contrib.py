@@ -73,7 +73,7 @@ def predict(
     :param episode_start: where episodes start, for recurrent policies
     :param deterministic: whether to take the likeliest actions
     :param action_masks: which actions are possible, for a policy with action masks; if ``None``, what the observations have as
-        ``action_mask``; without that, all are
+        ``action_mask``; without that, all are, with a warning if the training has masks
     :return: the actions, and the next state
     :raises ValueError: if there are masks for a policy that takes none, more or fewer than observations, or such as leave no
         action
@@ -90,4 +90,7 @@ def predict(
         n = len(array) if self.policy.is_vectorized_observation(features) else 1
         if len(found) != n:
             raise ValueError(f"action_masks must be one for each observation, but there are {len(found)} for {n}")
+    elif self._masks is not None:
+        how = "give it action_masks, or attach them to the observations by sb3_ppo_variants.masks.attach_masks(env)"
+        warnings.warn(f"predict gets no action masks, but the training has some, as {self._masks.source}: {how}", stacklevel=2)
     return self.policy.predict(features, *options, action_masks=found)

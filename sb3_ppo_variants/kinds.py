@@ -109,8 +109,8 @@ class Recurrent(FeedForward):
         return batch._replace(given={**batch.given, "lstm_states": states})
 
     def whole(self, data: Batch, n_steps: int) -> Batch:
-        """A sequence for each environment, in which episodes may start, as no gradient goes through it."""
-        firsts = th.arange(0, len(data.returns), n_steps, device=data.returns.device)
+        """Sequences in which episodes may start, as no gradient goes through them: of an environment, or a segment."""
+        firsts = th.arange(0, len(data.returns), self.sequence_length or n_steps, device=data.returns.device)
         return data._replace(given={**data.given, "lstm_states": states_at(data.given["lstm_states"], firsts)})
 
     def _distribution(self, observations: PyTorchObs, given: Given) -> Any:

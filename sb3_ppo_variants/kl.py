@@ -22,13 +22,18 @@ def kl_normal(old_mean: th.Tensor, old_std: th.Tensor, mean: th.Tensor, std: th.
     return 0.5 * (variance_ratio + ((old_mean - mean) / std) ** 2 - 1 - variance_ratio.log()).sum(dim=1)
 
 
-def kl_categorical(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
+def kl_categorical(old_log_probs: th.Tensor, log_probs: th.Tensor) -> th.Tensor:
     """
-    KL of two categorical distributions. An action that the old policy never takes contributes 0, also where the new policy
-    rules it out too (logits of -inf, as from action masks). If the new policy rules out an action that the old one takes, the
-    KL is infinite, and its gradient NaN. Logits of shape ``(batch, n_actions)``, normalised or not.
+    KL of categorical distributions, from the logarithms of all probabilities, of shape ``(batch, n_actions)``: of one
+    distribution, or of several independent ones side by side. An action that the old policy never takes contributes 0, also
+    where the new policy rules it out too (-inf, as from action masks). If the new policy rules out an action that the old one
+    takes, the KL is infinite, and its gradient NaN.
     """
-    return kl_side_by_side(F.log_softmax(old_logits, dim=1), F.log_softmax(logits, dim=1))
+    old_probs = old_log_probs.exp()
+    impossible = old_probs == 0
+    # Masked before the subtraction, as the gradient of (-inf) - (-inf) would be NaN even if it were masked after it
+    difference = old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0)
+    return (old_probs * difference).sum(dim=1)
 
 
 def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
@@ -41,34 +46,14 @@ def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
     return (one + zero).sum(dim=1)
 
 
-def kl_categoricals(*logits: th.Tensor) -> th.Tensor:
-    """
-    KL of the independent categorical distributions of a MultiDiscrete space, or of one of a Discrete space: from the logits of
-    each distribution of the old policy, of shape ``(batch, n_actions)``, followed by those of the new one.
-    """
-    n = len(logits) // 2
-    return th.stack([kl_categorical(old, new) for old, new in zip(logits[:n], logits[n:], strict=True)]).sum(dim=0)
-
-
-def kl_side_by_side(old_log_probs: th.Tensor, log_probs: th.Tensor) -> th.Tensor:
-    """
-    KL of several independent categorical distributions from the logarithms of all their probabilities side by side, of shape
-    ``(batch, n_actions of all)``. An action that the old policy never takes contributes 0, as from action masks.
-    """
-    old_probs = old_log_probs.exp()
-    impossible = old_probs == 0
-    # Masked before the subtraction, as the gradient of (-inf) - (-inf) would be NaN even if it were masked after it
-    difference = old_log_probs.masked_fill(impossible, 0) - log_probs.masked_fill(impossible, 0)
-    return (old_probs * difference).sum(dim=1)
-
-
 class ClosedForm(NamedTuple):
     """
     An action distribution, as far as its KL goes.
 
     :param divergence: the KL of its family: a function of the old policy's parameters, followed by those of the new one
     :param parameters: the tensors that determine it, each of shape ``(batch, ...)``: (mean, std) of Gaussians (of the Gaussian
-        beneath, if squashed, as KL does not change under a bijection) and gSDE, logits of the others
+        beneath, if squashed, as KL does not change under a bijection) and gSDE; log probabilities of categorical
+        distributions, log odds of Bernoulli variables
     """
 
     divergence: Callable[..., th.Tensor]
@@ -80,18 +65,15 @@ def closed_form(distribution: Any) -> ClosedForm:
     The closed form of the KL of one of SB3's action distributions, by the family of torch's distribution (or list of those)
     that it holds as ``distribution``.
 
-    :param distribution: the action distribution, with its parameters set
+    :param distribution: the action distribution, with its parameters set, or torch's own
     :return: the KL of its family, and its parameters
     :raises NotImplementedError: if it holds one of another family
     """
-    # contrib's, of several parts with masks: there may be hundreds
-    parts = getattr(distribution, "distributions", None)
-    if parts and all(_is_a(Categorical, one) for one in parts):
+    # contrib's of several parts with masks has them as `distributions`
+    beneath: Any = getattr(distribution, "distributions", None) or getattr(distribution, "distribution", distribution)
+    parts = beneath if isinstance(beneath, list) else [beneath]
+    if all(_is_a(Categorical, one) for one in parts):
         return form_of_parts([one.logits for one in parts])
-    beneath: Any = getattr(distribution, "distribution", None)
-    categoricals = beneath if isinstance(beneath, list) else [beneath]
-    if all(_is_a(Categorical, one) for one in categoricals):
-        return ClosedForm(kl_categoricals, tuple(one.logits for one in categoricals))
     while isinstance(beneath, Independent):
         beneath = beneath.base_dist
     if _is_a(Normal, beneath):
@@ -103,7 +85,7 @@ def closed_form(distribution: Any) -> ClosedForm:
 
 def form_of_parts(log_probs: list[th.Tensor]) -> ClosedForm:
     """The closed form of an action of several parts, from log pi of all actions for each, of shape ``(batch, ...)``."""
-    return ClosedForm(kl_side_by_side, (th.cat([part.flatten(1) for part in log_probs], dim=1),))
+    return ClosedForm(kl_categorical, (th.cat([part.flatten(1) for part in log_probs], dim=1),))
 
 
 def _is_a(family: type[Distribution], distribution: Any) -> TypeGuard[Any]:

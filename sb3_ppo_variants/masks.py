@@ -218,7 +218,7 @@ def given_or_found(given: Any, observations: Any, space: spaces.Space) -> np.nda
     if given is None:
         return None
     heads = heads_of(space)
-    found = np.asarray(given)
+    found = np.hstack(given) if isinstance(given, tuple) else np.asarray(given)
     # One mask, or one for each environment
     is_one = found.ndim == 1 or found.size == sum(heads)
     return checked(found[None] if is_one else found, heads, lambda i: f"of observation {i}")

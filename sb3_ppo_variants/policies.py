@@ -1,6 +1,7 @@
 """What PPO asks of a policy: to act, to value, to evaluate. Here of SB3's; kinds.py has those that are given more."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -136,7 +137,7 @@ class FeedForward:
 
     def _closed_form(self, observations: PyTorchObs, given: Given) -> ClosedForm:
         # The evaluate_actions of SB3 and contrib leaves its distributions there
-        has_left_it = is_own(self.policy, "evaluate_actions", "_get_action_dist_from_latent")
+        has_left_it = is_own(self.policy, "evaluate_actions", "_get_action_dist_from_latent", "get_distribution")
         return closed_form(self.policy.action_dist if has_left_it else self._distribution(observations, given))
 
     def _distribution(self, observations: PyTorchObs, given: Given) -> Any:
@@ -149,6 +150,13 @@ class FeedForward:
         try:
             forms = self._closed_forms(chunks)
         except NotImplementedError:
+            return None
+        except Exception as error:
+            if not self.is_custom:
+                raise
+            # SB3's PPO has no use for that method
+            what = f"{type(self.policy).__name__}.get_distribution raises {type(error).__name__}: {error}"
+            warnings.warn(f"KL[pi_old, pi] is not known, as {what}", stacklevel=6)
             return None
         parameters = zip(*(form.parameters for form in forms), strict=True)
         return ClosedForm(forms[0].divergence, tuple(map(th.cat, parameters)))

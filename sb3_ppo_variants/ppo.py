@@ -360,10 +360,13 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout too small
         :raises TypeError: if ``total_timesteps`` is no number
+        :raises ValueError: or ``TypeError``, as the constructor, if attributes have been assigned since
         :raises RuntimeError: if ``compile=True``, and that is not possible; a ``CompilationError`` if an update finds it
         :raises NonFiniteEnvironmentError: and ``NonFinitePolicyError``, as ``collect_rollouts``
         :raises NonFiniteUpdateError: as ``train``
         """
+        # Attributes may have been assigned since
+        self._check_arguments()
         checks.check_number("total_timesteps", total_timesteps, minimum=0, infinite=True)
         if log_interval == 0:
             raise ValueError("log_interval must not be 0: None is for no log")

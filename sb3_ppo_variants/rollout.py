@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,7 +151,7 @@ class Rollout:
         old_parameters = () if form is None else form.parameters
         self.measured = [whole._replace(old_parameters=old_parameters)]
         self.data = data._replace(old_parameters=() if self.is_thinned else old_parameters)
-        if kind.acts_otherwise(whole):
+        if form is not None and kind.acts_otherwise(whole):
             warnings.warn(
                 "The log probabilities of the actions in the rollout are not those of policy.get_distribution(observations): "
                 "predict, train/kl and a KL penalty go by that distribution.",
@@ -234,14 +235,17 @@ def whole_rollout(buffer: RolloutBuffer) -> Any:
         for name in (name for name in names if hasattr(buffer, name)):
             setattr(buffer, name, pytree.tree_map(buffer.swap_and_flatten, getattr(buffer, name)))
         buffer.generator_ready = True
+    to_torch = partial(buffer.to_torch, copy=False)
+    # Nothing writes to a rollout while it is learned from
+    without_copy: Any = SimpleNamespace(**vars(buffer), to_torch=to_torch)
     if not is_recurrent:
-        return buffer._get_samples(slice(None))  # type: ignore[arg-type]
+        return type(buffer)._get_samples(without_copy, slice(None))  # type: ignore[arg-type]
     # contrib's would be padded
     base: Any = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
-    samples = SimpleNamespace(**base._get_samples(buffer, slice(None))._asdict())
-    states = [buffer.to_torch(getattr(buffer, name), copy=False) for name in STATES]
+    samples = SimpleNamespace(**base._get_samples(without_copy, slice(None))._asdict())
+    states = [to_torch(getattr(buffer, name)) for name in STATES]
     samples.lstm_states = RNNStates((states[0], states[1]), (states[2], states[3]))
-    samples.episode_starts = buffer.to_torch(buffer.episode_starts).flatten()
+    samples.episode_starts = to_torch(buffer.episode_starts).flatten()
     if hasattr(buffer, "action_masks"):
-        samples.action_masks = buffer.to_torch(buffer.action_masks)
+        samples.action_masks = to_torch(buffer.action_masks)
     return samples

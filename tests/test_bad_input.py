@@ -75,6 +75,24 @@ def test_bad_arguments(cls, name, value, error):
         assert str(value) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        (PPOClip, "normalize_advantage", 1),
+        (PPOClip, "clip_range", None),
+        (PPOClip, "n_epochs", 0),
+        (PPOClip, "compile", "yes"),
+        (PPOFixedKL, "target_kl", -1),
+    ],
+)
+def test_bad_attributes(cls, name, value):
+    model = cls("MlpPolicy", "Pendulum-v1")
+    setattr(model, name, value)
+    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b.*but is {value!r}"):
+        model.learn(1)
+    assert model.num_timesteps == 0
+
+
 @pytest.mark.parametrize("error", [AssertionError, ValueError])
 def test_what_sb3_asserts_may_be_caught_as_that_and_as_a_value_error(error):
     observation = OBSERVATION_SPACES["box"]
@@ -135,7 +153,7 @@ def test_numbers_may_be_assigned_and_are_checked():
     klpen.kl_coef, klpen.clip_range = 2, 0.125
     assert klpen.coefficients() == {"ent_coef": 0, "vf_coef": 0.5, "kl_coef": 2, "kl_target": 0.01, "clip_range": 0.125}
     klpen.clip_range = -1
-    with pytest.raises(ValueError, match=r"clip_range must be at least 0\.0, but is -1"):
+    with pytest.raises(ValueError, match=r"clip_range must be greater than 0, but is -1"):
         klpen.learn(64)
 
 

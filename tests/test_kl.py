@@ -11,6 +11,7 @@ from stable_baselines3.common.distributions import (
     SquashedDiagGaussianDistribution,
     StateDependentNoiseDistribution,
 )
+from torch.nn import functional as F
 
 from sb3_ppo_variants.kl import closed_form, kl_bernoulli, kl_categorical, kl_normal, kl_old_new
 
@@ -119,6 +120,10 @@ def test_independent_distributions_as_one_event_and_other_families():
     # 3 * 1^2 / 2
     assert th.equal(*kls)
     assert kls[0].tolist() == [1.5] * 5
+    # Also torch's own, which a policy may return
+    assert kl_old_new(old.distribution, new.distribution).tolist() == [1.5] * 5
+    coins = [th.distributions.Categorical(probs=th.tensor([[p, 1 - p]])) for p in (0.5, 0.8)]
+    assert kl_old_new(*coins).item() == pytest.approx(0.223144, rel=1e-5)
     old.distribution = th.distributions.Laplace(th.zeros(5, 3), th.ones(5, 3))
     with pytest.raises(NotImplementedError, match=r"No closed form of .* is known for DiagGaussianDistribution"):
         closed_form(old)
@@ -127,7 +132,7 @@ def test_independent_distributions_as_one_event_and_other_families():
 def test_masked_actions():
     masked = -float("inf")
     old, new = th.tensor([[0.0, 0.0, masked]]), th.tensor([[math.log(0.8), math.log(0.2), masked]], requires_grad=True)
-    kl = kl_categorical(old, new)
+    kl = kl_categorical(F.log_softmax(old, dim=1), F.log_softmax(new, dim=1))
     assert kl.item() == pytest.approx(0.223144, rel=1e-5)
     kl.sum().backward()
     # d KL / d logits = softmax(new) - old
@@ -139,7 +144,7 @@ def test_finite_where_probabilities_round_to_zero(scale):
     old, new = th.tensor([[scale, -scale]]), th.tensor([[-scale, scale]], requires_grad=True)
     assert th.softmax(new, dim=1).min() == 0
     # The old policy always takes the first action, to which the new one gives e^(-2 scale)
-    assert kl_categorical(old, new).item() == pytest.approx(2 * scale)
+    assert kl_categorical(F.log_softmax(old, dim=1), F.log_softmax(new, dim=1)).item() == pytest.approx(2 * scale)
     # Each of two dimensions: probability 1 against e^(-scale)
     kl = kl_bernoulli(old, new)
     assert kl.item() == pytest.approx(2 * scale)

@@ -16,7 +16,7 @@ from sb3_ppo_variants.buffers import MaskedRolloutBuffer
 from sb3_ppo_variants.compiled.numpy_policy import NumpyPolicy
 from sb3_ppo_variants.fast.masked import IS_OLD, MANY, StraightMasked
 from sb3_ppo_variants.kinds import Masked, kind_of
-from sb3_ppo_variants.kl import kl_side_by_side
+from sb3_ppo_variants.kl import kl_categorical
 from sb3_ppo_variants.loss import Batch
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.rollout import Rollout
@@ -149,11 +149,11 @@ def test_compiled_training_with_masks(policy, observation, way):
     assert model.rollout_buffer.action_masks.dtype == bool
 
 
-def test_kl_side_by_side_of_hand_worked_numbers():
+def test_kl_of_several_parts_of_hand_worked_numbers():
     # Parts of 2 and 3 actions, one masked in each row: log 0 stands for it
     old = th.tensor([[0.5, 0.5, 0.25, 0.75, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0]]).log().clamp(min=-1e8)
     new = th.tensor([[0.25, 0.75, 0.5, 0.5, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0]]).log().clamp(min=-1e8).requires_grad_()
-    kl = kl_side_by_side(old, new)
+    kl = kl_categorical(old, new)
     # 0.5 log 2 + 0.5 log(2 / 3) = 0.143841, and 0.25 log(1 / 2) + 0.75 log(3 / 2) = 0.130812; the second row leaves no choice
     assert kl.tolist() == [pytest.approx(0.143841 + 0.130812, abs=1e-6), 0.0]
     kl.sum().backward()

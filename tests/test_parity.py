@@ -177,6 +177,24 @@ def test_custom_policies(policy, both):
     assert actual[1][-1]["train/kl"] > 0
 
 
+class WithoutDistribution(OwnNetworks):
+    """As a policy that is written for SB3's PPO, which calls no other method."""
+
+    def get_distribution(self, obs):
+        raise AttributeError("mlp_extractor")
+
+
+@pytest.mark.filterwarnings("ignore:KL.* is not known, as WithoutDistribution.get_distribution raises AttributeError")
+def test_policies_without_a_distribution(both):
+    expected = train(PPO, WithoutDistribution)
+    with pytest.warns(UserWarning, match=r"is not known, as WithoutDistribution.* raises AttributeError: mlp_extractor"):
+        actual = train(PPOClip, WithoutDistribution, compile=False)
+    assert_same_training(expected, actual)
+    assert "train/kl" not in actual[1][-1]
+    with pytest.raises(AttributeError, match="mlp_extractor"):
+        train(PPOFixedKL, WithoutDistribution)
+
+
 class TwoLikeliest(ActorCriticPolicy):
     """Never takes any but the two likeliest actions, so that an update may rule out what was taken."""
 

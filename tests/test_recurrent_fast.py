@@ -21,6 +21,7 @@ from sb3_ppo_variants.compiled.numpy_memory import NumpyMemory
 from sb3_ppo_variants.compiled.recurrent import OneCall, Scanned
 from sb3_ppo_variants.compiled.support import CompilationError
 from sb3_ppo_variants.kinds import kind_of
+from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.loss import ppo_loss
 from sb3_ppo_variants.objectives import clipped_surrogate, kl_penalized_surrogate
 from sb3_ppo_variants.policies import has_contribs_memory
@@ -94,7 +95,13 @@ OPTIONS = {
 }
 
 
-def rollout_of(action="box", policy="MlpLstmPolicy", sequence_length=None, options=None, **kwargs):
+def change_parameters(policy, size):
+    with th.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(size * th.randn(parameter.shape))
+
+
+def rollout_of(action="box", policy="MlpLstmPolicy", sequence_length=None, options=None, change=0.05, **kwargs):
     """A model and its rollout, by a policy that is not pi_old any more."""
     env = masked_env("box", action)() if "Maskable" in policy else space_env("box", action, n_envs=3)()
     policy_kwargs = {**SMALL, "features_extractor_class": Double, **(options or {})}
@@ -102,9 +109,7 @@ def rollout_of(action="box", policy="MlpLstmPolicy", sequence_length=None, optio
     model = make_model(PPOClip, policy, env, policy_kwargs=policy_kwargs, compile=False, **sizes, **kwargs)
     model.learn(24 * env.num_envs)
     old = Rollout(model.rollout_buffer, kind_of(model.policy, sequence_length))
-    with th.no_grad():
-        for parameter in model.policy.parameters():
-            parameter.add_(0.05 * th.randn(parameter.shape))
+    change_parameters(model.policy, change)
     return model, old
 
 
@@ -140,6 +145,19 @@ def test_agrees_with_contrib_in_double_precision(options, sequence_length):
     model, old = rollout_of(options=OPTIONS[options], sequence_length=sequence_length)
     model.policy.double()
     assert_agree(model, old, [OneCall(model.policy, sequence_length)], as_double, 1e-10)
+
+
+@pytest.mark.parametrize("sequence_length", [None, 8, 3])
+def test_kl_of_an_update_is_that_of_its_sequences(sequence_length):
+    model, old = rollout_of(sequence_length=sequence_length, change=0)
+    quick = Rollout(model.rollout_buffer, OneCall(model.policy, sequence_length))
+    change_parameters(model.policy, 0.05)
+    batch = old.kind.select(old.data, th.arange(len(old.data.returns)), 24)
+    kl = kl_from_parameters(batch.old_parameters, old.kind.evaluate(batch).closed_form())
+    expected = kl[batch.valid].mean().item()
+    assert expected > 1e-3
+    assert old.mean_kl() == pytest.approx(expected, rel=1e-4)
+    assert quick.mean_kl() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("action", ["box", "discrete", "multidiscrete", "multibinary"])

@@ -36,6 +36,7 @@ from sb3_ppo_variants import (
     policies,
 )
 from sb3_ppo_variants.kinds import kind_of
+from sb3_ppo_variants.kl import kl_from_parameters
 from sb3_ppo_variants.rollout import KL_STRIDE, Rollout
 
 
@@ -274,6 +275,25 @@ def test_custom_buffers_have_the_same_kl():
     kl, expected = ([row["train/kl"] for row in some if "train/kl" in row] for some in (own_rows, rows))
     assert len(expected) == 2
     np.testing.assert_allclose(kl, expected, rtol=1e-3)
+
+
+class Warm(ActorCriticPolicy):
+    """Says that it acts with a larger deviation than it does."""
+
+    def get_distribution(self, obs):
+        distribution = super().get_distribution(obs)
+        normal = distribution.distribution
+        distribution.distribution = th.distributions.Normal(normal.mean, 2 * normal.stddev)
+        return distribution
+
+
+@pytest.mark.filterwarnings("ignore:The log probabilities of the actions in the rollout")
+def test_penalty_and_kl_are_of_the_same_distributions():
+    model = make_model(policy=Warm).learn(52)
+    old = Rollout(model.rollout_buffer, kind_of(model.policy))
+    form = old.kind.evaluate(old.data).closed_form()
+    # pi is pi_old
+    assert kl_from_parameters(old.data.old_parameters, form).abs().max() == 0
 
 
 @pytest.mark.parametrize(("policy", "is_warned"), [(OwnNetworks, True), (OfAUser, False)])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sb3_ppo_variants import checks
 from sb3_ppo_variants.kinds import Masked
-from sb3_ppo_variants.kl import ClosedForm, form_of_parts, kl_categoricals
+from sb3_ppo_variants.kl import form_of_parts
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import INVALID, NOTHING, Action, Given, Observations, is_of_contrib, latents
@@ -74,7 +74,7 @@ class StraightMasked(Masked):
         parts = zip(heads, masks.split(self.heads, dim=1), strict=True)
         entropies = [-(head * F.softmax(head, dim=-1) * mask).sum(-1) for head, mask in parts]
         log_prob, entropy = (th.stack(numbers, dim=1).sum(dim=1) for numbers in (log_probs, entropies))
-        return Evaluation(values.flatten(), log_prob, entropy, lambda: _form(heads))
+        return Evaluation(values.flatten(), log_prob, entropy, lambda: form_of_parts(heads))
 
 
 class _LogSumExp(th.autograd.Function):
@@ -92,7 +92,3 @@ class _LogSumExp(th.autograd.Function):
         x, mask, result = ctx.saved_tensors
         # What this gives invalid actions, the product of their logits with the mask takes away
         return gradients[0] * (x - result).mul_(mask).exp_(), None
-
-
-def _form(heads: list[th.Tensor]) -> ClosedForm:
-    return form_of_parts(heads) if len(heads) > 1 else ClosedForm(kl_categoricals, (heads[0],))

@@ -17,7 +17,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from sb3_ppo_variants import checks
-from sb3_ppo_variants.kl import ClosedForm, kl_categoricals, kl_normal
+from sb3_ppo_variants.kl import ClosedForm, form_of_parts, kl_normal
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import (
@@ -103,9 +103,9 @@ class Straight(FeedForward):
         squares = (actions - outputs).square_().neg_()
         return actions, values, squares.div_(self.double_variance).sub_(self.log_stds).sub_(LOG_SQRT_2PI).sum(dim=1)
 
-    def _logits(self, outputs: th.Tensor) -> tuple[th.Tensor, ...]:
+    def _logits(self, outputs: th.Tensor) -> list[th.Tensor]:
         """Log pi of all actions, for each part of an action."""
-        return tuple(head - head.logsumexp(dim=-1, keepdim=True) for head in outputs.split(self.heads, dim=1))
+        return [head - head.logsumexp(dim=-1, keepdim=True) for head in outputs.split(self.heads, dim=1)]
 
 
 class StraightMlp(Straight):
@@ -130,15 +130,15 @@ class StraightMlp(Straight):
     def evaluate(self, batch: Batch) -> Evaluation:
         """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
         outputs, values = self._forward(batch.observations)
-        form = self._form(outputs)
         if self.heads:
-            logits = form.parameters
+            logits = self._logits(outputs)
             actions = batch.actions.long().view(-1, len(logits), 1).unbind(dim=1)
             log_probs = [head.gather(-1, action).squeeze(-1) for head, action in zip(logits, actions, strict=True)]
             # The clamp keeps logits of -inf from becoming NaN
             p_log_p = [th.clamp(head, min=th.finfo(head.dtype).min) * F.softmax(head, dim=-1) for head in logits]
             entropy = _sum([-part.sum(-1) for part in p_log_p])
-            return Evaluation(values.flatten(), _sum(log_probs), entropy, lambda: form)
+            return Evaluation(values.flatten(), _sum(log_probs), entropy, lambda: form_of_parts(logits))
+        form = self._form(outputs)
         std = form.parameters[1]
         log_prob = (-((batch.actions - outputs) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2PI).sum(dim=1)
         entropy = (0.5 + 0.5 * math.log(2 * math.pi) + th.log(std)).sum(dim=1)
@@ -146,7 +146,7 @@ class StraightMlp(Straight):
 
     def _form(self, outputs: th.Tensor) -> ClosedForm:
         if self.heads:
-            return ClosedForm(kl_categoricals, self._logits(outputs))
+            return form_of_parts(self._logits(outputs))
         return ClosedForm(kl_normal, (outputs, th.ones_like(outputs) * self.policy.log_std.exp()))
 
     @th.no_grad()
