@@ -90,18 +90,18 @@ def train(algorithm: str, game: str, seed: int, timesteps: int = TIMESTEPS) -> d
 
 def table(rows: list[dict[str, str]]) -> list[str]:
     """
-    PPO less A2C, here and in Table 6.
+    PPO minus A2C, here and in Table 6.
 
     :param rows: of the results
     :return: lines, without the games where either has no run
     """
+    of_games = runs.scores(rows, "last")
     lines = ["| game | PPO | A2C | PPO - A2C | in Table 6 | same sign |", "|---" * 6 + "|"]
     for game, paper in wins.table6().items():
-        own = [row for row in rows if row["env"] == game and row["last"]]
-        scores = {name: [float(row["last"]) for row in own if row["algorithm"] == name] for name in ALGORITHMS}
-        if not all(scores.values()):
+        scores = of_games.get(game, {})
+        if not all(name in scores for name in ALGORITHMS):
             continue
-        means = {name: sum(values) / len(values) for name, values in scores.items()}
+        means = {name: values.mean() for name, values in scores.items()}
         here, there = (score["PPO"] - score["A2C"] for score in (means, paper))
         same = "yes" if here * there > 0 or here == there == 0 else "no"
         cells = [f"{means[name]:.1f} ({len(scores[name])} seeds)" for name in ALGORITHMS]

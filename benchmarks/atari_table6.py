@@ -27,11 +27,8 @@ def report(results: Path = RESULTS) -> None:
         return
     rows = runs.load(results)
     for criterion in wins.Criteria._fields:
-        means: dict[str, dict[str, float]] = {}
-        for game in wins.table6():
-            for name in PUBLISHED:
-                own = [float(row[criterion]) for row in rows if (row["env"], row["algorithm"]) == (game, name)]
-                means.setdefault(game, {})[name] = round(sum(own) / len(own), 1)
+        of_games = runs.scores(rows, criterion)
+        means = {game: {name: round(float(own.mean()), 1) for name, own in of_games[game].items()} for game in of_games}
         print(criterion, *wins.count_wins(means))
 
 

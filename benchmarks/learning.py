@@ -1,14 +1,13 @@
 """
 Whether the compiled PPOClip learns what SB3's PPO learns: real tasks, ten seeds each.
 
-    python -m benchmarks.learning [--jobs 2]     # runs what is missing in benchmarks/results/learning.csv, then reports
+    python -m benchmarks.learning [--jobs 2]     # runs what is missing in the results, an hour, then reports
     python -m benchmarks.learning --report       # reports only
 
 The score of a run is the mean return of the last 100 training episodes, as in section 6.1 of the paper; intervals are Welch's.
-Runs are appended to the file as they end, so that an interrupted call goes on where it was.
+Runs are appended to benchmarks/results/learning.csv as they end, so that an interrupted call goes on where it was.
 """
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ import numpy as np
 
 from benchmarks import runs
 from benchmarks.paper.statistics import probability_of_improvement, welch_interval
+from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "learning.csv"
 ENVS = ("Hopper-v4", "HalfCheetah-v4")
 ALGORITHMS = ("SB3 PPO", "PPOClip")
 SEEDS = range(10)
 TIMESTEPS = 300_000
+PACKAGES = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
 PLANNED = [(algorithm, env, seed) for seed in SEEDS for env in ENVS for algorithm in ALGORITHMS]
 
 
@@ -57,30 +58,25 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
         "episodes": len(returns),
         "score": round(float(np.mean(returns)), 3),
         "seconds": round(time.perf_counter() - start, 1),
-        "sb3": version("stable-baselines3"),
-        "torch": version("torch"),
-        "mujoco": version("mujoco"),
+        **origin(PACKAGES),
     }
 
 
 def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    rows = runs.load(results)
+    scores = runs.scores(runs.load(results))
     print(
         f"| task, {TIMESTEPS} timesteps | SB3's PPO | PPOClip(compile=True) | difference (95% interval) | P(PPOClip > SB3) |"
     )
     print("|---|---|---|---|---|")
     for env in ENVS:
-        theirs, ours = (
-            np.array([float(row["score"]) for row in rows if row["env"] == env and row["algorithm"] == algorithm])
-            for algorithm in ALGORITHMS
-        )
-        if len(ours) < 2 or len(theirs) < 2:
+        theirs, ours = (scores.get(env, {}).get(algorithm, np.array([])) for algorithm in ALGORITHMS)
+        if min(len(theirs), len(ours)) < 2:
             continue
         difference, low, high = welch_interval(ours, theirs)
         probability = probability_of_improvement(ours[None], theirs[None])
-        scores = " | ".join(f"{x.mean():.0f} ± {x.std(ddof=1):.0f} ({len(x)} seeds)" for x in (theirs, ours))
-        print(f"| {env} | {scores} | {difference:+.0f} ({low:+.0f} to {high:+.0f}) | {probability:.2f} |")
+        means = " | ".join(f"{x.mean():.0f} ± {x.std(ddof=1):.0f} ({len(x)} seeds)" for x in (theirs, ours))
+        print(f"| {env} | {means} | {difference:+.0f} ({low:+.0f} to {high:+.0f}) | {probability:.2f} |")
 
 
 def main() -> None:

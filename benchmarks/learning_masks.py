@@ -16,18 +16,21 @@ Runs are appended to benchmarks/results/learning_masks.csv as they end, so that 
 
 import warnings
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import runs
+from benchmarks.paper.cells import format_equivalence
 from benchmarks.paper.statistics import welch_interval
+from benchmarks.provenance import origin
 
 RESULTS = Path(__file__).parent / "results" / "learning_masks.csv"
 ALGORITHMS = ("MaskablePPO", "PPOClip", "PPOClip without masks")
-SEEDS = range(10)
+# Ten. The eight environments of a run have the seeds from its own on
+SEEDS = range(0, 100, 10)
+PACKAGES = ("stable-baselines3", "sb3-contrib", "torch", "gymnasium", "numpy")
 # Of the range of the returns
 MARGIN = 0.05
 N_ENVS = 8
@@ -133,31 +136,26 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
         "episodes": len(returns),
         "score": round(float(np.mean(returns)), 3),
         "seconds": round(time.perf_counter() - start, 1),
-        "sb3_contrib": version("sb3-contrib"),
-        "torch": version("torch"),
-        "gymnasium": version("gymnasium"),
+        **origin(PACKAGES),
     }
 
 
 def report(results: Path = RESULTS) -> None:
     """Print the table."""
-    rows = runs.load(results)
+    scores = runs.scores(runs.load(results))
     columns = ("difference (90% interval)", f"equivalent within {MARGIN:.0%} of the range", "what masks buy (90% interval)")
     print(f"| task, timesteps | {' | '.join((*ALGORITHMS, *columns))} |")
     print("|---" * (1 + len(ALGORITHMS) + len(columns)) + "|")
     for env, task in TASKS.items():
-        theirs, ours, without = (
-            np.array([float(row["score"]) for row in rows if row["env"] == env and row["algorithm"] == algorithm])
-            for algorithm in ALGORITHMS
-        )
+        theirs, ours, without = (scores.get(env, {}).get(algorithm, np.array([])) for algorithm in ALGORITHMS)
         if min(map(len, (theirs, ours, without))) < 2:
             continue
-        scores = [f"{x.mean():.1f} ± {x.std(ddof=1):.1f} ({len(x)} seeds)" for x in (theirs, ours, without)]
+        means = [f"{x.mean():.1f} ± {x.std(ddof=1):.1f} ({len(x)} seeds)" for x in (theirs, ours, without)]
         (difference, low, high), bought = (welch_interval(ours, others, level=0.9) for others in (theirs, without))
         margin = MARGIN * (task.highest - task.lowest)
-        verdict = f"{'yes' if -margin < low and high < margin else 'not shown'}: {margin:.1f}"
+        verdict = format_equivalence(low, high, margin)
         intervals = [f"{x[0]:+.1f} ({x[1]:+.1f} to {x[2]:+.1f})" for x in ((difference, low, high), bought)]
-        print(f"| {env}, {task.timesteps:_} | {' | '.join((*scores, intervals[0], verdict, intervals[1]))} |")
+        print(f"| {env}, {task.timesteps:_} | {' | '.join((*means, intervals[0], verdict, intervals[1]))} |")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import runs
+from benchmarks.paper.cells import format_equivalence
 from benchmarks.paper.statistics import welch_interval
 from benchmarks.provenance import origin
 
@@ -141,12 +142,12 @@ def train(algorithm: str, env: str, seed: int) -> dict[str, Any]:
 def report(results: Path = RESULTS) -> None:
     """Print the table."""
     rows = runs.load(results)
+    of_tasks, timesteps = runs.scores(rows), {row["env"]: int(row["timesteps"]) for row in rows}
     columns = ("PPOClip - RecurrentPPO (90% interval)", f"equivalent within {MARGIN:.0%} of the range")
     print(f"| task, timesteps | {' | '.join((*ALGORITHMS, *columns))} |")
     print("|---" * (1 + len(ALGORITHMS) + len(columns)) + "|")
     for env, task in TASKS.items():
-        own = [row for row in rows if row["env"] == env]
-        scores = {name: np.array([float(row["score"]) for row in own if row["algorithm"] == name]) for name in ALGORITHMS}
+        scores = {name: of_tasks.get(env, {}).get(name, np.array([])) for name in ALGORITHMS}
         if min(len(scores[name]) for name in task.algorithms()) < 2:
             continue
         digits = 2 if task.highest == 1 else 1
@@ -154,11 +155,11 @@ def report(results: Path = RESULTS) -> None:
         if "RecurrentPPO" in task.algorithms():
             difference, low, high = welch_interval(scores["PPOClip"], scores["RecurrentPPO"], level=0.9)
             margin = MARGIN * (task.highest - task.lowest)
-            verdict = "yes" if -margin < low and high < margin else "not shown"
-            cells += [f"{difference:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})", f"{verdict}: {margin:.{digits}f}"]
+            interval = f"{difference:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+            cells += [interval, format_equivalence(low, high, margin, digits)]
         else:
             cells += ["", ""]
-        print(f"| {env}, {int(own[0]['timesteps']):_} | {' | '.join(cells)} |")
+        print(f"| {env}, {timesteps[env]:_} | {' | '.join(cells)} |")
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ Runs are appended to benchmarks/results/minatar.csv as they end, so that an inte
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -194,10 +193,8 @@ def scores(rows: Sequence[dict[str, str]], criterion: str) -> dict[str, dict[str
     :param criterion: ``training`` or ``last``
     :return: of each game, of each algorithm, one for each seed
     """
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        found[row["env"], row["algorithm"]].append(float(row[criterion]))
-    return {game: {name: np.array(found[game, name]) for name in PUBLISHED if (game, name) in found} for game in GAMES}
+    found = runs.scores(rows, criterion)
+    return {game: {name: found[game][name] for name in PUBLISHED if name in found[game]} for game in GAMES}
 
 
 def printed_means(of_games: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, float]]:

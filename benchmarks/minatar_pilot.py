@@ -39,10 +39,8 @@ def train(candidate: str, game: str, seed: int) -> dict[str, Any]:
 
 def mean_scores(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, float]]:
     """Mean return of the last 100 episodes, over the seeds, of each candidate in each game."""
-    scores: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        scores.setdefault(row["env"], {}).setdefault(row["algorithm"], []).append(float(row["last"]))
-    return {game: {name: sum(own) / len(own) for name, own in of_game.items()} for game, of_game in scores.items()}
+    scores = runs.scores(rows, "last")
+    return {game: {name: float(own.mean()) for name, own in of_game.items()} for game, of_game in scores.items()}
 
 
 def choose(means: dict[str, dict[str, float]]) -> tuple[dict[str, float], dict[str, str]]:

@@ -41,9 +41,9 @@ def origin(packages: Sequence[str]) -> dict[str, str]:
     Where a row of results comes from.
 
     :param packages: names of the packages that count
-    :return: versions, commit and ``environment``
+    :return: versions and ``environment``; its program adds the commit, once
     """
-    return {"versions": versions(packages), "commit": current_commit(), **environment()}
+    return {"versions": versions(packages), **environment()}
 
 
 def environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from benchmarks.provenance import current_commit
@@ -38,6 +39,21 @@ def load(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def scores(rows: Iterable[dict[str, str]], column: str = "score") -> dict[str, dict[str, np.ndarray]]:
+    """
+    Scores by task and algorithm.
+
+    :param rows: as ``load`` returns them
+    :param column: where the score is; rows where it is empty are left out
+    :return: of each task, of each algorithm, the scores of its runs, shape ``(n_runs,)``
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row[column]:
+            found.setdefault(row["env"], {}).setdefault(row["algorithm"], []).append(float(row[column]))
+    return {env: {name: np.array(own) for name, own in of_env.items()} for env, of_env in found.items()}
+
+
 def missing(path: Path, planned: Sequence[Run]) -> list[Run]:
     """
     The runs that are not in the results.
@@ -61,7 +77,7 @@ def _attempt(train: Callable[..., Any], run: Sequence[Any]) -> Any:
 
 def finished(train: Callable[..., Any], planned: Iterable[Sequence[Any]], jobs: int, backend: str = "joblib") -> Iterator[Any]:
     """
-    Make runs side by side. What a process that is killed was at is lost, and ends the iteration with an error.
+    Make runs side by side. The run of a killed process is lost, and ends the iteration with an error.
 
     :param train: makes a run
     :param planned: its arguments, for each run
@@ -92,7 +108,8 @@ def run_missing(
     backend: str = "joblib",
 ) -> None:
     """
-    Make the runs that are not in the results, and append each as it ends. One that fails is reported, and remains missing.
+    Make the runs that are not in the results, and append each, with the commit, as it ends. One that fails is reported, and
+    remains missing.
 
     :param path: the file of the results
     :param train: makes the row of a run of an algorithm, a task and a seed
@@ -110,9 +127,7 @@ def run_missing(
                 if isinstance(row, str):
                     print(row, file=sys.stderr, flush=True)
                     continue
-                if "commit" in row:
-                    row["commit"] = commit
-                _append(path, row)
+                _append(path, {**row, "commit": commit})
                 print(*row.values(), flush=True)
     except Timeout:
         raise ValueError(f"Another program adds to {path}") from None

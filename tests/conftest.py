@@ -52,7 +52,7 @@ def auto_compiles(monkeypatch):
 
 
 # Tests that share a fixture which takes long: of each file, those run in one process, where there are several (`-n`)
-SHARED = r"(test_packaging|test_paper)\.py|test_zoo\.py(?=::test_(train_saves|conf_|continued_|enjoy|hyperparameter_))"
+SHARED = r"(test_packaging|test_paper_runs)\.py|test_zoo\.py(?=::test_(train_saves|conf_|continued_|enjoy|hyperparameter_))"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -190,7 +190,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     def train(algorithm, env, seed):
         if seed == 1:
             raise RuntimeError("no luck")
-        return {"algorithm": algorithm, "env": env, "seed": seed, "commit": "of the worker"}
+        return {"algorithm": algorithm, "env": env, "seed": seed}
 
     path, planned = tmp_path / "runs.csv", [("PPO", "a", seed) for seed in range(3)]
     monkeypatch.setattr(runs, "current_commit", lambda: "at the start")
@@ -200,7 +200,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     assert "PPO, a, 1 failed" in capsys.readouterr().err
     # It remains missing, and is made once it can be
     assert runs.missing(path, planned) == [("PPO", "a", 1)]
-    runs.run_missing(path, lambda *run: dict(zip(runs.KEY, run, strict=True)) | {"commit": ""}, planned, jobs=1)
+    runs.run_missing(path, lambda *run: dict(zip(runs.KEY, run, strict=True)), planned, jobs=1)
     assert sorted(row["seed"] for row in runs.load(path)) == ["0", "1", "2"]
     assert runs.missing(path, planned) == []
 
@@ -285,7 +285,9 @@ def test_invalid_draws_are_counted(action, is_valid, monkeypatch):
     assert (draws, invalid) == (64, 0 if is_valid else 64)
 
 
-def test_results_are_added_to_by_one_program_and_have_one_kind_of_row(tmp_path):
+def test_results_are_added_to_by_one_program_and_have_one_kind_of_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "current_commit", lambda: "c")
+
     def row(algorithm, env, seed):
         return {"algorithm": algorithm, "env": env, "seed": seed, "score": seed}
 
@@ -295,8 +297,8 @@ def test_results_are_added_to_by_one_program_and_have_one_kind_of_row(tmp_path):
     runs.run_missing(path, row, [("PPO", "a", 0)], jobs=1)
     # Another order is put right
     runs.run_missing(path, lambda *run: dict(reversed(row(*run).items())), [("PPO", "a", 1)], jobs=1)
-    assert path.read_text() == "algorithm,env,seed,score\nPPO,a,0,0\nPPO,a,1,1\n"
-    with pytest.raises(ValueError, match=r"has the columns algorithm, env, seed, score, but new rows have .*, seconds"):
+    assert path.read_text() == "algorithm,env,seed,score,commit\nPPO,a,0,0,c\nPPO,a,1,1,c\n"
+    with pytest.raises(ValueError, match=r"has the columns .*, score, commit, but new rows have .*, seconds"):
         runs.run_missing(path, lambda *run: row(*run) | {"seconds": 1}, [("PPO", "a", 2)], jobs=1)
 
 

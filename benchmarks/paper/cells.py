@@ -104,6 +104,19 @@ def format_returns_by_task(scores: Scores, setting: str, variant: str = "paper")
     return cells
 
 
+def format_equivalence(low: float, high: float, margin: float, digits: int = 1) -> str:
+    """
+    Whether two means are equivalent: by two one-sided tests, if the interval of their difference is within the margin.
+
+    :param low: end of the interval; at 90%, both tests are at 5%
+    :param high: the other end
+    :param margin: the largest difference that does not matter
+    :param digits: decimals of the margin
+    :return: a cell
+    """
+    return f"{'yes' if -margin < low and high < margin else 'not shown'}: {margin:.{digits}f}"
+
+
 def p_value(one: np.ndarray, other: np.ndarray) -> float:
     """That of the difference of two mean scores."""
     return statistics.permutation_test(one, other, np.random.default_rng(SEED))
