@@ -39,7 +39,7 @@ def as_errors(what: str) -> Iterator[None]:
 
 
 def check_arguments(algorithm: Any) -> None:
-    """Check the arguments of the constructor or ``load``. NumPy's numbers become Python's: torch takes no others somewhere."""
+    """Check the arguments of the constructor or ``load``, and make NumPy's numbers Python's, as torch may refuse them."""
     a, cls = algorithm, algorithm.policy_class
     if not (isinstance(cls, type) and issubclass(cls, ActorCriticPolicy | MaskableActorCriticPolicy)):
         why = f"{type(a).__name__} cannot use the policies (and the saved models) of other algorithms"

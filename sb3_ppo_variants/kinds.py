@@ -76,7 +76,7 @@ class Recurrent(FeedForward):
     :param sequence_length: steps of the sequences that it learns from; ``None``: as contrib cuts them
     """
 
-    # In a whole rollout, the states before each step
+    # States before each step in a whole rollout, and at the starts of sequences in a minibatch
     takes = ("lstm_states", "episode_starts", "action_masks")
 
     def __init__(self, policy: Any, sequence_length: int | None = None) -> None:

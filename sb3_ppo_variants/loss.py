@@ -16,7 +16,10 @@ APPROX_KL = METRICS.index("approx_kl")
 
 
 class Batch(NamedTuple):
-    """Samples of a rollout, each tensor of shape ``(batch, ...)``: SB3's (observations may be a dict), pi_old's, and masks."""
+    """
+    Samples of a rollout, each tensor of shape ``(batch, ...)``: the six of SB3's ``RolloutBufferSamples`` (observations may be
+    a dict), and what kinds of policies and objectives need besides.
+    """
 
     observations: Any
     actions: th.Tensor
@@ -50,7 +53,7 @@ class Settings(NamedTuple):
 
     objective: Objective
     coef: Mapping[str, float]
-    standardizes: bool
+    normalizes_minibatch: bool
     n_epochs: int
     batch_size: int
     max_grad_norm: float | None
@@ -64,7 +67,7 @@ class Evaluation(NamedTuple):
     values: th.Tensor
     log_prob: th.Tensor
     entropy: th.Tensor | None
-    # Makes that of the action distributions pi(.|s)
+    # Returns the closed form of the KL of the action distributions pi(.|s)
     closed_form: Callable[[], ClosedForm]
 
 
@@ -89,7 +92,7 @@ def without_padding(batch: Batch, evaluation: Evaluation) -> tuple[Batch, Evalua
 
 
 def ppo_loss(
-    objective: Objective, batch: Batch, evaluation: Evaluation, coef: Coefficients, standardizes: bool
+    objective: Objective, batch: Batch, evaluation: Evaluation, coef: Coefficients, normalizes_minibatch: bool
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Equation (9) with its sign turned: - L^S + c1 L^VF - c2 S, each a mean over the minibatch.
@@ -99,7 +102,7 @@ def ppo_loss(
     :param evaluation: what the policy says of it
     :param coef: coefficients by name: ``vf_coef`` (c1), ``ent_coef`` (c2), and ``clip_range``, ``clip_range_vf`` where there
         is such clipping; with any ``pessimistic_vf``, clipping the values never makes an error smaller
-    :param standardizes: whether the advantages are standardised in the minibatch
+    :param normalizes_minibatch: whether the advantages are normalised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
     :raises NotImplementedError: if the objective asks for the KL, and no closed form is known
     :raises ValueError: if the objective is of another shape
@@ -114,7 +117,7 @@ def ppo_loss(
             raise NotImplementedError("KL[pi_old, pi] is not known")
         return kl_from_parameters(batch.old_parameters, form)
 
-    advantages = standardize(batch.advantages) if standardizes else batch.advantages
+    advantages = standardize(batch.advantages) if normalizes_minibatch else batch.advantages
     terms = Terms(evaluation.log_prob, batch.old_log_prob, advantages, kl)
     surrogate = objective(terms, coef)
     if surrogate.shape != terms.log_prob.shape:

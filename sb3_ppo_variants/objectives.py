@@ -31,6 +31,7 @@ class Terms:
     ) -> None:
         self.log_prob = log_prob
         self.advantages = advantages
+        #: log r
         self.log_ratio = log_prob - old_log_prob
         #: r = pi(a|s) / pi_old(a|s)
         self.ratio = th.exp(self.log_ratio)

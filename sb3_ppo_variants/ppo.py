@@ -277,10 +277,10 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         values of ``METRICS`` and the norm of the gradient by step. Where the update ends early, the last norm is NaN.
         """
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
-        batch_size, standardizes = int(self.batch_size), self.normalize_advantage is True
+        batch_size, normalizes_minibatch = int(self.batch_size), self.normalize_advantage is True
         if self._uses_compiled:
             limits = (self.max_grad_norm, max_approx_kl)
-            settings = Settings(self.objective, coef, standardizes, self.n_epochs, batch_size, *limits)
+            settings = Settings(self.objective, coef, normalizes_minibatch, self.n_epochs, batch_size, *limits)
             made: list[th.Tensor] | None = self._backend.optimize(old, settings)
             self._uses_compiled = self._backend.is_on
             if made is not None:
@@ -292,7 +292,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
                 self._n_updates += 1
                 rows: list[th.Tensor] = []
                 for batch in old.epoch(batch_size):
-                    loss, metrics = ppo_loss(self.objective, batch, old.kind.evaluate(batch), coef, standardizes)
+                    loss, metrics = ppo_loss(self.objective, batch, old.kind.evaluate(batch), coef, normalizes_minibatch)
                     if self.target_kl is not None and metrics[APPROX_KL] > max_approx_kl:
                         return [*epochs, th.stack([*rows, F.pad(metrics, (0, 1), value=math.nan)])]
                     rows.append(th.cat([metrics, step(loss, self.max_grad_norm)[None]]))
@@ -358,14 +358,12 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         :param reset_num_timesteps: whether to count the timesteps from 0 again
         :param progress_bar: show a progress bar
         :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout too small
-        :raises TypeError: if ``total_timesteps`` is no number
-        :raises ValueError: or ``TypeError``, as the constructor, if attributes have been assigned since
+        :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout too small; as the
+            constructor, also a ``TypeError``, if bad attributes have been assigned since
         :raises RuntimeError: if ``compile=True``, and that is not possible; a ``CompilationError`` if an update finds it
         :raises NonFiniteEnvironmentError: and ``NonFinitePolicyError``, as ``collect_rollouts``
         :raises NonFiniteUpdateError: as ``train``
         """
-        # Attributes may have been assigned since
         self._check_arguments()
         checks.check_number("total_timesteps", total_timesteps, minimum=0, infinite=True)
         if log_interval == 0:

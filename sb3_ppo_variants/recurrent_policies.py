@@ -71,13 +71,13 @@ class MlpLstmPolicy(RecurrentActorCriticPolicy):
             self.optimizer = self.optimizer_class(self.parameters(), **options)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """Of MultiDiscrete observations, SB3 counts the features with an integer of NumPy's, which ``nn.LSTM`` refuses."""
+        """SB3's, with an ``int`` as ``features_dim``: with MultiDiscrete observations it is NumPy's, which torch refuses."""
         extractor = super().make_features_extractor()
         extractor._features_dim = int(extractor.features_dim)
         return extractor
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """SB3's and contrib's leave these out, and then cannot load what they have saved."""
+        """What ``load`` makes the policy with: with the arguments that SB3's and contrib's leave out."""
         return {
             **super()._get_constructor_parameters(),
             "share_features_extractor": self.share_features_extractor,

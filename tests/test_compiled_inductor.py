@@ -126,15 +126,14 @@ def test_compiler_that_fails_is_told_of_in_a_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(backend, "MIN_STEPS_TO_COMPILE", 1)
     model = PPOClip("MlpPolicy", "CartPole-v1", n_steps=28, batch_size=28, n_epochs=1, verbose=1)
     capfd.readouterr()
-    with config.patch({"cpp.cxx": (None, str(compiler)), "force_disable_caches": True}):
+    failure = pytest.warns(UserWarning, match=r"^Not compiled: .*error: no such thing$")
+    with config.patch({"cpp.cxx": (None, str(compiler)), "force_disable_caches": True}), failure as warned:
         model.learn(28, log_interval=None)
-    output = capfd.readouterr()
+    assert len(str(warned[0].message)) < 400
     assert not model._uses_compiled
     assert model._n_updates == 1
-    assert output.out.startswith("Compiling the updates\nNot compiled: ")
-    assert output.out.endswith("error: no such thing\n")
-    assert output.out.count("\n") == 2
-    assert len(output.out) < 420
+    output = capfd.readouterr()
+    assert output.out == "Compiling the updates\n"
     # Torch may say what it leaves on the disk
     assert "a note" not in output.err
 

@@ -40,7 +40,7 @@ def measured(loss, metrics):
 
 
 def test_equation_9(evaluation):
-    loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation, COEF, standardizes=False)
+    loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation, COEF, normalizes_minibatch=False)
     assert measured(loss, metrics) == pytest.approx(
         {
             # L^CLIP = (min(3, 1.25 * 2) + 1 * -2) / 2 = 0.25
@@ -68,7 +68,7 @@ def test_equation_9(evaluation):
 @pytest.mark.parametrize("number", [float, th.tensor])
 def test_value_clipping(evaluation, number):
     coef = {**COEF, "clip_range_vf": number(0.5)}
-    loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation, coef, standardizes=False)
+    loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation, coef, normalizes_minibatch=False)
     # 1 is farther than 0.5 from 0, and 3 is not from 2.75: ((0.5 - 2)^2 + (3 - 0)^2) / 2
     assert measured(loss, metrics)["value_loss"] == pytest.approx(5.625)
     # - 0.25 + 0.5 * 5.625 - 0.1
@@ -83,18 +83,18 @@ def test_pessimistic_value_clipping(evaluation, number):
     # The first value, 1, has gone from 0 towards the return 2, and is held back at 0.5; the second, 3, has gone from 2 away
     # from the return 0, and is not taken for 2.5: ((0.5 - 2)^2 + (3 - 0)^2) / 2
     data = batch()._replace(old_values=th.tensor([0.0, 2.0]))
-    loss, metrics = ppo_loss(clipped_surrogate, data, evaluation, coef, standardizes=False)
+    loss, metrics = ppo_loss(clipped_surrogate, data, evaluation, coef, normalizes_minibatch=False)
     assert measured(loss, metrics)["value_loss"] == pytest.approx(5.625)
     loss.backward()
     assert evaluation.values.grad.tolist() == pytest.approx([0.0, 1.5])
     # SB3's: ((0.5 - 2)^2 + (2.5 - 0)^2) / 2, with no gradient
     del coef["pessimistic_vf"]
-    _, metrics = ppo_loss(clipped_surrogate, data, evaluation, coef, standardizes=False)
+    _, metrics = ppo_loss(clipped_surrogate, data, evaluation, coef, normalizes_minibatch=False)
     assert metrics[METRICS.index("value_loss")].item() == pytest.approx(4.25)
 
 
 def test_entropy_that_is_not_known_is_estimated(evaluation):
-    loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation._replace(entropy=None), COEF, standardizes=False)
+    loss, metrics = ppo_loss(clipped_surrogate, batch(), evaluation._replace(entropy=None), COEF, normalizes_minibatch=False)
     # S = E[-log pi] = - ln(1.5) / 2
     assert measured(loss, metrics)["entropy_loss"] == pytest.approx(0.2027326)
     # - 0.25 + 0.5 * 5 + 0.1 * 0.2027326
@@ -104,14 +104,14 @@ def test_entropy_that_is_not_known_is_estimated(evaluation):
 def test_kl_penalty(evaluation):
     coef = {"vf_coef": 0.0, "ent_coef": 0.0, "kl_coef": 4.0}
     old = (th.zeros(2, 1), th.ones(2, 1))
-    loss, metrics = ppo_loss(kl_penalized_surrogate, batch(old_parameters=old), evaluation, coef, standardizes=False)
+    loss, metrics = ppo_loss(kl_penalized_surrogate, batch(old_parameters=old), evaluation, coef, normalizes_minibatch=False)
     # KL[N(0, 1), N(1, 2^2)] = ln 2 + (1 + 1) / 8 - 1/2 = 0.443147, and 0 of the second sample
     # - ((1.5 * 2 - 4 * 0.443147) + (1 * -2)) / 2
     assert loss.item() == pytest.approx(0.386294, rel=1e-5)
     # Nothing is clipped without a clip_range
     assert measured(loss, metrics)["clip_fraction"] == 0
     with pytest.raises(NotImplementedError, match=r"KL\[pi_old, pi\] is not known"):
-        ppo_loss(kl_penalized_surrogate, batch(), evaluation, coef, standardizes=False)
+        ppo_loss(kl_penalized_surrogate, batch(), evaluation, coef, normalizes_minibatch=False)
 
 
 def test_standardize():

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,9 +48,11 @@ class Backend:
         self._must, self._say = algorithm.compile is True, algorithm._print
         policy, rollout_size = algorithm.policy, algorithm.n_steps * algorithm.n_envs
         n_rollouts = n_timesteps if math.isinf(n_timesteps) else math.ceil(n_timesteps / rollout_size)
-        n_steps = max(math.ceil(rollout_size / algorithm.batch_size), rollout_size * image_work(policy) / IMAGES_PER_STEP)
+        n_minibatches = max(
+            math.ceil(rollout_size / algorithm.batch_size), rollout_size * image_work(policy) / IMAGES_PER_STEP
+        )
         # A training in many short pieces is a long one
-        self._n_steps_planned += n_rollouts * algorithm.n_epochs * n_steps
+        self._n_steps_planned += n_rollouts * algorithm.n_epochs * n_minibatches
         if self.step is not None:
             self.step.n_compilations = self.step.n_changes = 0
         self.is_on = self._must or self._n_steps_planned >= MIN_STEPS_TO_COMPILE
@@ -116,11 +119,14 @@ class Backend:
         if self._must:
             raise cause or CompilationError(f"compile=True is not possible: {reason}")
         self.is_on = False
-        self._say(f"Not compiled: {reason}")
+        if cause is None:
+            self._say(f"Not compiled: {reason}")
+        else:
+            warnings.warn(f"Not compiled: {reason}", stacklevel=7)
 
     @contextmanager
     def threads(self, policy: ActorCriticPolicy) -> Iterator[None]:
-        """One torch thread where more only get in each other's way, with small networks. What the user has set stays."""
+        """One torch thread with small networks, where more get in each other's way, unless the user has chosen a number."""
         n_threads = th.get_num_threads()
         # The cores that this process may use
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

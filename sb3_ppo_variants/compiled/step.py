@@ -46,12 +46,12 @@ class CompiledStep:
 
     # Of the present update; T, of its rollout
     settings: Settings
-    n_rollout_steps: int
+    n_steps: int
     # Parameters, Adam's moments and its count of steps; buffers and frozen parameters
     parameters: th.Tensor
     exp_avg: th.Tensor
     exp_avg_sq: th.Tensor
-    n_steps: int
+    n_adam_steps: int
     constants: dict[str, th.Tensor]
 
     def __init__(self, kind: FeedForward) -> None:
@@ -92,7 +92,7 @@ class CompiledStep:
         step_size, inverse_bias_correction2_sqrt, max_grad_norm, max_approx_kl, *adam = coef_vector[:N_OTHERS].unbind()
         one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay = adam
         coef = dict(zip(self.settings.coef, coef_vector[N_OTHERS:].unbind(), strict=True))
-        batch = self.kind.select(Batch(*data), index, self.n_rollout_steps)
+        batch = self.kind.select(Batch(*data), index, self.n_steps)
         if self.has_nature_cnn:
             batch = batch._replace(observations=pytree.tree_map(_channels_last, batch.observations))
         loss = partial(self._loss, batch, coef)
@@ -136,7 +136,7 @@ class CompiledStep:
     def _evaluated_loss(self, batch: Batch, coef: dict[str, Any]) -> tuple[th.Tensor, th.Tensor]:
         # In one function, as the KL of a custom policy may take a second pass through it
         evaluation = self.kind.evaluate(batch)
-        return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.standardizes)
+        return ppo_loss(self.settings.objective, batch, evaluation, coef, self.settings.normalizes_minibatch)
 
     def run(self, old: Rollout, settings: Settings) -> list[th.Tensor]:
         """
@@ -144,7 +144,7 @@ class CompiledStep:
         each step of each epoch, NaN for a step left out. After a ``CompilationError``, nothing has changed.
         """
         assert old.data is not None
-        self.settings, self.n_rollout_steps = settings, old.buffer.buffer_size
+        self.settings, self.n_steps = settings, old.buffer.buffer_size
         self._load()
         n_minibatches = math.ceil(len(old.data.returns) / settings.batch_size)
         coef_vectors = iter(self._coef_vectors(settings.n_epochs * n_minibatches))
@@ -168,7 +168,7 @@ class CompiledStep:
                     if settings.max_approx_kl < math.inf and row[APPROX_KL].item() > settings.max_approx_kl:
                         row[-1] = math.nan
                         return [*epochs, th.stack(rows)]
-                    self.n_steps += 1
+                    self.n_adam_steps += 1
                 epochs.append(th.stack(rows))
         return epochs
 
@@ -184,7 +184,7 @@ class CompiledStep:
         """Take parameters, buffers and Adam's state from the policy and its optimizer."""
         params = self.layout.parameters
         states = [self.policy.optimizer.state.get(parameter, {}) for parameter in params]
-        self.n_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
+        self.n_adam_steps = max((int(state["step"]) for state in states if "step" in state), default=0)
         others = [(name, tensor) for name, tensor in by_place(self.module).items() if not tensor.requires_grad]
         self.constants = {name: tensor.detach().clone() for name, tensor in others}
         with th.no_grad():
@@ -208,21 +208,21 @@ class CompiledStep:
             for i, (param, exp_avg, exp_avg_sq) in enumerate(moments):
                 # The gradients of compiled steps are not known
                 param.grad = None
-                if self.n_steps > 0 and i not in self.unused:
-                    state[param]["step"] = th.tensor(float(self.n_steps))
+                if self.n_adam_steps > 0 and i not in self.unused:
+                    state[param]["step"] = th.tensor(float(self.n_adam_steps))
                     state[param]["exp_avg"] = exp_avg.clone(memory_format=th.contiguous_format)
                     state[param]["exp_avg_sq"] = exp_avg_sq.clone(memory_format=th.contiguous_format)
 
-    def _coef_vectors(self, n_steps: int) -> Sequence[th.Tensor]:
+    def _coef_vectors(self, n_minibatches: int) -> Sequence[th.Tensor]:
         """The numbers of each of the coming steps, those that depend on Adam's count in float64 as torch.optim.Adam's."""
         settings, group = self.settings, self.policy.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        step = self.n_steps + 1 + np.arange(n_steps, dtype=np.float64)
+        step = self.n_adam_steps + 1 + np.arange(n_minibatches, dtype=np.float64)
         columns = [group["lr"] / (1 - beta1**step), 1 / np.sqrt(1 - beta2**step)]
         columns += [math.inf if settings.max_grad_norm is None else settings.max_grad_norm, settings.max_approx_kl]
         columns += [1 - beta1, beta2, 1 - beta2, group["eps"], group["weight_decay"]]
         columns += settings.coef.values()
-        matrix = np.stack([np.broadcast_to(column, n_steps) for column in columns], axis=1)
+        matrix = np.stack([np.broadcast_to(column, n_minibatches) for column in columns], axis=1)
         return th.as_tensor(matrix, dtype=self.parameters.dtype, device=self.parameters.device).unbind()
 
     def _first_step(
@@ -263,7 +263,7 @@ class CompiledStep:
             raise CompilationError(f"compiled {MAX_COMPILATIONS} times in this training, and again {change}")
         self.n_compilations, self.change = self.n_compilations + 1, ""
         if kind.is_custom:
-            verification.check_purity(self.kind, self.kind.select(data, index, self.n_rollout_steps), self.settings)
+            verification.check_purity(self.kind, self.kind.select(data, index, self.n_steps), self.settings)
         function = self._function(data, coef_vector, index, is_compiled=True)
         sb3s = kind_of(self.policy, kind.sequence_length)
         # First as if pi_old were another policy: at pi_old itself, the ratio is 1 and the KL 0, so that neither counts
@@ -287,7 +287,7 @@ class CompiledStep:
         if is_trusted and is_costly and verification.is_that_of_the_rollout(self.settings, data, index, row):
             return row, None
         # After a trace, so that what a policy keeps of its last pass is real again
-        batch = kind.select(data, index, self.n_rollout_steps)
+        batch = kind.select(data, index, self.n_steps)
         if is_trusted and verification.is_that_of(kind, batch, self.settings, generator_state, row):
             return row, None
         return row, verification.difference(self, kind, batch, before, generator_state, row)
@@ -302,7 +302,7 @@ class CompiledStep:
         """The values of ``KEY``."""
         settings = self.settings
         shapes = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in self._leaves(data))
-        return (settings.objective, tuple(settings.coef), settings.standardizes, len(index), (self.n_rollout_steps, shapes))
+        return (settings.objective, tuple(settings.coef), settings.normalizes_minibatch, len(index), (self.n_steps, shapes))
 
     def _graph(self, data: Batch, coef_vector: th.Tensor, index: th.Tensor) -> Function:
         key = self._key(data, index)

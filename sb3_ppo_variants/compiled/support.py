@@ -42,7 +42,7 @@ def unsupported_reason(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str 
 
 
 def unsupported_policy(policy: ActorCriticPolicy, buffer: RolloutBuffer) -> str | None:
-    """What of ``unsupported_reason`` does not concern the machine, and may change in the course of a training."""
+    """Why the update of a policy cannot be compiled on any machine; may change in the course of a training."""
     if type(buffer) not in OWN_BUFFERS:
         return f"the rollout buffer is a {type(buffer).__name__}, not one of SB3's own"
     has_memory = isinstance(policy, RecurrentActorCriticPolicy)

@@ -61,7 +61,7 @@ def expected_step(kind: FeedForward, batch: Batch, settings: Settings, generator
     with kept_buffers(kind.policy), kept_generators(kind.policy.device), th.enable_grad():
         th.set_rng_state(generator_state)
         parameters = trainable(kind.policy)
-        loss, metrics = ppo_loss(settings.objective, batch, kind.evaluate(batch), settings.coef, settings.standardizes)
+        loss, metrics = ppo_loss(settings.objective, batch, kind.evaluate(batch), settings.coef, settings.normalizes_minibatch)
         found = th.autograd.grad(loss, parameters, allow_unused=True)
     gradients = [th.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
     row = th.cat([metrics, th.nn.utils.get_total_norm(gradients)[None]])
@@ -100,7 +100,7 @@ def is_that_of_the_rollout(settings: Settings, data: Batch, index: th.Tensor, ro
 
 def _has_metrics(settings: Settings, batch: Batch, evaluation: Evaluation, row: th.Tensor, positions: list[int]) -> bool:
     """Whether those of a step are those of an evaluation, and nothing cancels out in them."""
-    _, right = ppo_loss(settings.objective, batch, evaluation, settings.coef, settings.standardizes)
+    _, right = ppo_loss(settings.objective, batch, evaluation, settings.coef, settings.normalizes_minibatch)
     found, right = row[positions], right[positions]
     return bool(((found - right).abs() <= TOLERANCE * right.abs() + FLOOR).all())
 
@@ -160,7 +160,7 @@ def _difference_of_moments(
     (group,) = step.policy.optimizer.param_groups
     names = [f"policy.{name}" for name, parameter in step.policy.named_parameters() if parameter.requires_grad]
     for i, parameter in enumerate(layout.parameters):
-        if step.n_steps > 0 and parameter not in state and i not in unused:
+        if step.n_adam_steps > 0 and parameter not in state and i not in unused:
             return f"the loss depends on {names[i]} for the first time, whose steps Adam counts anew"
     first, near = (g + group["weight_decay"] * before[0] for g in (gradient, nearby))
     moments = (
@@ -184,9 +184,9 @@ def _difference_of_moments(
 def _difference_of_parameters(step: "CompiledStep", before: th.Tensor) -> str | None:
     """The parameters must be those that Adam makes of its moments."""
     (group,) = step.policy.optimizer.param_groups
-    (beta1, beta2), n_steps = group["betas"], step.n_steps + 1
-    denominator = step.exp_avg_sq.sqrt() / (1 - beta2**n_steps) ** 0.5 + group["eps"]
-    update = group["lr"] / (1 - beta1**n_steps) * step.exp_avg / denominator
+    (beta1, beta2), n_adam_steps = group["betas"], step.n_adam_steps + 1
+    denominator = step.exp_avg_sq.sqrt() / (1 - beta2**n_adam_steps) ** 0.5 + group["eps"]
+    update = group["lr"] / (1 - beta1**n_adam_steps) * step.exp_avg / denominator
     found = (step.parameters - (before - update)).abs()
     i = _exceeding(found, TOLERANCE * update.abs() + 1e-6 * (before.abs() + group["lr"]))
     return None if i is None else f"a parameter is off by {found[i]:.3g}"

@@ -30,7 +30,7 @@ class ForeachAdam(Step):
         self.exp_avg_sq_views, self.denominators = map(layout.views, (self.flat_exp_avg_sq, self.flat_denominator))
         self.states = [self.optimizer.state.get(parameter) or _initial_state(parameter) for parameter in self.parameters]
         self.exp_avg = [state["exp_avg"] for state in self.states]
-        self.n_steps = int(self.states[0]["step"])
+        self.n_adam_steps = int(self.states[0]["step"])
         th._foreach_copy_(self.exp_avg_sq_views, [state["exp_avg_sq"] for state in self.states])
         # Torch's Adam leaves alone what a loss does not depend on: from the first such loss on, the steps are its own
         self.is_torchs = False
@@ -58,23 +58,23 @@ class ForeachAdam(Step):
         beta1, beta2 = self.group["betas"]
         if self.group["weight_decay"] != 0:
             gradients = list(th._foreach_add(gradients, self.parameters, alpha=self.group["weight_decay"]))
-        self.n_steps += 1
+        self.n_adam_steps += 1
         th._foreach_lerp_(self.exp_avg, gradients, 1 - beta1)
         self.flat_exp_avg_sq.mul_(beta2)
         th._foreach_addcmul_(self.exp_avg_sq_views, gradients, gradients, 1 - beta2)
         for exp_avg_sq, denominator in zip(self.exp_avg_sq_views, self.denominators, strict=True):
             th.sqrt(exp_avg_sq, out=denominator)
-        self.flat_denominator.div_((1 - beta2**self.n_steps) ** 0.5).add_(self.group["eps"])
-        step_size = self.group["lr"] / (1 - beta1**self.n_steps)
+        self.flat_denominator.div_((1 - beta2**self.n_adam_steps) ** 0.5).add_(self.group["eps"])
+        step_size = self.group["lr"] / (1 - beta1**self.n_adam_steps)
         th._foreach_addcdiv_(self.parameters, self.exp_avg, self.denominators, -step_size)
 
     def __exit__(self, *_: object) -> None:
         """Put into the optimizer what the steps have made of its state, if there were any."""
-        if self.n_steps == 0 or self.is_torchs:
+        if self.n_adam_steps == 0 or self.is_torchs:
             return
         for parameter, state, exp_avg_sq in zip(self.parameters, self.states, self.exp_avg_sq_views, strict=True):
             state["exp_avg_sq"].copy_(exp_avg_sq)
-            state["step"].fill_(self.n_steps)
+            state["step"].fill_(self.n_adam_steps)
             self.optimizer.state[parameter] = state
 
 
