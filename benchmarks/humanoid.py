@@ -7,7 +7,7 @@ Section 6.3 of the paper in small: a humanoid learns to run forward, with the hy
 
 Roboschool is no longer maintained: HumanoidBulletEnv-v0 is a port of its RoboschoolHumanoid-v1, whose returns are not those of
 the paper. PPOClip has hyperparams/paper/table4_roboschool.yml, with the step size that follows the KL and the annealed
-deviation of the actions, which reaches its end with the training: 5 million timesteps. The paper's are longer.
+standard deviation of the actions, which reaches its end with the training: 5 million timesteps. The paper's are longer.
 
 Runs are appended to benchmarks/results/humanoid.csv as they end, so that an interrupted call goes on where it was.
 """

@@ -18,7 +18,7 @@ def random_masks(heads: Sequence[int], n: int, rng: np.random.Generator, probabi
     :param n: number of masks
     :param rng: random generator
     :param probability: of an action to be valid, but for the one that is
-    :return: truth values of shape ``(n, sum(heads))``
+    :return: booleans of shape ``(n, sum(heads))``
     """
     found = rng.random((n, sum(heads)), dtype=np.float32) < probability
     found[np.arange(n)[:, None], np.cumsum(heads) - heads + rng.integers(heads, size=(n, len(heads)))] = True

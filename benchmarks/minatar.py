@@ -48,11 +48,12 @@ FACTORS = {"PPO": 16.0, "A2C": 16.0, "ACER": 16.0}
 # PPO and A2C can be compared before ACER, which takes longest
 GROUPS = (("PPO", "A2C"), ("ACER",))
 PLANNED = [(algorithm, game, seed) for group in GROUPS for seed in SEEDS for game in GAMES for algorithm in group]
-# Table 5, whose alpha goes from 1 to 0; openai/baselines, whose A2C halved the squared error at its release, and whose ACER
-# counts the steps of each environment
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
+    # Table 5, whose alpha goes from 1 to 0
     "PPO": {"n_steps": 128, "batch_size": 256, "n_epochs": 3, "gae_lambda": 0.95, "vf_coef": 1.0, "ent_coef": 0.01},
+    # openai/baselines, which halved the squared error at the release of its A2C
     "A2C": {"n_steps": 5, "vf_coef": 0.25, "ent_coef": 0.01, "max_grad_norm": 0.5},
+    # openai/baselines, which counts the steps of each environment
     "ACER": {
         "n_steps": 20,
         "vf_coef": 0.5,

@@ -63,7 +63,7 @@ class MaskedRecall(Recall):
         return obs, reward, terminated, truncated, {"action_mask": self.mask.copy()}
 
     def action_masks(self) -> np.ndarray:
-        """The mask of the coming step, for who does not look into ``info``."""
+        """The mask of the coming step, for callers that do not look into ``info``."""
         return self.mask
 
     def is_right(self, action: int) -> bool:

@@ -72,7 +72,7 @@ class Evaluation(NamedTuple):
 
 
 def standardize(advantages: th.Tensor) -> th.Tensor:
-    """Shift and scale advantages, of shape ``(batch,)``, to mean 0 and deviation 1, which a single sample does not have."""
+    """Shift and scale advantages, of shape ``(batch,)``, to mean 0 and standard deviation 1; a single one stays."""
     return advantages if len(advantages) == 1 else (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 

@@ -69,8 +69,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param clip_range: epsilon of equation (7), a float or a schedule; ``None`` for no clipping, where the class allows it
     :param clip_range_vf: half the width of the interval around the old value in which the new one may lie, a float or a
         schedule, in units of the return (not in the paper); ``None`` for no such clipping
-    :param normalize_advantage: ``True``: shift and scale the advantages to mean 0 and deviation 1 in each minibatch;
-        ``"batch"``: once in each rollout, as the paper's authors' code; ``False``: not at all
+    :param normalize_advantage: ``True``: shift and scale the advantages to mean 0 and standard deviation 1 in each
+        minibatch; ``"batch"``: once in each rollout, as the paper's authors' code; ``False``: not at all
     :param ent_coef: c2 of equation (9), a float or a schedule
     :param vf_coef: c1 of equation (9), a float or a schedule
     :param max_grad_norm: largest norm of the gradient (not in the paper); ``None`` for no clipping of the gradient

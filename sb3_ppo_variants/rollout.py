@@ -126,7 +126,8 @@ class Rollout:
 
     :param buffer: a full rollout buffer of any class
     :param kind: the policy, which is pi_old now
-    :param normalizes_rollout: whether the advantages are shifted and scaled to mean 0 and deviation 1 over the rollout
+    :param normalizes_rollout: whether the advantages are shifted and scaled to mean 0 and standard deviation 1 in the
+        rollout
     :param needs_kl: whether the update needs the KL of all samples
     """
 
@@ -136,7 +137,7 @@ class Rollout:
         self.buffer, self.kind = buffer, kind
         policy: Any = kind.policy
         self.is_discrete = isinstance(policy.action_space, spaces.Discrete)
-        # With the population's deviation, as in the code of the paper's authors
+        # With the population's standard deviation, as in the code of the paper's authors
         self.moments = (float(buffer.advantages.mean()), float(buffer.advantages.std())) if normalizes_rollout else None
         # By which the KL of the update is measured: with pi_old's parameters
         self.measured: list[Batch] = []

@@ -123,7 +123,8 @@ def test_running_scores(monkeypatch):
     run = Run("paper", "none", "Reacher-v4", 0)
     curves = {"lengths": np.array([10, 10, 10]), "returns": np.array([1.0, 2.0, 6.0])}
     results = SimpleNamespace(load=lambda _: SimpleNamespace(curves=curves))
-    scores = SimpleNamespace(rows=[run, Run("paper", "clip_0.2", "Reacher-v4", 0)])
+    others = Run("sb3", "none", "Reacher-v4", 0), Run("paper", "clip_0.2", "Reacher-v4", 0)
+    scores = Scores({one: {"timesteps": 30} for one in (run, *others)}, {})
     # Of the first episode, of the first two, of the last two
     expected = [[np.nan, 1, 1, 1.5, 1.5, 4, 4]]
     grid = np.array([9, 10, 19, 20, 29, 30, 99])
@@ -140,7 +141,8 @@ def test_how_well_the_adaptive_penalty_meets_its_target():
     settings = {name: setting.kwargs["kl_target"] for name, setting in SETTINGS.items() if name.startswith("adaptive_kl")}
     results = {Run("paper", name, "Hopper-v4", 0): curves | {"kl": curves["kl"] * target} for name, target in settings.items()}
     study = SimpleNamespace(
-        table_1=SimpleNamespace(rows=results), results=SimpleNamespace(load=lambda run: SimpleNamespace(curves=results[run]))
+        table_1=Scores({run: {"timesteps": 1} for run in results}, {}),
+        results=SimpleNamespace(load=lambda run: SimpleNamespace(curves=results[run])),
     )
     lines = tables._adaptation(study).splitlines()[2:]
     # Of 1 / 2, 1, 2 and 5 times the target one is below, one in the band; 95% are 2 + 0.85 * 3. One beta is at its bound

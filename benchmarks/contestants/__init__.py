@@ -1,1 +1,1 @@
-"""Algorithms that the PPO paper compares with and that no maintained library has, on Stable-Baselines3's base classes."""
+"""What the PPO paper compares with: SB3's A2C and contrib's TRPO, and on SB3's base classes, what neither of them has."""

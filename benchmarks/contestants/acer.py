@@ -34,7 +34,7 @@ def retrace(
 ) -> th.Tensor:
     """
     Equation (5): Q^ret_t = r_t + gamma (min(1, rho_t+1) (Q^ret_t+1 - Q(x_t+1, a_t+1)) + V(x_t+1)), where the outer bracket is
-    0 if the episode ends with step t, and V(x_T) behind the last step.
+    0 if the episode ends with step t, and V(x_T) after the last step.
 
     :param rewards: r_t, shape ``(n_steps, n_segments)``, as all but ``last_values``
     :param dones: 1 where the episode ends with the step, else 0
@@ -46,10 +46,10 @@ def retrace(
     :return: Q^ret_t
     """
     targets = th.empty_like(rewards)
-    behind = last_values
+    next_value = last_values
     for t in reversed(range(len(rewards))):
-        targets[t] = rewards[t] + gamma * (1 - dones[t]) * behind
-        behind = ratios[t].clamp(max=1) * (targets[t] - action_values[t]) + values[t]
+        targets[t] = rewards[t] + gamma * (1 - dones[t]) * next_value
+        next_value = ratios[t].clamp(max=1) * (targets[t] - action_values[t]) + values[t]
     return targets
 
 
@@ -131,7 +131,7 @@ class Segments(NamedTuple):
     """
     Parts of trajectories, of the same length.
 
-    :param observations: with that behind the last step, shape ``(n_steps + 1, n_segments, ...)``
+    :param observations: with that after the last step, shape ``(n_steps + 1, n_segments, ...)``
     :param actions: shape ``(n_steps, n_segments)``, as the others
     :param rewards: rewards
     :param dones: 1 where the episode ends with the step, else 0
@@ -189,7 +189,7 @@ class ACER(A2C):
     """
     ACER: after each rollout, an update on it and, on average, ``replay_ratio`` updates on segments of earlier ones.
 
-    Where a time limit ends an episode, the value behind it is that of the policy that acted, as in SB3's A2C.
+    Where a time limit ends an episode, the value after it is that of the policy that acted, as in SB3's A2C.
 
     :param policy: the policy to use: MlpPolicy, CnnPolicy, or a class derived from ``ACERPolicy``
     :param env: the environment to learn from, with discrete actions
@@ -279,7 +279,7 @@ class ACER(A2C):
         """A gradient step."""
         observations = segments.observations.flatten(0, 1)
         shape = segments.observations.shape[:2]
-        # The last observations of all segments lie behind the others
+        # The last observations of all segments come after the others
         n = segments.actions.numel()
         probabilities, q_values = self.policy.heads(observations)
         actions, behaviour = segments.actions.flatten(), segments.behaviour.flatten(0, 1).clamp(min=SMALLEST)

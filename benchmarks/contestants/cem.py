@@ -21,12 +21,12 @@ SelfCEM = TypeVar("SelfCEM", bound="CEM")
 
 def refit(candidates: th.Tensor, returns: Sequence[float], n_elites: int) -> tuple[th.Tensor, th.Tensor]:
     """
-    The Gaussian of the next generation: mean and deviation of the candidates with the highest returns.
+    The Gaussian of the next generation: mean and standard deviation of the candidates with the highest returns.
 
     :param candidates: parameters, shape ``(n_candidates, n_parameters)``
     :param returns: return of each candidate
     :param n_elites: number of candidates that count
-    :return: mean and deviation of each parameter
+    :return: mean and standard deviation of each parameter
     """
     elites = candidates[th.tensor(returns).argsort(descending=True, stable=True)[:n_elites]]
     return elites.mean(dim=0), elites.std(dim=0, correction=0)
@@ -42,8 +42,8 @@ class CEM(BaseAlgorithm):
     :param env: the environment to learn from, of which there can be but one
     :param population_size: number of candidates in a generation
     :param elite_fraction: fraction of them to which the Gaussian is refitted
-    :param initial_std: deviation of each parameter in the first generation
-    :param extra_std: deviation of the noise that candidates have in addition, so that the Gaussian does not collapse; a float
+    :param initial_std: standard deviation of each parameter in the first generation
+    :param extra_std: standard deviation of additional noise, so that the Gaussian does not collapse; a float
         or a schedule
     :param stats_window_size: number of episodes over which the logged return and length are averaged
     :param tensorboard_log: the log location for tensorboard (if None, no logging)

@@ -1,4 +1,4 @@
-"""SB3's A2C and contrib's TRPO with the rollouts of this package: the same numbers bit for bit, sooner."""
+"""SB3's A2C and contrib's TRPO with the rollouts of this package: the same numbers bit for bit, faster."""
 
 from typing import Any
 

@@ -14,7 +14,8 @@ from sb3_ppo_variants.adaptive import AdaptiveLearningRate
 from sb3_ppo_variants.objectives import policy_gradient
 from sb3_ppo_variants.ppo import ProximalPolicyOptimization
 
-# Divided or multiplied by 1.5 where the KL is more than twice, or less than half, its target, without bounds
+# Divided or multiplied by 1.5 where the KL is more than twice, or less than half, its target. The homework has no
+# bounds: these are not meant to be reached
 HOMEWORK_4 = AdaptiveLearningRate(kl_target=2e-3, initial=1e-3, bounds=(1e-7, 1.0))
 
 

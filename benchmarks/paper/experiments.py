@@ -114,7 +114,8 @@ class Variant:
 
     :param label: its name in tables
     :param bounded_actions: whether actions are clipped to the bounds of the action space
-    :param normalized_rewards: whether the algorithm sees rewards by the running deviation of the return, clipped to +-10
+    :param normalized_rewards: whether the algorithm sees rewards divided by the running standard deviation of the return,
+        clipped to +-10
     :param raw_observations: whether observations are not normalised
     :param pessimistic_values: whether the value loss is that of ``PessimisticValues``
     :param kwargs: hyperparameters in place of those in ``TABLE_3``

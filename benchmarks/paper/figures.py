@@ -258,15 +258,14 @@ def running_scores(results: Results, scores: Scores, setting: str, env: str, gri
     :return: the scores, shape ``(n_seeds, len(grid))``, NaN before the first episode has ended
     """
     rows = []
-    for run in scores.rows:
-        if (run.setting, run.env) == (setting, env):
-            curves = results.load(run).curves
-            ends = np.cumsum(curves["lengths"], dtype=np.int64)
-            total = np.concatenate([[0.0], np.cumsum(curves["returns"], dtype=np.float64)])
-            last = np.searchsorted(ends, grid, side="right")
-            first = np.maximum(last - LAST_EPISODES, 0)
-            with np.errstate(invalid="ignore"):
-                rows.append((total[last] - total[first]) / (last - first))
+    for run in scores.runs(setting, env):
+        curves = results.load(run).curves
+        ends = np.cumsum(curves["lengths"], dtype=np.int64)
+        total = np.concatenate([[0.0], np.cumsum(curves["returns"], dtype=np.float64)])
+        last = np.searchsorted(ends, grid, side="right")
+        first = np.maximum(last - LAST_EPISODES, 0)
+        with np.errstate(invalid="ignore"):
+            rows.append((total[last] - total[first]) / (last - first))
     return np.array(rows)
 
 
@@ -305,7 +304,7 @@ def kl_and_beta(results: Results, scores: Scores) -> Any:
     settings = [setting for setting in scores.settings() if setting.startswith("adaptive_kl")]
     figure, panels = plt.subplots(2, len(settings), figsize=(10, 5), squeeze=False, sharey="row", sharex=True)
     for column, setting in zip(panels.T, settings, strict=True):
-        curves = [results.load(run).curves for run in scores.rows if run.setting == setting]
+        curves = [results.load(run).curves for run in scores.runs(setting)]
         for axes, name, unit in zip(column, ("kl", "kl_coef"), (SETTINGS[setting].kwargs["kl_target"], 1), strict=True):
             starts = range(0, max(len(curve[name]) for curve in curves), WINDOW)
             windows = [np.concatenate([curve[name][start : start + WINDOW] for curve in curves]) / unit for start in starts]

@@ -59,6 +59,17 @@ class Scores:
         present = {run.setting for run in self.rows if run.variant == "paper"}
         return [setting for setting in SETTINGS if setting in present]
 
+    def runs(self, setting: str, env: str | None = None, variant: str = "paper") -> list[Run]:
+        """
+        The runs of a setting.
+
+        :param setting: its name
+        :param env: id of the task; ``None`` for all tasks
+        :param variant: name of the variant
+        :return: the runs
+        """
+        return [run for run in self.rows if (run.variant, run.setting) == (variant, setting) and env in (run.env, None)]
+
     def returns(self, setting: str, variant: str = "paper") -> np.ndarray:
         """
         The scores of a setting as they are: mean returns.
@@ -92,8 +103,7 @@ class Scores:
         return self._column("diverged", env, setting, variant)
 
     def _column(self, name: str, env: str, setting: str, variant: str) -> np.ndarray:
-        key = (variant, setting, env)
-        return np.array([row[name] for run, row in self.rows.items() if (run.variant, run.setting, run.env) == key])
+        return np.array([self.rows[run][name] for run in self.runs(setting, env, variant)])
 
     def normalized(self, setting: str, variant: str = "paper", random: str = "uniform", best: str = "best_run") -> np.ndarray:
         """

@@ -332,7 +332,7 @@ def _adaptation(study: Study) -> str:
     low, high = inspect.signature(PPOKLPen).parameters["kl_coef_bounds"].default
     rows = []
     for setting in (name for name in SETTINGS if name.startswith("adaptive_kl")):
-        curves = [study.results.load(run).curves for run in study.table_1.rows if run.setting == setting]
+        curves = [study.results.load(run).curves for run in study.table_1.runs(setting)]
         kl = np.concatenate([curve["kl"] for curve in curves]) / SETTINGS[setting].kwargs["kl_target"]
         beta = np.concatenate([curve["kl_coef"] for curve in curves])
         is_below, is_above, is_far = kl < 1 / 1.5, kl > 1.5, (kl < 1 / 4) | (kl > 4)

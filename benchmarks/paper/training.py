@@ -68,8 +68,8 @@ def initialize_as_baselines(policy: ActorCriticPolicy) -> None:
 
 class ObservationFilter(BaseCallback):
     """
-    The running mean and deviation of ppo1: they change between rollout and optimisation, which sees the new ones, and no
-    deviation is smaller than 0.1.
+    The running mean and standard deviation of ppo1: they change between rollout and optimisation, which sees the new ones,
+    and no standard deviation is smaller than 0.1.
 
     :param env: the environment, whose own statistics stand still
     """
@@ -80,7 +80,7 @@ class ObservationFilter(BaseCallback):
         self.env = env
         statistics: Any = env.obs_rms
         self.statistics = statistics
-        # Of observations so far, as if there had been a hundredth of one, of mean 0 and deviation 1
+        # Of observations so far, as if there had been a hundredth of one, of mean 0 and variance 1
         self.sum: np.ndarray = np.zeros(self.statistics.mean.shape)
         self.sum_of_squares: np.ndarray = np.full(self.sum.shape, 1e-2)
         self.count = 1e-2

@@ -14,7 +14,7 @@ from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.masks import heads_of
 from sb3_ppo_variants.policies import INVALID, NOTHING, Action, Given, Observations, is_of_contrib, latents
 
-# Before 2.8, contrib computes probabilities sooner, and so adds up gradients in another order
+# Before 2.8, contrib computes probabilities earlier, and so adds up gradients in another order
 IS_OLD = hasattr(distributions, "logits_to_probs")
 # Actions of a part from which on the underflow of those that are invalid takes time
 MANY = 64
