@@ -6,11 +6,11 @@ algorithms.
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
     python -m benchmarks.speed --ablations    # what each technique buys
 
-Each contestant trains in a process of its own, with one torch thread, and they take turns, rollout and update by rollout and
-update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (to MaskablePPO with masks, to RecurrentPPO
-with an LSTM) is that within each turn; its median is reported with the smallest and the largest. The first update, which
-compiles, is shown on its own and does not count, nor does the second. ``environment`` is the floor: what the environment's own
-steps take, with random actions.
+Each contestant trains in a process of its own, with one torch thread (SBX's PPO, as JAX comes), and they take turns, rollout
+and update by rollout and update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (to MaskablePPO
+with masks, to RecurrentPPO with an LSTM) is that within each turn; its median is reported with the smallest and the largest.
+The first update, which compiles, is shown on its own and does not count, nor does the second. ``environment`` is the floor:
+what the environment's own steps take, with random actions.
 
 Writes benchmarks/results/speed.csv, of which `benchmarks.speed_report` makes speed.md and speed.svg.
 """
@@ -20,7 +20,6 @@ import csv
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,14 +28,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks import speed_report
-from benchmarks.provenance import current_commit
+from benchmarks.provenance import current_commit, environment, versions
 from benchmarks.speed_cases import ABLATIONS, CASES, CONTESTANTS, PRODUCTS, contestants
 
 RESULTS = Path(__file__).parent / "results"
@@ -185,6 +183,7 @@ def ablate(repetitions: int) -> None:
             lines.append(f"| {case}: {name} | {row['rollout_us']:.0f} us | {row['update_us']:.0f} us | {ratio} |")
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
+    lines += ["", f"Measured with {'; '.join(measured_with().values())}."]
     (RESULTS / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -248,17 +247,21 @@ def print_rows(rows: list[dict[str, Any]], case: str) -> None:
     print(speed_report.details([row for row in rows if row["case"] == case]), flush=True)
 
 
+def measured_with() -> dict[str, str]:
+    """Versions, machine and commit."""
+    packages = ["sb3_ppo_variants", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"]
+    packages += ["sbx-rl"] if importlib.util.find_spec("sbx") is not None else []
+    machine = f"{environment()['processor']}, {os.cpu_count()} cores, one torch thread"
+    return {"versions": versions(packages), "machine": machine, "commit": current_commit()}
+
+
 def write(rows: list[dict[str, Any]]) -> None:
     """
     Write the results, their tables and the chart. Cases that have not been measured stay as they were.
 
     :param rows: the rows
     """
-    packages: tuple[str, ...] = ("sb3_ppo_variants", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
-    packages += ("sbx-rl",) if importlib.util.find_spec("sbx") is not None else ()
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, one torch thread, Python {platform.python_version()}"
-    origin = {"versions": versions, "machine": machine, "commit": current_commit()}
+    made = measured_with()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "speed.csv"
     by_case: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
@@ -267,7 +270,7 @@ def write(rows: list[dict[str, Any]]) -> None:
             for row in csv.DictReader(file):
                 by_case.setdefault(row["case"], []).append(row)
     for case in {row["case"] for row in rows}:
-        by_case[case] = [{**row, **origin} for row in rows if row["case"] == case]
+        by_case[case] = [{**row, **made} for row in rows if row["case"] == case]
     merged = [row for own in by_case.values() for row in own]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, dict.fromkeys(key for row in merged for key in row), lineterminator="\n")

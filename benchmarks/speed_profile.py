@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.speed import RESULTS
+from benchmarks.speed import RESULTS, measured_with
 from benchmarks.speed_cases import CASES, CONTESTANTS, LANES, make_env
 
 RECURRENT = "sb3_contrib.common.recurrent"
@@ -161,7 +161,7 @@ def print_profile(repetitions: int) -> None:
         lines += [f"| {case}: {name} | a timestep | share |", "|---|---|---|"]
         lines += [f"| {label} | {duration:.0f} us | {duration / total:.0%} |" for label, duration in medians.items()]
         lines += [f"| all | {total:.0f} us | |", ""]
-    text = "\n".join(lines)
+    text = "\n".join([*lines, f"Measured with {'; '.join(measured_with().values())}.", ""])
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "profile.md").write_text(text, encoding="utf-8")
