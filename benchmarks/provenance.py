@@ -41,7 +41,7 @@ def origin(packages: Sequence[str]) -> dict[str, str]:
     Where a row of results comes from.
 
     :param packages: names of the packages that count
-    :return: versions and ``environment``; its program adds the commit, once
+    :return: versions and ``environment``, to which the program that makes runs adds the commit
     """
     return {"versions": versions(packages), **environment()}
 
