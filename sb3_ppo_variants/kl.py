@@ -85,7 +85,9 @@ def closed_form(distribution: Any) -> ClosedForm:
 
 def form_of_parts(log_probs: list[th.Tensor]) -> ClosedForm:
     """The closed form of an action of several parts, from log pi of all actions for each, of shape ``(batch, ...)``."""
-    return ClosedForm(kl_categorical, (th.cat([part.flatten(1) for part in log_probs], dim=1),))
+    parts = [part.flatten(1) for part in log_probs]
+    # The one tensor itself, so that there are derivatives by it
+    return ClosedForm(kl_categorical, (parts[0] if len(parts) == 1 else th.cat(parts, dim=1),))
 
 
 def _is_a(family: type[Distribution], distribution: Any) -> TypeGuard[Any]:

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from paper_support import Inspect, make_model, statistics_of_ppo1
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
-from support import InEachRollout
+from support import InEachRollout, space_env
 from torch.nn.utils import parameters_to_vector
 
 from benchmarks.contestants.a2c_trust_region import A2CTrustRegion
@@ -241,6 +241,11 @@ def test_contestants_are_saved_and_loaded(cls, kwargs, tmp_path):
     n_updates = loaded._n_updates
     loaded.learn(300, reset_num_timesteps=False)
     assert loaded._n_updates > n_updates
+
+
+def test_actions_of_the_trust_region():
+    with pytest.raises(ValueError, match=r"env must have actions that are Box or Discrete, but they are MultiDiscrete"):
+        A2CTrustRegion("MlpPolicy", space_env("box", "multidiscrete")())
 
 
 def test_the_plan():

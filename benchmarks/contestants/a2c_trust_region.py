@@ -21,10 +21,11 @@ class A2CTrustRegion(A2C):
     from an average of the policies so far: section 3.3 of ACER, without its replay.
 
     :param policy: the policy to use: MlpPolicy, CnnPolicy, ...
-    :param env: the environment to learn from
+    :param env: the environment to learn from, with actions that are Box or Discrete
     :param delta: bound on the change of KL[pi_average, pi]
     :param alpha: weight of the past in the average of the parameters
     :param kwargs: the other arguments of SB3's ``A2C``
+    :raises ValueError: if the actions are others
     """
 
     average_policy: ActorCriticPolicy
@@ -43,6 +44,8 @@ class A2CTrustRegion(A2C):
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
+        if not isinstance(self.action_space, spaces.Box | spaces.Discrete):
+            raise ValueError(f"env must have actions that are Box or Discrete, but they are {self.action_space}")
         super()._setup_model()
         self.average_policy = deepcopy(self.policy)
 
