@@ -185,7 +185,7 @@ class WithoutDistribution(OwnNetworks):
 
 
 @pytest.mark.filterwarnings("ignore:KL.* is not known, as WithoutDistribution.get_distribution raises AttributeError")
-def test_policies_without_a_distribution(both):
+def test_policies_without_a_distribution():
     expected = train(PPO, WithoutDistribution)
     with pytest.warns(UserWarning, match=r"is not known, as WithoutDistribution.* raises AttributeError: mlp_extractor"):
         actual = train(PPOClip, WithoutDistribution, compile=False)
