@@ -122,6 +122,18 @@ def test_compiler_that_is_not_there_or_fails(patch, reason, n_warnings, monkeypa
     assert equal(auto.policy.state_dict(), train(PPOClip, compile=False, **kwargs)[0].policy.state_dict())
 
 
+@pytest.mark.usefixtures("interpreted")
+def test_compiler_that_has_failed_is_asked_again_if_it_must_compile(monkeypatch):
+    model = make_model(PPOClip, compile=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(inductor, "compile_graph", fail)
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            model.learn(52)
+    model.learn(52)
+    assert model._uses_compiled
+    assert model._backend.step.n_compilations == 1
+
+
 class TimeLimitError(Exception):
     """Raised by the handler of a signal."""
 

@@ -186,6 +186,19 @@ def test_kl_of_the_whole_rollout():
     assert old.mean_kl() > 1e-3
 
 
+@pytest.mark.parametrize("options", ["plain", "layers", "GRU"])
+def test_a_rollout_is_not_padded_to_its_longest_episode(options):
+    model, _ = rollout_of(options=OPTIONS[options])
+    # An episode of 24 steps, and 16 of 3, not of 17 times 24
+    model.rollout_buffer.episode_starts[24::3] = 1
+    expected = Rollout(model.rollout_buffer, kind_of(model.policy)).measured[0]
+    rows = []
+    model.policy.lstm_actor.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0].data)))
+    found = Rollout(model.rollout_buffer, OneCall(model.policy)).measured[0]
+    assert rows == [72]
+    th.testing.assert_close(found.old_parameters, expected.old_parameters)
+
+
 @pytest.mark.parametrize("options", [{}, {"share_features_extractor": False}])
 def test_features_of_a_rollout_are_made_in_parts(options, monkeypatch):
     seen = []

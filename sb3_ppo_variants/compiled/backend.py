@@ -59,7 +59,9 @@ class Backend:
         too_short = (
             f"the training amounts to {self._n_steps_planned:,.0f} minibatch steps, fewer than {MIN_STEPS_TO_COMPILE:,}"
         )
-        reason = (self._failure or unsupported_reason(policy, algorithm.rollout_buffer)) if self.is_on else too_short
+        # The compiler is asked again by whoever insists
+        failure = None if self._must else self._failure
+        reason = (failure or unsupported_reason(policy, algorithm.rollout_buffer)) if self.is_on else too_short
         if reason is None:
             self._say("Compiling the updates")
         else:
@@ -107,7 +109,7 @@ class Backend:
             np.random.set_state(states[1])
             th.set_rng_state(states[2])
             if error.__cause__ is not None:
-                # What the compiler cannot do, it cannot do later, and takes its time to find out
+                # What the compiler cannot do, it probably cannot do later, and takes its time to find out
                 self._failure = str(error)
             self._end(str(error), error)
             return None

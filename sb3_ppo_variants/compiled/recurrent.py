@@ -3,10 +3,13 @@ Policies with memory as an update is quick with them. contrib calls its LSTM onc
 sequence; but sequences are cut there, so that only the first step of one can be a start.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from sb3_ppo_variants.kinds import Recurrent, states_at
@@ -24,26 +27,23 @@ class OneCall(Recurrent):
     def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
         """A minibatch, with the states at the start of its sequences, and without padding."""
         starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
-        given = {**data.given}
-        states, episode_starts = given.pop("lstm_states"), given.pop("episode_starts")
-        first = index[starts]
-        goes_on = 1 - episode_starts[first][:, None]
-        states = pytree.tree_map(lambda state: state * goes_on, states_at(states, first))
         # Where the samples lie among sequences side by side, and the shape of these
-        sequences = place % length * n_sequences + place // length, (length, n_sequences)
-        batch = data._replace(given=given).select(index)
-        return batch._replace(given={**batch.given, "lstm_states": states, "sequences": sequences})
+        side_by_side = place % length * n_sequences + place // length, (length, n_sequences)
+        return _with_states(data, index, starts, partial(_remembered_padded, *side_by_side))
 
     def whole(self, data: Batch, n_steps: int) -> Batch:
-        """All of the rollout as one minibatch."""
-        return self.select(data, th.arange(len(data.returns), device=data.returns.device), n_steps)
+        """All of the rollout as one minibatch, in which one sequence may be much longer than the others."""
+        index = th.arange(len(data.returns), device=data.returns.device)
+        starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
+        sequence, step = place // length, place % length
+        longest_first = sequence.bincount().argsort(descending=True)
+        order = (step * n_sequences + longest_first.argsort()[sequence]).argsort()
+        return _with_states(data, index, starts[longest_first], partial(_remembered_packed, order, step.bincount().cpu()))
 
     def remembered(self, lstm: Any, features: th.Tensor, states: tuple[th.Tensor, th.Tensor], given: Given) -> th.Tensor:
         """The outputs of a memory for the samples of a minibatch, of shape ``(batch, size)``."""
-        place, (length, n_sequences) = given["sequences"]
-        padded = features.new_zeros((length * n_sequences, features.shape[1])).index_copy(0, place, features)
-        outputs, _ = lstm(padded.view(length, n_sequences, -1), states)
-        return outputs.flatten(0, 1).index_select(0, place)
+        outputs: th.Tensor = given["sequences"](lstm, features, states)
+        return outputs
 
     def evaluate(self, batch: Batch) -> Evaluation:
         """``policy.evaluate_actions``, and what the KL of its distributions is made of."""
@@ -75,6 +75,29 @@ class OneCall(Recurrent):
         if "action_masks" in given:
             distribution.apply_masking(given["action_masks"])
         return distribution
+
+
+def _with_states(data: Batch, index: th.Tensor, starts: th.Tensor, sequences: Callable[..., th.Tensor]) -> Batch:
+    """Some samples, with the states at ``starts``, and the function that calls a memory with these sequences."""
+    given = {**data.given}
+    states, episode_starts = given.pop("lstm_states"), given.pop("episode_starts")
+    first = index[starts]
+    goes_on = 1 - episode_starts[first][:, None]
+    states = pytree.tree_map(lambda state: state * goes_on, states_at(states, first))
+    batch = data._replace(given=given).select(index)
+    return batch._replace(given={**batch.given, "lstm_states": states, "sequences": sequences})
+
+
+def _remembered_padded(place: th.Tensor, shape: tuple[int, int], lstm: Any, features: th.Tensor, states: Any) -> th.Tensor:
+    padded = features.new_zeros((shape[0] * shape[1], features.shape[1])).index_copy(0, place, features)
+    outputs, _ = lstm(padded.view(*shape, -1), states)
+    return outputs.flatten(0, 1).index_select(0, place)
+
+
+def _remembered_packed(order: th.Tensor, batch_sizes: th.Tensor, lstm: Any, features: th.Tensor, states: Any) -> th.Tensor:
+    """The same without padding. It is slower with derivatives."""
+    outputs = lstm(PackedSequence(features[order], batch_sizes), states)[0].data
+    return th.empty_like(outputs).index_copy(0, order, outputs)
 
 
 class Scanned(OneCall):
