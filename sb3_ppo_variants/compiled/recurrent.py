@@ -35,6 +35,9 @@ class OneCall(Recurrent):
         """All of the rollout as one minibatch, in which one sequence may be much longer than the others."""
         index = th.arange(len(data.returns), device=data.returns.device)
         starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
+        if n_sequences * length <= 2 * len(index):
+            # Quicker than packing where little is padding
+            return self.select(data, index, n_steps)
         sequence, step = place // length, place % length
         longest_first = sequence.bincount().argsort(descending=True)
         order = (step * n_sequences + longest_first.argsort()[sequence]).argsort()
