@@ -8,9 +8,9 @@ seeds each.
     python -m benchmarks.learning_cleanrl --report                        # reports only
 
 All see observations and rewards normalised as by CleanRL's wrappers, which is what VecNormalize does, and all numbers that
-both have are equal. Four things are different: they are made as in CleanRL one by one, and together. The score of a run is the
-mean return of its last 20 training episodes. Chosen before the first run: CleanRL is called faster if the 95% interval
-(Welch's) of its mean score minus PPOClip's is above 0, and a change a cause if that of its own is.
+both have are equal. Four things differ: PPOClip is run with CleanRL's way of each alone, and of all four. The score of a run
+is the mean return of its last 20 training episodes. Chosen before the first run: CleanRL is called faster if the 95% interval
+(Welch's) of its mean score minus PPOClip's is above 0, and a change a cause if the interval of its own difference is.
 
 Runs are appended to benchmarks/results/learning_cleanrl.csv as they end, so that an interrupted call goes on where it was.
 """

@@ -6,9 +6,9 @@ algorithms.
     python -m benchmarks.speed --whole-runs   # also learn(20_000) and learn(1_000_000), imports and compilation included
     python -m benchmarks.speed --ablations    # what each technique buys
 
-Each contestant trains in a process of its own, with one torch thread (SBX's PPO, as JAX comes), and they take turns, rollout
+Each contestant trains in a process of its own, with one torch thread (SBX's PPO, as JAX comes). They take turns, rollout
 and update by rollout and update, so that a machine whose speed drifts is fair to all. The ratio to SB3's PPO (to MaskablePPO
-with masks, to RecurrentPPO with an LSTM) is that within each turn; its median is reported with the smallest and the largest.
+with masks, to RecurrentPPO with an LSTM) is taken within each turn; its median is reported with the smallest and the largest.
 The first update, which compiles, is shown on its own and does not count, nor does the second. ``environment`` is the floor:
 what the environment's own steps take, with random actions.
 

@@ -21,7 +21,7 @@ class Case:
     :param policy: name of the policy
     :param kwargs: hyperparameters
     :param actions: name and argument of the action space of an environment that costs nothing, with action masks
-    :param has_floor: whether the network is what takes the time, so that it takes part alone, too
+    :param has_floor: whether the network takes most of the time, so that the network alone is a contestant, too
     :param further: names of further contestants
     """
 

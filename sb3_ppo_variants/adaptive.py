@@ -29,19 +29,20 @@ def adapt_kl_coef(kl_coef: float, kl: float, kl_target: float, bounds: tuple[flo
 class AdaptiveLearningRate:
     """
     A ``learning_rate`` that follows the KL, as in Table 4 ("Adam stepsize: adjusted based on the target value of the KL
-    divergence"): divided by a factor if the KL of an update is above ``band * kl_target``, multiplied by it if below
-    ``kl_target / band``. The paper prints no numbers; these are rsl_rl's (there in each minibatch), the initial one is SB3's.
+    divergence"). It is divided by ``factor`` if the KL of an update is above ``band * kl_target``, and multiplied by it if the
+    KL is below ``kl_target / band``. The paper prints no numbers: the defaults are those of rsl_rl, which applies them in each
+    minibatch; only ``initial`` is SB3's.
 
     The current step size belongs to the model, ``model.adapted_learning_rate``, and is saved with it; ``load(path,
     adapted_learning_rate=1e-3)`` sets another.
 
-    :param kl_target: KL[pi_old, pi] that an update is to have, in nats
+    :param kl_target: target of the mean KL[pi_old, pi] of an update, in nats
     :param initial: step size of the first update
-    :param factor: by how much the step size changes in an update
-    :param band: how many times the KL may be above or below its target
+    :param factor: factor by which the step size is divided or multiplied, greater than 1
+    :param band: factor by which the KL may be above or below its target without a change, greater than 1
     :param bounds: smallest and largest step size
-    :raises ValueError: if a number is out of range
-    :raises TypeError: if it is no number
+    :raises ValueError: if an argument is out of range
+    :raises TypeError: if an argument is not a number, or ``bounds`` not a pair of numbers
     """
 
     kl_target: float = 0.01
@@ -65,7 +66,7 @@ class AdaptiveLearningRate:
             raise ValueError(f"AdaptiveLearningRate: {what}")
 
     def __call__(self, progress_remaining: float) -> float:
-        """``initial``: to SB3, this is a schedule."""
+        """Return ``initial``, whatever the progress: SB3 calls this object as a schedule."""
         return self.initial
 
     def adapt(self, learning_rate: float, kl: float) -> float:

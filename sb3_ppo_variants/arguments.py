@@ -17,7 +17,7 @@ from sb3_ppo_variants.buffers import OWN_BUFFERS
 
 
 class Default(int):
-    """A default that is another one in contrib's ``RecurrentPPO``, and so with the policies of that."""
+    """A default that does not hold for policies with memory: these have ``WITH_MEMORY``, as in contrib's ``RecurrentPPO``."""
 
 
 N_STEPS, BATCH_SIZE = Default(2048), Default(64)
@@ -25,13 +25,13 @@ WITH_MEMORY = 128
 
 
 def handed_on(local_variables: dict[str, Any], *own: str) -> dict[str, Any]:
-    """The arguments of a constructor that it hands on, of its local variables: all but its own."""
+    """Of the local variables of a constructor, the arguments that it passes on: all but its ``own``."""
     return {name: value for name, value in local_variables.items() if name not in ("self", "__class__", *own)}
 
 
 @contextmanager
 def as_errors(what: str) -> Iterator[None]:
-    """Make of assertions, by which SB3 checks spaces and policies, errors that say what is wrong."""
+    """Turn assertions, with which SB3 checks spaces and policies, into errors that say what is wrong."""
     try:
         yield
     except AssertionError as error:

@@ -82,8 +82,8 @@ def buffer_for(chosen: Any, space: spaces.Space, has_masks: bool, has_memory: bo
     :param space: what the policy sees
     :param has_masks: whether the policy takes action masks
     :param has_memory: whether the policy has a memory
-    :return: that class, but for SB3's and contrib's own
-    :raises ValueError: if it does not keep what the policy needs
+    :return: the chosen class; in place of ``None`` and of SB3's and contrib's own, one that keeps what the policy needs
+    :raises ValueError: if the chosen class does not keep what the policy needs
     """
     if chosen in (None, *MASKABLE, *OWN_BUFFERS):
         return BY_KIND[has_masks, has_memory][isinstance(space, spaces.Dict)]

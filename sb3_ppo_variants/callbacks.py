@@ -10,7 +10,7 @@ class AnnealLogStd(BaseCallback):
     learning it: "LinearAnneal(-0.7, -1.6)" in Table 4 of https://arxiv.org/abs/1707.06347.
 
     :param initial: its value at timestep 0
-    :param final: its value behind the last timestep; it is set when a rollout starts
+    :param final: its value after the last timestep; the value is set only at the start of each rollout
     :param verbose: as in every callback
     :raises ValueError: when the training starts, if the policy has no ``log_std``
     """
@@ -30,7 +30,7 @@ class AnnealLogStd(BaseCallback):
         log_std.requires_grad_(False)
 
     def _on_rollout_start(self) -> None:
-        # The model's own count of the progress is still that of the training before
+        # In the first rollout, the model's own progress is still that of the training before
         progress = 1 - self.model.num_timesteps / self.model._total_timesteps
         self.log_std.data.fill_(self.final + (self.initial - self.final) * max(progress, 0.0))
 

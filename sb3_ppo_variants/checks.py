@@ -20,7 +20,7 @@ class NonFiniteEnvironmentError(ValueError):
 
 
 class NonFinitePolicyError(FloatingPointError, ValueError):
-    """The policy made NaN or infinity of finite observations. In the same place, torch raises a ``ValueError``."""
+    """The policy made NaN or infinity of finite observations. Also a ``ValueError``, as torch raises in the same place."""
 
     @classmethod
     def of(cls, policy: nn.Module) -> "NonFinitePolicyError":
@@ -31,7 +31,7 @@ class NonFinitePolicyError(FloatingPointError, ValueError):
 
 
 class NonFiniteUpdateError(FloatingPointError, ValueError):
-    """An update made a parameter or a loss NaN or infinite, and is undone. As ``ValueError``, RL Zoo's search prunes it."""
+    """An update made a parameter or a loss NaN or infinite; it is undone. A ``ValueError``, so RL Zoo prunes the trial."""
 
     @classmethod
     def of(cls, names: Sequence[str], num_timesteps: int) -> "NonFiniteUpdateError":

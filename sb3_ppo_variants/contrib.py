@@ -36,8 +36,8 @@ def set_up(algorithm: Any) -> None:
 
 def find_masks(algorithm: Any, is_reset: bool) -> masks.Masks | None:
     """
-    Where the masks come from in a training that begins; ``None`` for a policy that takes none. The algorithm keeps what is
-    known of those of the first step, from before if the environment has not been reset.
+    Where the masks come from, as a training begins; ``None`` for a policy that takes none. The algorithm keeps what is known
+    of the masks of the first step; if the environment has not been reset, it keeps what it has.
     """
     a = algorithm
     if recurrent_policies.takes_masks(a.policy_class):
@@ -66,17 +66,17 @@ def predict(
     action_masks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
     """
-    The actions of the policy for observations: the algorithm's method.
+    The policy's actions for observations.
 
     :param observation: one observation, or those of several environments
-    :param state: what recurrent policies remember
-    :param episode_start: where episodes start, for recurrent policies
+    :param state: for policies with memory, the state that the last call returned; ``None`` at the beginning of episodes
+    :param episode_start: for policies with memory, where episodes begin
     :param deterministic: whether to take the likeliest actions
-    :param action_masks: which actions are possible, for a policy with action masks; if ``None``, what the observations have as
-        ``action_mask``; without that, all are, with a warning if the training has masks
+    :param action_masks: which actions are possible, for a policy that takes masks. ``None``: the ``action_mask`` of the
+        observations; if they have none, all actions are possible, with a warning if the training has masks
     :return: the actions, and the next state
-    :raises ValueError: if there are masks for a policy that takes none, more or fewer than observations, or such as leave no
-        action
+    :raises ValueError: if masks are given to a policy that takes none, if their number is not that of the observations, or if
+        a mask leaves no action
     """
     options = state, episode_start, deterministic
     if not recurrent_policies.takes_masks(self.policy_class):

@@ -25,16 +25,16 @@ def evaluate_policy(
     warn: bool = True,
 ) -> tuple[float, float] | tuple[list[float], list[int]]:
     """
-    SB3's ``evaluate_policy``, but that a model with action masks gets those of the environment, wherever they come from. What
-    a policy remembers is handed on from step to step, which contrib's function for masks does not do.
+    SB3's ``evaluate_policy``, except that a model that takes action masks gets those of the environment, wherever they come
+    from. The states of a policy with memory are passed on from step to step, which contrib's function for masks does not do.
 
     :param model: this package's, SB3's or contrib's: an algorithm, a policy, or whatever else predicts
-    :param env: the environment, or several
+    :param env: the environment, or a vectorized one
     :param n_eval_episodes: number of episodes
     :param deterministic: whether to take the likeliest actions
     :param render: whether to render
     :param callback: called after each step with ``locals()`` and ``globals()`` of SB3's function
-    :param reward_threshold: the least mean return
+    :param reward_threshold: as in SB3, an ``AssertionError`` is raised unless the mean return is above it; ``None`` for none
     :param return_episode_rewards: whether to return lists instead of mean and standard deviation
     :param warn: whether to warn if there is no ``Monitor``
     :return: mean and standard deviation of the returns, or the returns and lengths of the episodes

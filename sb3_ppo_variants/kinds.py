@@ -53,8 +53,8 @@ class Masked(FeedForward):
 
 def masked_log_probs(logits: th.Tensor, action_masks: th.Tensor, heads: tuple[int, ...]) -> list[th.Tensor]:
     """
-    Logarithms of the probabilities of all actions, of shape ``(batch, n_parts, n_actions)``: a tensor for parts of an action
-    that are next to each other and have as many actions, by one masked log-softmax.
+    Log probabilities of all actions. Consecutive parts of an action that have equally many actions share a tensor, of shape
+    ``(batch, n_parts, n_actions)``, and one masked log-softmax.
     """
     found = []
     start = 0
@@ -84,7 +84,7 @@ class Recurrent(FeedForward):
         self.sequence_length = sequence_length
 
     def minibatches(self, n_steps: int, n_envs: int, batch_size: int) -> Sequence[th.Tensor]:
-        """In the order of time from a random sample on, as contrib draws it, or sequences of equal length in any order."""
+        """As contrib, in the order of time from a random sample on; with a ``sequence_length``, sequences in random order."""
         order = th.arange(n_steps * n_envs)
         if self.sequence_length is None:
             order = order.roll(-np.random.randint(len(order)))
@@ -109,7 +109,7 @@ class Recurrent(FeedForward):
         return batch._replace(given={**batch.given, "lstm_states": states})
 
     def whole(self, data: Batch, n_steps: int) -> Batch:
-        """Sequences in which episodes may start, as no gradient goes through them: of an environment, or a segment."""
+        """One sequence per environment, or segment. Episodes may start within it, as no gradient goes through it."""
         firsts = th.arange(0, len(data.returns), self.sequence_length or n_steps, device=data.returns.device)
         return data._replace(given={**data.given, "lstm_states": states_at(data.given["lstm_states"], firsts)})
 
@@ -127,8 +127,8 @@ class Recurrent(FeedForward):
         """
         The sequences of a minibatch.
 
-        :return: which of its samples they start with; the place of each sample, if those of a sequence follow each other, and
-            all sequences are as long as the longest; their number and that length
+        :return: positions of the samples that start a sequence; the place of each sample if all sequences, padded to the
+            length of the longest, follow each other; the number of sequences, and that length
         """
         is_start = self.is_start(data.given["episode_starts"][index], index, n_steps)
         starts, sequence = is_start.nonzero().squeeze(1), is_start.cumsum(0) - 1

@@ -48,12 +48,12 @@ def kl_bernoulli(old_logits: th.Tensor, logits: th.Tensor) -> th.Tensor:
 
 class ClosedForm(NamedTuple):
     """
-    An action distribution, as far as its KL goes.
+    What the KL of an action distribution is computed from.
 
     :param divergence: the KL of its family: a function of the old policy's parameters, followed by those of the new one
-    :param parameters: the tensors that determine it, each of shape ``(batch, ...)``: (mean, std) of Gaussians (of the Gaussian
-        beneath, if squashed, as KL does not change under a bijection) and gSDE; log probabilities of categorical
-        distributions, log odds of Bernoulli variables
+    :param parameters: the tensors that determine the distribution, each of shape ``(batch, ...)``: mean and standard deviation
+        of Gaussians, also with gSDE (if squashed, of the Gaussian before squashing, as a bijection does not change the KL);
+        log probabilities of categorical distributions; log odds of Bernoulli variables
     """
 
     divergence: Callable[..., th.Tensor]
@@ -62,12 +62,12 @@ class ClosedForm(NamedTuple):
 
 def closed_form(distribution: Any) -> ClosedForm:
     """
-    The closed form of the KL of one of SB3's action distributions, by the family of torch's distribution (or list of those)
-    that it holds as ``distribution``.
+    The closed form of the KL of one of SB3's action distributions. The family is that of the torch distribution, or the list
+    of them, that it holds as ``distribution``.
 
     :param distribution: the action distribution, with its parameters set, or torch's own
     :return: the KL of its family, and its parameters
-    :raises NotImplementedError: if it holds one of another family
+    :raises NotImplementedError: if no closed form is known for that family
     """
     # contrib's of several parts with masks has them as `distributions`
     beneath: Any = getattr(distribution, "distributions", None) or getattr(distribution, "distribution", distribution)
@@ -84,9 +84,9 @@ def closed_form(distribution: Any) -> ClosedForm:
 
 
 def form_of_parts(log_probs: list[th.Tensor]) -> ClosedForm:
-    """The closed form of an action of several parts, from log pi of all actions for each, of shape ``(batch, ...)``."""
+    """The closed form for an action of several parts, from log pi of all actions of each part, of shape ``(batch, ...)``."""
     parts = [part.flatten(1) for part in log_probs]
-    # The one tensor itself, so that there are derivatives by it
+    # A single tensor is passed on itself, so that one can take derivatives with respect to it
     return ClosedForm(kl_categorical, (parts[0] if len(parts) == 1 else th.cat(parts, dim=1),))
 
 

@@ -11,7 +11,7 @@ from sb3_ppo_variants.objectives import Coefficients, Objective, Terms
 
 # What `ppo_loss` measures beside the gradient, in this order; the names are SB3's
 METRICS = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
-# The losses come before the approximate KL, which may overflow with the ratio, also where the objective knows no ratio
+# Only the losses, which come first, must be finite: the approximate KL may overflow with the ratio, even if that is not used
 APPROX_KL = METRICS.index("approx_kl")
 
 
@@ -27,11 +27,11 @@ class Batch(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
-    # Of pi_old(.|s), as in `kl.ClosedForm`; none where nobody asks for them, or none are known
+    # Parameters of pi_old(.|s), as in `kl.ClosedForm`; empty where they are not needed, or not known
     old_parameters: tuple[th.Tensor, ...]
-    # What the policy is given besides the observations, by the name that its methods have for it: action masks, memory
+    # What the policy is given besides the observations, by the name of its methods' argument: action masks, memory
     given: dict[str, Any] = {}  # noqa: RUF012
-    # Which of the samples are real and no padding; none where all are
+    # Which samples are real, and not padding; `None` where all are real
     valid: th.Tensor | None = None
 
     def select(self, index: th.Tensor) -> "Batch":
@@ -101,11 +101,11 @@ def ppo_loss(
     :param batch: the minibatch, with pi_old
     :param evaluation: what the policy says of it
     :param coef: coefficients by name: ``vf_coef`` (c1), ``ent_coef`` (c2), and ``clip_range``, ``clip_range_vf`` where there
-        is such clipping; with any ``pessimistic_vf``, clipping the values never makes an error smaller
+        is such clipping; with a ``pessimistic_vf``, of any value, clipping never makes the error of a value smaller
     :param normalizes_minibatch: whether the advantages are normalised in the minibatch
     :return: the loss and, without gradient, the values of ``METRICS``
     :raises NotImplementedError: if the objective asks for the KL, and no closed form is known
-    :raises ValueError: if the objective is of another shape
+    :raises ValueError: if the objective does not return one entry per sample
     """
     is_padded = batch.valid is not None
     if is_padded:

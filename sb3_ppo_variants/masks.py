@@ -48,11 +48,11 @@ HOW = (
 
 def heads_of(space: spaces.Space) -> tuple[int, ...]:
     """
-    The numbers of actions between which each part of an action chooses. A mask has one truth value for each of them, in this
-    order, as in sb3-contrib: for ``MultiBinary(n)``, n times "may be 0" and "may be 1".
+    How many actions each part of an action chooses from. A mask has one truth value for each of these actions, part by part,
+    as in sb3-contrib: for ``MultiBinary(n)``, n times "may be 0" and "may be 1".
 
     :param space: the action space
-    :return: numbers whose sum is the length of a mask
+    :return: a number for each part; their sum is the length of a mask
     :raises ValueError: if there are no masks for such a space
     """
     if isinstance(space, spaces.Discrete):
@@ -124,8 +124,8 @@ def source_of(env: VecEnv) -> str | None:
 
 class Masks:
     """
-    The action masks of an environment. What comes with observations and infos is handed over by who steps the environment, and
-    kept by him from one training to the next, as the observations are.
+    The action masks of an environment. Masks in observations and infos are handed over by the caller that steps the
+    environment, and kept by that caller from one training to the next, as the observations are.
 
     :param env: the environment, which has been reset
     :raises ValueError: if it gives no masks; says how to give them
@@ -177,12 +177,12 @@ class Masks:
 
 def visible_space(policy_class: type[BasePolicy], space: spaces.Space) -> spaces.Space:
     """
-    What of an observation space a policy with masks sees: all but the mask, and that as a Dict, if there are several parts, or
-    the policy is for Dicts.
+    What a policy with masks sees of an observation space: all but the mask. It is a Dict if several parts remain, or if the
+    policy is for Dicts.
 
     :param policy_class: a class of contrib's, or derived from it
-    :param space: of the environment
-    :return: of the policy
+    :param space: the observation space of the environment
+    :return: the observation space of the policy
     """
     if not (isinstance(space, spaces.Dict) and KEY in space.spaces):
         return space
@@ -225,7 +225,7 @@ def given_or_found(given: Any, observations: Any, space: spaces.Space) -> np.nda
 
 
 def name_for(policy_class: type[BasePolicy]) -> str:
-    """The name of the policy that would use the masks that one without does not take."""
+    """The name of the policy that takes masks, but is otherwise like one that does not."""
     network = "Mlp"
     if issubclass(policy_class, ActorCriticCnnPolicy | RecurrentActorCriticCnnPolicy):
         network = "Cnn"
@@ -245,10 +245,10 @@ class _Dict(dict[str, np.ndarray]):
 
 def attach_masks(env: VecEnv) -> None:
     """
-    Attach action masks to the observations that an environment returns from now on, where they are not part of them: whoever
-    predicts from an observation alone, as SB3's ``evaluate_policy`` and the RL Zoo, then predicts with masks.
+    Attach action masks to the observations that an environment returns from its next ``reset`` on, unless they are part of
+    them. Code that predicts from an observation alone, as SB3's ``evaluate_policy`` and the RL Zoo, then predicts with masks.
 
-    :param env: the environment, of which the methods ``reset`` and ``step_wait`` are replaced, as its type must stay
+    :param env: the environment; its methods ``reset`` and ``step_wait`` are replaced, as its type must not change
     """
     reset, step_wait = env.reset, env.step_wait
     masks: Masks

@@ -1,9 +1,9 @@
 """
 The surrogate objectives of the PPO paper (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-Each is a pure function ``(terms, coef)`` of a minibatch and of numbers, returns a tensor of shape ``(batch,)``, one entry per
-sample, and is to be *maximised*, as in the paper: the loss of a minibatch is minus the mean. An objective knows nothing of
-networks, buffers or logging, so that interpreted and compiled code can share it.
+Each is a pure function of ``terms``, those of a minibatch, and ``coef``, coefficients by name. It returns a tensor of shape
+``(batch,)``, one entry per sample, to be *maximised*, as in the paper: the policy loss of a minibatch is minus its mean. An
+objective knows nothing of networks, buffers or logging, so that interpreted and compiled code can share it.
 """
 
 from collections.abc import Callable, Mapping

@@ -20,10 +20,10 @@ class Step(AbstractContextManager["Step"]):
         self.policy = policy
 
     def __exit__(self, *_: object) -> None:
-        """Put into the optimizer what the steps have made of its state; here they have done so."""
+        """Put the state that the steps have made into the optimizer; these steps have already done so."""
 
     def __call__(self, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:
-        """Make one; the norm of the gradient before it is clipped."""
+        """Make a step, and return the norm of the gradient before it is clipped."""
         self.policy.optimizer.zero_grad()
         loss.backward()
         gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]

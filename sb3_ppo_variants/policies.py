@@ -117,7 +117,7 @@ class FeedForward:
 
     @contextmanager
     def _blamed(self, observations: Observations) -> Iterator[None]:
-        """Say whose fault it is if something is not finite. What a custom policy makes finite numbers of, is nobody's."""
+        """Blame environment or policy for non-finite numbers. A custom policy may get some if its own are finite."""
         if not self.is_custom:
             checks.check_observation(observations)
         try:
@@ -154,7 +154,7 @@ class FeedForward:
         except Exception as error:
             if not self.is_custom:
                 raise
-            # SB3's PPO has no use for that method
+            # Not an error, as SB3's PPO trains such a policy without ever calling get_distribution
             what = f"{type(self.policy).__name__}.get_distribution raises {type(error).__name__}: {error}"
             warnings.warn(f"KL[pi_old, pi] is not known, as {what}", stacklevel=6)
             return None
@@ -254,7 +254,7 @@ def has_contribs_memory(policy: Any) -> bool:
 
 
 def is_of_contrib(policy: Any) -> bool:
-    """Whether a policy is exactly one of contrib's with action masks, of library modules, which nobody watches."""
+    """Whether a policy is exactly one of contrib's with action masks, made of the libraries' modules, and without hooks."""
     return type(policy) in masks.POLICIES.values() and is_of_libraries(policy) and not has_hooks(policy)
 
 
@@ -293,7 +293,7 @@ def is_standard_mlp(policy: ActorCriticPolicy) -> bool:
 
 
 def sees_vector(policy: ActorCriticPolicy) -> bool:
-    """Whether actor and critic make nothing but one vector of the observations, whatever their parts."""
+    """Whether the features of actor and critic are nothing but the observations, whatever their parts, as one vector."""
     space = policy.observation_space
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     # Images are scaled

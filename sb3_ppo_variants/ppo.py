@@ -51,8 +51,8 @@ SelfProximal = TypeVar("SelfProximal", bound="ProximalPolicyOptimization")
 
 class ProximalPolicyOptimization(OnPolicyAlgorithm):
     """
-    Proximal policy optimization, Algorithm 1 of https://arxiv.org/abs/1707.06347, but for the surrogate objective L^S,
-    which a subclass names as ``objective``. The loss that is minimised is equation (9) with its sign turned::
+    Proximal policy optimization, Algorithm 1 of https://arxiv.org/abs/1707.06347. A subclass supplies the surrogate objective
+    L^S as ``objective``. The loss that is minimised is equation (9) with its sign reversed::
 
         - L^S + vf_coef L^VF - ent_coef S
 
@@ -67,7 +67,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param gamma: discount factor, equation (12)
     :param gae_lambda: lambda of the truncated generalized advantage estimator, equations (11) and (12)
     :param clip_range: epsilon of equation (7), a float or a schedule; ``None`` for no clipping, where the class allows it
-    :param clip_range_vf: half the width of the interval around the old value in which the new one may lie, a float or a
+    :param clip_range_vf: how far from the old value the new one may lie before it is clipped in the value loss, a float or a
         schedule, in units of the return (not in the paper); ``None`` for no such clipping
     :param normalize_advantage: ``True``: shift and scale the advantages to mean 0 and standard deviation 1 in each
         minibatch; ``"batch"``: once in each rollout, as the paper's authors' code; ``False``: not at all
@@ -87,11 +87,11 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
     :param seed: seed of the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should run; "auto" for the GPU if possible
     :param _init_setup_model: whether to build the network at the creation of the instance
-    :param compile: ``True``: compile the minibatch step, and draw other random numbers in rollouts than SB3; needs a C++
-        compiler. ``False``: compute what SB3 computes, bit for bit. ``"auto"``: as ``True`` where the length of the training
-        pays for it and all allows it (``verbose=1`` says why not), else as ``False``, but with a memory never bit for bit
-    :param sequence_length: steps of the sequences that a policy with memory learns from, through which gradients go back:
-        minibatches are of such sequences in any order. ``None``: as contrib's ``RecurrentPPO``, in the order of time
+    :param compile: ``True``: compile the minibatch step (needs a C++ compiler); rollouts draw other random numbers than SB3's.
+        ``False``: compute what SB3 computes, bit for bit. ``"auto"``: as ``True`` if the training is long enough to pay for
+        compiling and nothing prevents it (``verbose=1`` says why not), else as ``False``, but with a memory never bit for bit
+    :param sequence_length: number of steps of the sequences through which a policy with memory backpropagates; minibatches
+        consist of such sequences in random order. ``None``: as in contrib's ``RecurrentPPO``, in the order of time
     :raises ValueError: if an argument is out of range, or the action space is not supported
     :raises TypeError: if an argument is of the wrong type
     """
@@ -103,17 +103,17 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         **POLICIES,
         **recurrent_policies.POLICIES,
     }
-    #: L^S per sample, to be maximised: a static function of ``(terms, coef)``, and of nothing else. What makes a variant
+    #: L^S per sample, to be maximised: a static function of ``(terms, coef)`` and of nothing else. It defines the variant
     objective: Objective
 
-    # What compiles is of the process that trains, not of the model
+    # The compiling backend belongs to the process that trains, not to the model
     _backend: Any = None
     _uses_compiled: bool = False
 
-    # Where the masks come from in this training, if the policy takes any, and what is known of those of the coming step
+    # The source of the action masks in this training, if the policy takes any, and what is known of the coming step's masks
     _masks: Masks | None = None
     _last_action_masks: Any = None
-    # In saved models of MaskablePPO, which knows no other features than all of the observation
+    # True for models saved by MaskablePPO, whose policies see the whole observation, the mask included
     _mask_is_feature: bool = False
     # The memory of the policy, if it has any: its states before the coming step, as in contrib's RecurrentPPO
     _last_lstm_states: Any = None
@@ -201,7 +201,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         return {**self.__dict__, "_backend": None, "_uses_compiled": False, "_masks": None}
 
     def coefficients(self) -> dict[str, float]:
-        """The coefficients of the loss in the coming update by name, but for those that are ``None``: no such clipping."""
+        """The coefficients of the loss in the coming update, by name; without clip ranges of ``None``: no such clipping."""
         coef = {"ent_coef": self._coefficient("ent_coef"), "vf_coef": self._coefficient("vf_coef", minimum=0)}
         for name in ("clip_range", "clip_range_vf"):
             if getattr(self, name) is not None:
@@ -210,8 +210,8 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
 
     def _coefficient(self, name: str, minimum: float = -math.inf, infinite: bool = False, overshoots: bool = False) -> float:
         """
-        The present value of a coefficient that is a float or a schedule. The last rollout may overshoot: for the schedules of
-        SB3, the remaining progress is below 0 then, for others 0.
+        The present value of a coefficient that is a float or a schedule. The last rollout may go beyond the total timesteps:
+        schedules that SB3 has, too (``overshoots``), are then called with a remaining progress below 0, others with 0.
         """
         # kl_coef is a property that calls this
         value = self.__dict__[name] if name in self.__dict__ else getattr(self, name)
@@ -223,7 +223,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         return float(value)
 
     def _scheduled_minimum(self) -> float:
-        """The smallest learning rate or clip range: a linear schedule falls below 0 with the remaining progress."""
+        """Lower bound of learning rate and clip ranges: 0, or none if the progress, and so a linear schedule, is negative."""
         return 0.0 if self._current_progress_remaining >= 0 else -math.inf
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
@@ -267,14 +267,14 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self._after_update(kl, coef)
 
     def _needs_kl(self) -> bool:
-        """Whether the KL of each sample is needed, or costs next to nothing: otherwise, only their mean is logged."""
+        """Whether to compute the KL of all samples, as it is used, or costs next to nothing. Else that of some is logged."""
         is_used = self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
         return is_used or rollout.has_cheap_kl(self.observation_space, self.action_space)
 
     def _optimize(self, old: Rollout, coef: Mapping[str, float]) -> list[th.Tensor]:
         """
-        K epochs of minibatch steps on the rollout, or fewer, if the approximate KL of a minibatch exceeds the limit: each the
-        values of ``METRICS`` and the norm of the gradient by step. Where the update ends early, the last norm is NaN.
+        Make K epochs of minibatch steps, or fewer if the approximate KL of a minibatch exceeds the limit. Return, per epoch,
+        ``METRICS`` and the norm of the gradient at each step. Where the update ends early, the last norm is NaN.
         """
         max_approx_kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
         batch_size, normalizes_minibatch = int(self.batch_size), self.normalize_advantage is True
@@ -300,7 +300,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         return epochs
 
     def _after_update(self, kl: float | None, coef: Mapping[str, float]) -> None:
-        """What changes once per policy update, after the last epoch, by its mean KL[pi_old, pi] in nats, if that is known."""
+        """Adapt what changes once per policy update, after its last epoch, to its mean KL[pi_old, pi] in nats, if known."""
         if isinstance(self.learning_rate, AdaptiveLearningRate):
             if kl is None:
                 raise NotImplementedError("AdaptiveLearningRate needs KL[pi_old, pi], of which no closed form is known")
@@ -358,9 +358,9 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         :param reset_num_timesteps: whether to count the timesteps from 0 again
         :param progress_bar: show a progress bar
         :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout too small; as the
-            constructor, also a ``TypeError``, if bad attributes have been assigned since
-        :raises RuntimeError: if ``compile=True``, and that is not possible; a ``CompilationError`` if an update finds it
+        :raises ValueError: if ``total_timesteps`` is negative or NaN, ``log_interval`` is 0, or a rollout is too small. Bad
+            values that have been assigned to attributes raise what they raise in the constructor, also ``TypeError``
+        :raises RuntimeError: if ``compile=True`` is not possible, at the start or in an update; mostly a ``CompilationError``
         :raises NonFiniteEnvironmentError: and ``NonFinitePolicyError``, as ``collect_rollouts``
         :raises NonFiniteUpdateError: as ``train``
         """

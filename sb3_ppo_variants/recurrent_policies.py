@@ -110,7 +110,7 @@ class MaskableMlpLstmPolicy(MlpLstmPolicy):
     _action_masks: MaybeMasks = None
 
     def _build(self, lr_schedule: Schedule) -> None:
-        # SB3 knows no masked distribution, but one with the same layer
+        # SB3's _build knows no masked distributions: it makes the last layer for this one, which needs the same layer
         self.action_dist = MultiCategoricalDistribution(list(heads_of(self.action_space)))  # type: ignore[assignment]
         super()._build(lr_schedule)
         self.action_dist = make_masked_proba_distribution(self.action_space)
@@ -177,7 +177,7 @@ class MaskableMlpLstmPolicy(MlpLstmPolicy):
         :param action_masks: which actions are possible
         :return: the distribution of the actions, and the states afterwards
         """
-        # `predict`, by which this is called without masks, has applied its own
+        # `predict` calls this without masks: its own have been applied already
         _, states = super().get_distribution(obs, lstm_states, episode_starts)
         if action_masks is not None:
             self.action_dist.apply_masking(action_masks)

@@ -26,10 +26,10 @@ from sb3_ppo_variants.masks import features
 from sb3_ppo_variants.optimizer import by_place
 from sb3_ppo_variants.policies import NOTHING, FeedForward, Given, PolicyFunction
 
-# The KL that is only logged is that of every 8th state where evaluating pi_old on all would take some percent of the time
+# Where evaluating pi_old on all states would take some percent of the time, a KL that is only logged takes every 8th state
 KL_STRIDE = 8
 
-# Numbers of a distribution from which on that is so; and with images
+# That is so with images, and with action distributions of more numbers than this
 MANY_ACTIONS = 256
 
 
@@ -37,11 +37,11 @@ def collect_rollouts(
     self: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
 ) -> bool:
     """
-    Run pi_old in the environments for T steps, and estimate the advantages: the algorithm's method, of SB3's parameters.
+    Run pi_old in the environments for T steps, and estimate the advantages. The parameters are those of SB3's method.
 
     :return: False if the callback, which sees these local variables, ended the rollout early
     :raises NonFiniteEnvironmentError: (a ``ValueError``) if the environment returned NaN or infinity
-    :raises NonFinitePolicyError: (a ``ValueError`` and ``FloatingPointError``) if the policy made them
+    :raises NonFinitePolicyError: (a ``ValueError`` and ``FloatingPointError``) if the policy made NaN or infinity
     """
     self.policy.set_training_mode(False)
     n_steps = 0
@@ -186,7 +186,7 @@ class Rollout:
         self.measured = epoch
 
     def mean_kl(self) -> float | None:
-        """E[KL[pi_old, pi]], the d of section 4, in nats in evaluation mode; of a custom buffer, over the last whole epoch."""
+        """E[KL[pi_old, pi]], d of section 4, in nats, in evaluation mode; with a custom buffer, over the last whole epoch."""
         kl: list[th.Tensor] = []
         for batch in self.measured:
             form = self.kind.distributions(batch.observations, batch.given) if batch.old_parameters else None

@@ -24,9 +24,9 @@ def load(
     **kwargs: Any,
 ) -> Algorithm:
     """
-    Load a model from a zip-file, as SB3, but with errors that name what is wrong. The file may be of its ``PPO``, of contrib's
-    ``MaskablePPO`` and ``RecurrentPPO``, or of another of the variants: a ``clip_range`` or ``kl_coef`` that means something
-    else there is not taken from it.
+    Load a model from a zip-file, as SB3 does, but with errors that name what is wrong. The file may also be of SB3's ``PPO``,
+    of contrib's ``MaskablePPO`` or ``RecurrentPPO``, or of another variant: a ``clip_range`` or ``kl_coef`` that means
+    something else there is not taken from the file.
 
     :param cls: the class of the algorithm
     :param path: path to the file (or a file-like)
@@ -68,7 +68,7 @@ def load(
     options = (env, device, custom_objects, print_system_info, force_reset)
     model: Any = BaseAlgorithm.load.__func__(cls, path, *options, **changed)  # type: ignore[attr-defined]
     for name in {"kl_coef", "init_kl_coef", "kl_coef_bounds", "kl_target"} - known:
-        # By `kl_coef` a model with a penalty is known, which this is not once it is saved again
+        # A file with `kl_coef` counts as that of a model with a penalty, which this is not: it may be saved again
         vars(model).pop(name, None)
     if "kl_coef" in kwargs:
         # SB3's load has not checked it

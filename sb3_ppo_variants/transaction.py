@@ -32,8 +32,8 @@ def transaction(algorithm: OnPolicyAlgorithm) -> Iterator["Snapshot"]:
 @contextmanager
 def kept_trainable(policy: th.nn.Module) -> Iterator[None]:
     """
-    After an error, let each parameter be trained or not as before: a callback that has frozen some for a training is not told
-    that it has failed.
+    After an error, restore which parameters are trained: a callback that has frozen some for a training is not told that the
+    training has failed.
     """
     before = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
     try:
@@ -70,7 +70,7 @@ class Snapshot:
         return [f"policy.{name}" for name, tensor in after if name in finite and not th.isfinite(tensor).all()]
 
     def check(self, algorithm: OnPolicyAlgorithm, epochs: list[th.Tensor], kl: float | None) -> None:
-        """Check what the update has made of it."""
+        """Raise ``NonFiniteUpdateError`` if the update has made something NaN or infinite."""
         names = self.not_finite(algorithm)
         if not th.isfinite(th.cat(epochs)[:, :APPROX_KL]).all():
             names.append("loss")

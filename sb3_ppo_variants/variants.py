@@ -32,7 +32,7 @@ class PPOClip(ProximalPolicyOptimization):
 
 
 class KLPenaltyPPO(ProximalPolicyOptimization):
-    """PPO with L^KLPEN, equation (8), and, with a ``clip_range``, L^CLIP in it. A subclass says where beta comes from."""
+    """PPO with L^KLPEN, equation (8); with a ``clip_range``, its first term is L^CLIP. A subclass supplies beta."""
 
     objective = staticmethod(kl_penalized_surrogate)
 
@@ -51,8 +51,8 @@ class PPOFixedKL(KLPenaltyPPO):
 
     The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 
-    :param clip_range: epsilon of the clipped surrogate "in addition to" the penalty, a float or a schedule; ``None`` for the
-        unclipped one
+    :param clip_range: epsilon, a float or a schedule, for a penalty "in addition to" the clipped surrogate (section 4);
+        ``None`` for the unclipped surrogate
     :param kl_coef: beta, a float or a schedule. 0 gives L^CPI, equation (6): "no clipping or penalty" in Table 1
     """
 
@@ -111,18 +111,18 @@ class PPOFixedKL(KLPenaltyPPO):
 
 class PPOKLPen(KLPenaltyPPO):
     """
-    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and the beta that section 4
-    adapts after each policy update, so that the KL of an update comes near a target: "adaptive KL" in Table 1. beta survives
-    ``save`` and ``load`` and goes on in the next ``learn``, unless ``load`` is given a ``kl_coef``.
+    PPO with the KL-penalized objective L^KLPEN, equation (8) of https://arxiv.org/abs/1707.06347, and a beta that is adapted
+    after each policy update as in section 4, so that the KL of an update comes near a target: "adaptive KL" in Table 1.
+    ``save`` and ``load`` keep beta, and the next ``learn`` goes on from it, unless ``load`` is given a ``kl_coef``.
 
     The arguments are those of SB3's ``PPO``, described in ``ProximalPolicyOptimization``, and
 
-    :param clip_range: epsilon of the clipped surrogate "in addition to" the penalty, a float or a schedule; ``None`` for the
-        unclipped one
+    :param clip_range: epsilon, a float or a schedule, for a penalty "in addition to" the clipped surrogate (section 4);
+        ``None`` for the unclipped surrogate
     :param kl_target: d_targ in nats, a float or a schedule
     :param init_kl_coef: beta of the first update
-    :param kl_coef_bounds: smallest and largest beta (not in the paper): beta changes by a factor of 2 in an update, so that it
-        would take many updates to come back from far beyond
+    :param kl_coef_bounds: smallest and largest beta (not in the paper): as beta changes by a factor of 2 per update, it would
+        take many updates to come back from far outside them
     """
 
     def __init__(

@@ -9,9 +9,9 @@ from gymnasium import spaces
 
 class UnboundedActions(gym.ActionWrapper[Any, Any, Any]):
     """
-    An environment that takes actions of any size, as the paper's authors' code of 2017 passed them on: SB3 clips actions to
-    the bounds of the action space before the environment sees them. MuJoCo clamps the forces to the bounds of its motors, but
-    rewards may charge for the action as it is: HalfCheetah's is unbounded below with this wrapper.
+    Lets actions of any size through to an environment, as the paper's authors' code of 2017 did; SB3 clips actions to the
+    bounds of the action space before the environment sees them. MuJoCo clamps the forces to the bounds of its motors, but a
+    reward may charge for the action as it is: with this wrapper, HalfCheetah's reward is unbounded below.
 
     :param env: an environment with a ``Box`` action space of floats
     :raises ValueError: if it has another action space
@@ -33,8 +33,8 @@ class UnboundedActions(gym.ActionWrapper[Any, Any, Any]):
 
 class TimeLimitIsTerminal(gym.Wrapper[Any, Any, Any, Any]):
     """
-    An environment whose episodes end for good at the time limit: the value of the last observation does not go on, as in the
-    paper's authors' code of 2017 (openai/baselines, ppo1), which knew no other end.
+    Makes the time limit of an environment a termination: returns are not bootstrapped from the value of the last observation,
+    as in the paper's authors' code of 2017 (openai/baselines, ppo1), which knew no other end.
 
     :param env: any environment
     """

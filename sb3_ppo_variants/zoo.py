@@ -54,14 +54,14 @@ class _WithoutClipRange:
 
 
 def sample_ppo_fixedkl_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """Search space of ``PPOFixedKL``: the Zoo's of PPO, and beta, about the paper's 0.3 to 10."""
+    """Search space of ``PPOFixedKL``: the Zoo's for PPO, and beta in a range around the paper's 0.3 to 10."""
     from rl_zoo3.hyperparams_opt import sample_ppo_params
 
     return {**sample_ppo_params(trial, *others), "kl_coef": trial.suggest_float("kl_coef", 0.1, 30, log=True)}
 
 
 def sample_ppo_klpen_params(trial: "optuna.Trial", *others: Any) -> dict[str, Any]:
-    """Search space of ``PPOKLPen``: the Zoo's of PPO, d_targ, about the paper's 0.003 to 0.03, and beta's first value."""
+    """Search space of ``PPOKLPen``: the Zoo's for PPO, d_targ around the paper's 0.003 to 0.03, and beta's first value."""
     from rl_zoo3.hyperparams_opt import sample_ppo_params
 
     return {

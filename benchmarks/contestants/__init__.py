@@ -1,1 +1,1 @@
-"""What the PPO paper compares with: SB3's A2C and contrib's TRPO, and on SB3's base classes, what neither of them has."""
+"""What the PPO paper compares with: SB3's A2C and contrib's TRPO, and on base classes of SB3 or this package, others."""

@@ -17,8 +17,8 @@ from sb3_ppo_variants.kl import closed_form, kl_from_parameters
 
 class A2CTrustRegion(A2C):
     """
-    A2C whose gradient by the statistics of the policy, as mean and standard deviation of a Gaussian, is kept from leading away
-    from an average of the policies so far: section 3.3 of ACER, without its replay.
+    A2C whose gradient with respect to the statistics of the policy (for a Gaussian, mean and standard deviation) is kept from
+    leading away from an average of the policies so far: section 3.3 of ACER, without its replay.
 
     :param policy: the policy to use: MlpPolicy, CnnPolicy, ...
     :param env: the environment to learn from, with actions that are Box or Discrete

@@ -62,9 +62,9 @@ def policy_gradient(
     truncation: float,
 ) -> th.Tensor:
     """
-    Equation (10), the gradient of ACER by the statistics of the policy, which are the probabilities of the actions: of
-    min(c, rho(a_t)) log pi(a_t) (Q^ret - V), whose weight is truncated, and, so that this does not bias it, of the mean
-    over pi of max(0, 1 - c / rho(a)) log pi(a) (Q(a) - V). All but log pi is constant in both.
+    Equation (10), the gradient of ACER with respect to the statistics of the policy, here the probabilities of the actions.
+    It is that of min(c, rho(a_t)) log pi(a_t) (Q^ret - V), whose weight is truncated, plus, to correct the bias of truncation,
+    that of the mean over pi of max(0, 1 - c / rho(a)) log pi(a) (Q(a) - V). All but log pi is constant in both.
 
     :param probabilities: pi(a | x), shape ``(batch, n_actions)``
     :param behaviour: mu(a | x), that of the policy that acted, in the same shape

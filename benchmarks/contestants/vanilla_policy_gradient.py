@@ -21,8 +21,8 @@ HOMEWORK_4 = AdaptiveLearningRate(kl_target=2e-3, initial=1e-3, bounds=(1e-7, 1.
 
 class VanillaPolicyGradient(ProximalPolicyOptimization):
     """
-    One step of Adam along the gradient of L^PG, equation (2), per rollout, whose size follows the KL. The value function is
-    then fitted to the returns by an optimizer of its own. It must not share parameters with the policy.
+    Per rollout, one step of Adam along the gradient of L^PG, equation (2), with a step size that follows the KL. The
+    value function, which must not share parameters with the policy, is then fitted to the returns by an optimizer of its own.
 
     :param policy: the policy to use: MlpPolicy, ...
     :param env: the environment to learn from

@@ -24,8 +24,8 @@ from sb3_ppo_variants.loss import Settings
 from sb3_ppo_variants.policies import FeedForward, has_contribs_memory
 from sb3_ppo_variants.rollout import Rollout
 
-# Minibatch steps in a `learn` from which on compile="auto" compiles: that saves most of a millisecond in each, and compiling
-# takes some seconds. Not measured, so that the same seed always takes the same path.
+# Minibatch steps, summed over calls of `learn`, from which on compile="auto" compiles: compiling takes some seconds, and saves
+# most of a millisecond per step. A constant, not a measurement, so that the same seed always takes the same path.
 MIN_STEPS_TO_COMPILE = 12_000
 # Images of 84x84x4 on which the compiled step saves as much as that
 IMAGES_PER_STEP = 6
@@ -85,7 +85,8 @@ class Backend:
         """K epochs of minibatch steps, as ``CompiledStep.run``; ``None`` if they cannot be compiled, and need not be."""
         policy = old.kind.policy
         if th.is_anomaly_enabled() or 0 in map(settings.coef.get, ("clip_range", "clip_range_vf")):
-            # There is no autograd to be watched; or rounding decides which samples have a gradient, so that no step is sure
+            # Anomaly detection watches autograd, which compiled steps do not use; with a clip range of 0, rounding decides
+            # which samples have a gradient, so that no step can be verified
             return None
         # A callback may have added hooks, say, and may take them away
         reason = unsupported_policy(policy, old.buffer)

@@ -44,7 +44,7 @@ def trace(
             if not exact_tanh:
                 decompositions[aten.tanh.default] = _tanh
         if has_functions:
-            # `functionalize` does not know them, but what they have become
+            # `functionalize` does not know an autograd.Function, but knows the operations into which this trace turns it
             step = make_fx(step, tracing_mode="fake")(*arguments)
         # Inductor takes it for granted that there are no other mutations, and computes wrong numbers if there are
         functional = functionalize(step, remove="mutations")

@@ -1,4 +1,4 @@
-"""Policies with action masks as compiled code wants them: one masked log-softmax over all parts of equal size."""
+"""Policies with action masks as compiled code wants them: one masked log-softmax over consecutive parts of equal size."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ class NumpyMemory(NumpyPolicy):
         super().__init__(policy, buffer)
         lstms = [lstm for lstm in (policy.lstm_actor, policy.lstm_critic) if lstm is not None]
         size, n_layers = policy.lstm_actor.hidden_size, policy.lstm_actor.num_layers
-        # The sigmoid of x is half the tanh of x/2, and a half: one function for all gates
+        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one function for all gates
         scale = th.full((4 * size,), 0.5)
         scale[2 * size : 3 * size] = 1
         self.scale = scale.numpy()

@@ -35,9 +35,9 @@ OF_TORCH = (nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.LeakyReLU, n
 
 class NumpyPolicy(FeedForward):
     """
-    A policy for one rollout, with its parameters at the start of it. So the two networks are stacked into one with
-    block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator. Values and log probabilities
-    are written to the buffer, and the tensors returned are views of it, as to make tensors takes time.
+    A policy for one rollout, with the parameters that it has at the start. As they do not change, the two networks are stacked
+    into one with block-diagonal weights, and the noise of all steps is drawn at once, from torch's generator. Values and log
+    probabilities are written to the buffer, and the tensors returned are views of it, as making tensors takes time.
     """
 
     fills_buffer = True

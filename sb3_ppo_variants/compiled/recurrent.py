@@ -1,6 +1,6 @@
 """
-Policies with memory as an update is quick with them. contrib calls its LSTM once for each step, as episodes may start in a
-sequence; but sequences are cut there, so that only the first step of one can be a start.
+Quick updates of policies with memory. contrib calls its LSTM once for each step as soon as an episode starts in a minibatch;
+but sequences are cut there, so that only the first step of a sequence can be a start.
 """
 
 from collections.abc import Callable

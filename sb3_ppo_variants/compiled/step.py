@@ -62,11 +62,11 @@ class CompiledStep:
         self.has_nature_cnn = image_work(policy) > 0
         self.layout = FlatParameters(policy, transpose=True)
         self.named_parameters = _named_parameters(policy)
-        # Compiled and verified, with what the objective has made of some numbers then
+        # Compiled and verified functions, each with what the objective made of some numbers at that time
         self.functions: dict[Key, tuple[Function, th.Tensor]] = {}
         # For the shorter minibatches at the end of epochs, which are not worth a compilation
         self.graphs: dict[Key, Function] = {}
-        # In this training, also by others that this one has replaced; and what makes one more necessary
+        # Compilations in this training, including those of steps that this one has replaced; and the reason for the next one
         self.n_compilations = 0
         self.change = ""
         # Updates in a row before which the policy had changed by something else than its parameters

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 FLOOR = 1e-5
 # Of a policy that may draw random numbers elsewhere than from torch, and make something else of them only now and then
 N_EVALUATIONS = 10
-# Relative error of the parameters of a nearby step, and how much farther than that step another may be
+# Relative error of the parameters in a nearby step, and how many times as far off as that step a compiled one may be
 ERROR = 1e-6
 SLACK = 10
 # What a step returns. A ratio next to the clip range counts or does not: rounding decides
@@ -109,8 +109,8 @@ def difference(
     step: "CompiledStep", kind: FeedForward, batch: Batch, before: list[th.Tensor], generator_state: th.Tensor, row: th.Tensor
 ) -> str | None:
     """
-    What a compiled step has computed otherwise than SB3's methods with the same random numbers, if anything; ``before`` are
-    parameters and moments before it. What is not much farther from their step than a nearby one, is an error of rounding.
+    How a compiled step differs from the step by SB3's methods with the same random numbers, if it does; ``before`` are
+    parameters and moments before the step. A difference not much larger than that of a nearby step is an error of rounding.
     """
     expected = expected_step(kind, batch, step.settings, generator_state)
     step.unused = expected.unused

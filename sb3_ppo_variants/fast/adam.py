@@ -32,7 +32,7 @@ class ForeachAdam(Step):
         self.exp_avg = [state["exp_avg"] for state in self.states]
         self.n_adam_steps = int(self.states[0]["step"])
         th._foreach_copy_(self.exp_avg_sq_views, [state["exp_avg_sq"] for state in self.states])
-        # Torch's Adam leaves alone what a loss does not depend on: from the first such loss on, the steps are its own
+        # Torch's Adam skips parameters that the loss does not depend on: from the first such loss on, it makes the steps
         self.is_torchs = False
 
     def __call__(self, loss: th.Tensor, max_grad_norm: float | None) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""SB3's policies without distribution objects, or at least their checks of arguments: its numbers and random draws."""
+"""SB3's policies without distribution objects, or at least without their checks of arguments: its numbers and draws."""
 
 import math
 from typing import Any
