@@ -1,5 +1,5 @@
 """
-Section 6.3 of the paper in small: a humanoid learns to run forward, with the hyperparameters of Table 4 as they are written.
+Section 6.3 of the paper scaled down: a humanoid learns to run forward, with the hyperparameters of Table 4 as written.
 
     pip install -c constraints.txt -e ".[benchmarks,bullet]"
     python -m benchmarks.humanoid [--jobs 2]     # runs what is missing in the results, some hours, then reports and draws

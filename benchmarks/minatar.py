@@ -1,5 +1,5 @@
 """
-Section 6.4 in small: the win counts of PPO, A2C and ACER in the five games of MinAtar (Young and Tian 2019,
+Section 6.4 scaled down: the win counts of PPO, A2C and ACER in the five games of MinAtar (Young and Tian 2019,
 https://arxiv.org/abs/1903.03176), ten seeds each.
 
     pip install -c constraints.txt -e ".[benchmarks,minatar]"

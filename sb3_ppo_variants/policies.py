@@ -117,7 +117,7 @@ class FeedForward:
 
     @contextmanager
     def _blamed(self, observations: Observations) -> Iterator[None]:
-        """Blame environment or policy for non-finite numbers. A custom policy may get some if its own are finite."""
+        """Blame environment or policy for NaN and infinity. A custom policy may make finite numbers of an environment's."""
         if not self.is_custom:
             checks.check_observation(observations)
         try:

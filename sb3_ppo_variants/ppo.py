@@ -267,7 +267,7 @@ class ProximalPolicyOptimization(OnPolicyAlgorithm):
         self._after_update(kl, coef)
 
     def _needs_kl(self) -> bool:
-        """Whether to compute the KL of all samples, as it is used, or costs next to nothing. Else that of some is logged."""
+        """Whether to compute the KL of all samples: it is used, or costs next to nothing. If not, that of some is logged."""
         is_used = self.objective not in WITHOUT_KL or isinstance(self.learning_rate, AdaptiveLearningRate)
         return is_used or rollout.has_cheap_kl(self.observation_space, self.action_space)
 

@@ -132,6 +132,8 @@ def test_compiler_that_has_failed_is_asked_again_if_it_must_compile(monkeypatch)
     model.learn(52)
     assert model._uses_compiled
     assert model._backend.step.n_compilations == 1
+    # What it can do after all, it can do later
+    assert model._backend._failure is None
 
 
 class TimeLimitError(Exception):

@@ -189,13 +189,31 @@ def test_kl_of_the_whole_rollout():
 @pytest.mark.parametrize("options", ["plain", "layers", "GRU"])
 def test_a_rollout_is_not_padded_to_its_longest_episode(options):
     model, _ = rollout_of(options=OPTIONS[options])
-    # An episode of 24 steps, and 16 of 3, not of 17 times 24
-    model.rollout_buffer.episode_starts[24::3] = 1
+    # 16 sequences of 3 steps, then one of 24, not 17 of 24. The first and the last go on from before the rollout
+    model.rollout_buffer.episode_starts[:] = 0
+    model.rollout_buffer.episode_starts[3:48:3] = 1
+    for name in STATES:
+        states = getattr(model.rollout_buffer, name)
+        states[:] = np.random.uniform(-1, 1, states.shape)
     expected = Rollout(model.rollout_buffer, kind_of(model.policy)).measured[0]
     rows = []
     model.policy.lstm_actor.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0].data)))
     found = Rollout(model.rollout_buffer, OneCall(model.policy)).measured[0]
     assert rows == [72]
+    th.testing.assert_close(found.old_parameters, expected.old_parameters)
+
+
+class OwnMemory(nn.LSTM):
+    def forward(self, features, states):
+        return super().forward(features.relu(), states)
+
+
+def test_a_memory_of_its_own_is_given_tensors():
+    model, _ = rollout_of()
+    model.policy.lstm_actor.__class__ = OwnMemory
+    model.rollout_buffer.episode_starts[24::3] = 1
+    expected = Rollout(model.rollout_buffer, kind_of(model.policy)).measured[0]
+    found = Rollout(model.rollout_buffer, OneCall(model.policy)).measured[0]
     th.testing.assert_close(found.old_parameters, expected.old_parameters)
 
 

@@ -1,1 +1,1 @@
-"""What the PPO paper compares with: SB3's A2C and contrib's TRPO, and on base classes of SB3 or this package, others."""
+"""What the PPO paper compares with: SB3's A2C, contrib's TRPO, and others, on base classes of SB3 or of this package."""

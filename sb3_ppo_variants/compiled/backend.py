@@ -115,6 +115,7 @@ class Backend:
             self._end(str(error), error)
             return None
         self.step.store()
+        self._failure = None
         return epochs
 
     def _end(self, reason: str, cause: CompilationError | None = None) -> None:

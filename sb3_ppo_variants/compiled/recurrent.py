@@ -9,6 +9,7 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
@@ -16,6 +17,7 @@ from sb3_ppo_variants.kinds import Recurrent, states_at
 from sb3_ppo_variants.kl import closed_form
 from sb3_ppo_variants.loss import Batch, Evaluation
 from sb3_ppo_variants.policies import NOTHING, FeedForward, Given
+from sb3_ppo_variants.recurrent_policies import GRU
 
 
 class OneCall(Recurrent):
@@ -25,7 +27,7 @@ class OneCall(Recurrent):
     """
 
     def select(self, data: Batch, index: th.Tensor, n_steps: int) -> Batch:
-        """A minibatch, with the states at the start of its sequences, and without padding."""
+        """A minibatch of real samples only, with the states at the start of its sequences, which ``remembered`` pads."""
         starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
         # Where the samples lie among sequences side by side, and the shape of these
         side_by_side = place % length * n_sequences + place // length, (length, n_sequences)
@@ -35,8 +37,9 @@ class OneCall(Recurrent):
         """All of the rollout as one minibatch, in which one sequence may be much longer than the others."""
         index = th.arange(len(data.returns), device=data.returns.device)
         starts, place, (n_sequences, length) = self.sequences(data, index, n_steps)
-        if n_sequences * length <= 2 * len(index):
-            # Quicker than packing where little is padding
+        takes_packed = type(self.policy.lstm_actor) in (nn.LSTM, GRU)
+        if not takes_packed or n_sequences * length <= 2 * len(index):
+            # A memory of the user's may take tensors only; and where little is padding, packing is slower
             return self.select(data, index, n_steps)
         sequence, step = place // length, place % length
         longest_first = sequence.bincount().argsort(descending=True)
@@ -98,7 +101,7 @@ def _remembered_padded(place: th.Tensor, shape: tuple[int, int], lstm: Any, feat
 
 
 def _remembered_packed(order: th.Tensor, batch_sizes: th.Tensor, lstm: Any, features: th.Tensor, states: Any) -> th.Tensor:
-    """The same without padding. It is slower with derivatives."""
+    """The same without padding. With derivatives, it is slower than padding."""
     outputs = lstm(PackedSequence(features[order], batch_sizes), states)[0].data
     return th.empty_like(outputs).index_copy(0, order, outputs)
 
