@@ -102,6 +102,7 @@ CHANGES = {
     "minibatch_advantages": {"advantages": True},
     "clipped_gradient": {"max_grad_norm": 0.5, "vf_coef": 0.5},
     "normalized_rewards": {"rewards": (10.0, 0.99)},
+    "ppo2": {"rewards": (10.0, 0.99), "advantages": True, "max_grad_norm": 0.5, "vf_coef": 0.25, "clip_range_vf": 0.2},
     "raw_observations": {"observations": False},
     "raw_advantages": {"advantages": False},
     "raw": {"observations": False, "advantages": False},
