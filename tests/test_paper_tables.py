@@ -107,10 +107,16 @@ def test_part_of_half_cheetah_is_from_the_policy_before_training_with_the_same_b
         for seed in SEEDS:
             for variant, setting, score in (("sb3", "clip_0.2", 60), ("bounded_actions", "untrained", -50 - seed)):
                 rows[Run(variant, setting, env, seed)] = {"score": score, "timesteps": 1, "diverged": False}
+    # Of three runs with the KL 0.25, 0.5 and 2 times 1 + the seed: 0.25, 0.5, 0.5, 0.75, 1, 1.5, 2, 4, 6; ten times that
+    scale = {"paper": 1, "sb3": 10}
+    results = SimpleNamespace(
+        load=lambda run: SimpleNamespace(curves={"kl": scale[run.variant] * (run.seed + 1) * np.array([0.25, 0.5, 2])})
+    )
+    study = SimpleNamespace(details=Scores(rows, scores.constants), results=results)
     # 80 + 200 of 100 + 200 in one of seven tasks, 0.13; bounded, 60 + 51 of 100 + 51, 0.105
-    paper, sb3 = tables._details(Scores(rows, scores.constants)).splitlines()[2:]
-    assert paper.endswith("| 79.0, 80.0, 81.0 | 0 | +0.13 |")
-    assert sb3.endswith("| 60.0, 60.0, 60.0 | 0 | +0.11 |")
+    paper, sb3 = tables._details(study).splitlines()[2:]
+    assert paper.endswith("| 79.0, 80.0, 81.0 | 0 | +0.13 | 1 |")
+    assert sb3.endswith("| 60.0, 60.0, 60.0 | 0 | +0.11 | 10 |")
 
 
 def test_ends_of_intervals_keep_the_sign_of_a_rounded_zero():

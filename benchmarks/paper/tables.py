@@ -294,9 +294,9 @@ def _variants(scores: Scores, whole: bool) -> list[tuple[str, str]]:
     return [(setting, variant) for setting in names for variant in VARIANTS if (setting, variant) in there]
 
 
-def _details(scores: Scores) -> str:
+def _details(study: Study) -> str:
     """What other conventions make of the scores, and of HalfCheetah."""
-    rows = []
+    scores, rows = study.details, []
     for setting, variant in _variants(scores, whole=False):
         cells = ["", "", ""]
         if (setting, variant) in _variants(scores, whole=True):
@@ -306,10 +306,12 @@ def _details(scores: Scores) -> str:
         start = _start(scores, CHEETAH, variant)
         gain = scores.returns_in(CHEETAH, setting, variant).mean() - start
         part = gain / (scores.constants[CHEETAH]["best_run"] - start) / len(scores.tasks)
+        kl = np.concatenate([study.results.load(run).curves["kl"] for run in scores.runs(setting, CHEETAH, variant)])
         cells += [_returns_by_seed(scores, setting, CHEETAH, variant), str(_n_below_start(scores, setting, CHEETAH, variant))]
-        rows.append([f"{_label(setting)}; {VARIANTS[variant].label}", *cells, format_score(part, sign="+")])
+        cells += [format_score(part, sign="+"), f"{np.median(kl):.3g}"]
+        rows.append([f"{_label(setting)}; {VARIANTS[variant].label}", *cells])
     header = ["", "score", "difference", "p", "HalfCheetah: returns by seed", "below the policy before training"]
-    return table([*header, "HalfCheetah's part of the mean, if 0 is the policy before training"], rows)
+    return table([*header, "part of the mean, if 0 is the policy before training", "median KL of an update"], rows)
 
 
 def _by_task(scores: Scores, settings: Sequence[str]) -> str:
@@ -390,7 +392,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
     "distribution": _distribution,
     "by_task": lambda study: _by_task(study.table_1, [*study.table_1.settings(), *REFERENCES]),
     "ten_seeds_by_task": lambda study: _by_task(study.ten_seeds, study.ten_seeds.settings()),
-    "details": lambda study: _details(study.details),
+    "details": _details,
     "details_by_task": lambda study: _details_by_task(study.details),
     "adaptation": _adaptation,
     "other_libraries": lambda study: _other_libraries(study.ten_seeds),
