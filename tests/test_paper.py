@@ -108,6 +108,7 @@ CHANGES = {
     "raw": {"observations": False, "advantages": False},
     "annealed": {"halfway": 1.5e-4},
     "small_epsilon": {"eps": 1e-8},
+    "short_memory": {"betas": (0.9, 0.9)},
     "clipped_values": {"clip_range_vf": 0.2, "vf_coef": 0.5},
 }
 
@@ -125,14 +126,16 @@ def test_variants_change_what_they_say(variant):
         "bounds": bool((env.action_space.high == 1).all()),
         "halfway": model.lr_schedule(0.5),
         "eps": model.policy.optimizer.param_groups[0]["eps"],
+        "betas": model.policy.optimizer.param_groups[0]["betas"],
         "advantages": model.normalize_advantage,
         "max_grad_norm": model.max_grad_norm,
         "vf_coef": model.vf_coef,
         "clip_range_vf": model.clip_range_vf and model.clip_range_vf(1),
     }
     # As in ppo1
-    paper = {"observations": True, "rewards": None, "bounds": False, "halfway": 3e-4, "eps": 1e-5, "advantages": "batch"}
-    assert found == paper | {"max_grad_norm": None, "vf_coef": 1.0, "clip_range_vf": None} | CHANGES[variant]
+    paper = {"observations": True, "rewards": None, "bounds": False, "halfway": 3e-4, "eps": 1e-5, "betas": (0.9, 0.999)}
+    paper |= {"advantages": "batch", "max_grad_norm": None, "vf_coef": 1.0, "clip_range_vf": None}
+    assert found == paper | CHANGES[variant]
 
 
 def test_episodes_end_for_good_at_the_time_limit():

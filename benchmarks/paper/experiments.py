@@ -167,6 +167,11 @@ VARIANTS = {
     "small_epsilon": Variant(
         "Adam's epsilon 1e-8", kwargs={"policy_kwargs": {"log_std_init": 0.0, "optimizer_kwargs": {"eps": 1e-8}}}
     ),
+    # Whether what Adam remembers of large gradients is what holds back a policy whose gradient is not clipped
+    "short_memory": Variant(
+        "Adam's beta_2 0.9, not 0.999",
+        kwargs={"policy_kwargs": {"log_std_init": 0.0, "optimizer_kwargs": {"eps": 1e-5, "betas": (0.9, 0.9)}}},
+    ),
     # Removed three weeks later. ppo1 has one parameter for both clippings, whose default was 0.2
     "clipped_values": Variant(
         "value function clipped by 0.2, its loss halved, as at ppo1's release",
@@ -248,6 +253,8 @@ STAGES: dict[str, list[Run]] = {
     "details_clipped_gradient": planned("clipped_gradient", ["none"]),
     # Planned when two thirds of those above had been seen: HalfCheetah collapses there with each seed
     "details_ppo2": planned("ppo2", ["none"], envs=["HalfCheetah-v4"]),
+    # Planned when those had been seen
+    "details_short_memory": planned("short_memory", ["none"], envs=["HalfCheetah-v4"]),
     # What clipping at 0.2 is compared with in section 6.2
     "figure3": planned("paper", figure3.CONTESTANTS, figure3.SEEDS),
     # Planned when runs of A2C had been seen
