@@ -102,14 +102,21 @@ CHANGES = {
     "minibatch_advantages": {"advantages": True},
     "clipped_gradient": {"max_grad_norm": 0.5, "vf_coef": 0.5},
     "normalized_rewards": {"rewards": (10.0, 0.99)},
-    "ppo2": {"rewards": (10.0, 0.99), "advantages": True, "max_grad_norm": 0.5, "vf_coef": 0.25, "clip_range_vf": 0.2},
+    "ppo2": {
+        "rewards": (10.0, 0.99),
+        "advantages": True,
+        "max_grad_norm": 0.5,
+        "vf_coef": 0.25,
+        "clip_range_vf": 0.2,
+        "pessimistic_values": True,
+    },
     "raw_observations": {"observations": False},
     "raw_advantages": {"advantages": False},
     "raw": {"observations": False, "advantages": False},
     "annealed": {"halfway": 1.5e-4},
     "small_epsilon": {"eps": 1e-8},
     "short_memory": {"betas": (0.9, 0.9)},
-    "clipped_values": {"clip_range_vf": 0.2, "vf_coef": 0.5},
+    "clipped_values": {"clip_range_vf": 0.2, "vf_coef": 0.5, "pessimistic_values": True},
 }
 
 
@@ -131,10 +138,11 @@ def test_variants_change_what_they_say(variant):
         "max_grad_norm": model.max_grad_norm,
         "vf_coef": model.vf_coef,
         "clip_range_vf": model.clip_range_vf and model.clip_range_vf(1),
+        "pessimistic_values": "pessimistic_vf" in model.coefficients(),
     }
     # As in ppo1
     paper = {"observations": True, "rewards": None, "bounds": False, "halfway": 3e-4, "eps": 1e-5, "betas": (0.9, 0.999)}
-    paper |= {"advantages": "batch", "max_grad_norm": None, "vf_coef": 1.0, "clip_range_vf": None}
+    paper |= {"advantages": "batch", "max_grad_norm": None, "vf_coef": 1.0, "clip_range_vf": None, "pessimistic_values": False}
     assert found == paper | CHANGES[variant]
 
 
