@@ -31,12 +31,17 @@ def _compiler():
 
 
 def assert_steps_agree_in_float32(model):
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     reference, compiled = reference_and_compiled(model)
     assert compiled.is_compiled
-    differences = [(value - compiled.parameters[name]).abs().max().item() for name, value in reference.parameters.items()]
-    # Six steps of up to 3e-4; the gradient of a bias before batch norm is rounding errors only
-    assert np.median(differences) < 1e-7
-    assert max(differences) < 2e-5
+    changes = [(value - before[name]).flatten() for name, value in reference.parameters.items()]
+    differences = [(value - compiled.parameters[name]).flatten() for name, value in reference.parameters.items()]
+    # Six steps of up to 3e-4. A step is as large where the gradient is next to nothing but rounding errors, as single
+    # elements' may be on one processor and not on another, and as that of a bias before batch norm is
+    medians = [difference.abs().median().item() for difference in differences]
+    assert np.median(medians) < 1e-7
+    assert max(medians) < 2e-5
+    assert th.cat(differences).norm() < 1e-2 * th.cat(changes).norm()
     th.testing.assert_close(reference.rows[0], compiled.rows[0], rtol=1e-4, atol=1e-6)
 
 
