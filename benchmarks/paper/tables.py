@@ -65,9 +65,9 @@ def _returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pap
     return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in runs)
 
 
-def _equivalence(difference: float, half_width: float) -> list[str]:
-    """Cells: a difference with its 90% interval, and the smallest margin within which two one-sided tests at 5% put it."""
-    return [interval(difference, half_width, sign="+"), f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"]
+def _margin(difference: float, half_width: float) -> str:
+    """The smallest margin within which two one-sided tests at 5% put a difference with this 90% interval."""
+    return f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"
 
 
 def _start(scores: Scores, env: str, variant: str) -> float:
@@ -104,15 +104,17 @@ def _policy_gradient(study: Study) -> str:
 
 def _equivalences(study: Study) -> str:
     """How near settings are to the paper, and the penalties to each other."""
-    rows = []
+    pair, paper, rows = PAIRS[-1], paper_scores(), []
     for label, scores in (("3", study.table_1), ("10", study.ten_seeds)):
-        for setting in (name for name in scores.settings() if name in paper_scores() and name != "none"):
-            found = _difference_to_paper(scores.normalized(setting), paper_scores()[setting], level=0.9)
-            rows.append([f"{_label(setting)}, minus the paper", label, *_equivalence(*found)])
-    pair = [study.ten_seeds.normalized(name) for name in PAIRS[-1]]
-    found = float(statistics.difference(*pair)), statistics.half_width(*pair, level=0.9)
-    rows.append([_label(*PAIRS[-1]), "10", *_equivalence(*found)])
-    return table(["difference", "seeds", "90% interval", "equivalent within"], rows)
+        for setting in (name for name in scores.settings() if name in paper and name != "none"):
+            readings = [scores.normalized(setting, best=best) for best in BEST_CHOICES]
+            found = [_difference_to_paper(runs, paper[setting], level=0.9) for runs in readings]
+            rows.append([f"{_label(setting)}, minus the paper", label, interval(*found[0], sign="+"), *(_margin(*x) for x in found)])
+    readings = [[study.ten_seeds.normalized(name, best=best) for name in pair] for best in BEST_CHOICES]
+    found = [(float(statistics.difference(*runs)), statistics.half_width(*runs, level=0.9)) for runs in readings]
+    rows.append([_label(*pair), "10", interval(*found[0], sign="+"), *(_margin(*x) for x in found)])
+    header = ["difference", "seeds", "90% interval", "equivalent within"]
+    return table([*header, "with the best setting as 1"], rows)
 
 
 def _power(study: Study) -> str:
