@@ -65,9 +65,10 @@ def _returns_by_seed(scores: Scores, setting: str, env: str, variant: str = "pap
     return ", ".join(f"{format_return(score)}{EARLY if early else ''}" for score, early in runs)
 
 
-def _margin(difference: float, half_width: float) -> str:
-    """The smallest margin within which two one-sided tests at 5% put a difference with this 90% interval."""
-    return f"{math.ceil(100 * (abs(difference) + half_width)) / 100:.2f}"
+def _equivalence(differences: Sequence[tuple[float, float]]) -> list[str]:
+    """Cells: the first difference with its 90% interval, and margins within which two one-sided tests at 5% put each."""
+    margins = [math.ceil(100 * (abs(difference) + half_width)) / 100 for difference, half_width in differences]
+    return [interval(*differences[0], sign="+"), *(f"{margin:.2f}" for margin in margins)]
 
 
 def _start(scores: Scores, env: str, variant: str) -> float:
@@ -109,10 +110,10 @@ def _equivalences(study: Study) -> str:
         for setting in (name for name in scores.settings() if name in paper and name != "none"):
             readings = [scores.normalized(setting, best=best) for best in BEST_CHOICES]
             found = [_difference_to_paper(runs, paper[setting], level=0.9) for runs in readings]
-            rows.append([f"{_label(setting)}, minus the paper", label, interval(*found[0], sign="+"), *(_margin(*x) for x in found)])
-    readings = [[study.ten_seeds.normalized(name, best=best) for name in pair] for best in BEST_CHOICES]
-    found = [(float(statistics.difference(*runs)), statistics.half_width(*runs, level=0.9)) for runs in readings]
-    rows.append([_label(*pair), "10", interval(*found[0], sign="+"), *(_margin(*x) for x in found)])
+            rows.append([f"{_label(setting)}, minus the paper", label, *_equivalence(found)])
+    pairs = [[study.ten_seeds.normalized(name, best=best) for name in pair] for best in BEST_CHOICES]
+    found = [(float(statistics.difference(*both)), statistics.half_width(*both, level=0.9)) for both in pairs]
+    rows.append([_label(*pair), "10", *_equivalence(found)])
     header = ["difference", "seeds", "90% interval", "equivalent within"]
     return table([*header, "with the best setting as 1"], rows)
 
