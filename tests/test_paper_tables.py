@@ -89,11 +89,14 @@ def test_cells_of_comparisons(monkeypatch):
 
 
 def test_cells_of_equivalence_and_power():
-    scores = made_up_scores({"clip_0.2": [79, 80, 81], "adaptive_kl_0.01": [69, 70, 71], "fixed_kl_3": [71, 72, 73]})
+    scores = made_up_scores({"clip_0.2": [79, 80, 81], "adaptive_kl_0.01": [59, 60, 61], "fixed_kl_3": [71, 72, 73]})
     study = SimpleNamespace(table_1=scores, ten_seeds=scores)
     # 1.761 (t, 14 degrees of freedom, one side) sqrt(2 * 7 / 3) 0.01 / 7 = 0.0054: at most 0.0254. With 90 as 1:
     # 0.8 / 0.9 - 0.82 + 0.0054 / 0.9 = 0.0749
     cells = "Clipping, epsilon = 0.2, minus the paper | 3 | -0.02 (-0.03 to -0.01) | 0.03 | 0.08"
+    assert f"| {cells} |" in tables._equivalences(study)
+    # 1.701 (t, 28 degrees of freedom, one side) sqrt(2 / 21) 0.01 = 0.0052: at most 0.1252, and 0.1392 with 90 as 1
+    cells = "Adaptive KL, d_targ = 0.01, minus Fixed KL, beta = 3 | 10 | -0.12 (-0.13 to -0.11) | 0.13 | 0.14"
     assert f"| {cells} |" in tables._equivalences(study)
     scores = made_up_scores({"clip_0.2": [70, 80, 90], "adaptive_kl_0.01": [60, 70, 80], "fixed_kl_3": [61, 71, 81]})
     study = SimpleNamespace(table_1=scores, ten_seeds=scores)
